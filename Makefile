@@ -1,0 +1,93 @@
+# xguide.h. What people type:
+#
+#   make demo       train plain and guided on scenes with a decoy, show the table and a picture
+#   make test       every test this machine can run; ends with "N passed, N failed, N skipped"
+#   make            the command-line tool, build/xguide
+#   make bench      rates of the kernels against the peak of this machine
+#   make install    the header and the tool under PREFIX (/usr/local)
+#   make clean
+#
+# Every variable can be given on the command line: make CC=clang CFLAGS='-O3'.
+
+CC      ?= cc
+CXX     ?= c++
+CFLAGS  ?= -O2
+PREFIX  ?= /usr/local
+BUILD   ?= build
+WARN     = -Wall -Wextra -Wconversion -Wsign-conversion -Wshadow -Wpedantic
+# The kit uses POSIX; the header asks for nothing beyond C99.
+C99      = -std=c99 -D_POSIX_C_SOURCE=200809L -D_XOPEN_SOURCE=700 $(WARN) -I. -Iexamples/kit
+LIBS     = -lm -lpthread
+
+KIT      = $(patsubst examples/kit/%.c,$(BUILD)/%.o,$(wildcard examples/kit/*.c))
+TOOL     = $(patsubst tools/%.c,$(BUILD)/%.o,tools/xguide.c $(wildcard tools/cli_*.c))
+EXAMPLES = $(patsubst examples/%.c,$(BUILD)/example_%,$(wildcard examples/*.c))
+HEADERS  = xguide.h examples/kit/kit.h
+
+.PHONY: all demo test bench install clean needs
+.DELETE_ON_ERROR:
+
+all: $(BUILD)/xguide $(EXAMPLES)
+
+demo: $(BUILD)/xguide
+	@$(BUILD)/xguide demo --out $(BUILD)
+
+test: needs
+	@sh tests/run.sh
+
+bench: $(BUILD)/bench
+	@$(BUILD)/bench
+
+# The one thing that is not in the tree: stb's picture reader, from the system's packages.
+needs: | $(BUILD)
+	@sh tools/need.sh libstb-dev /usr/include/stb/stb_image.h
+
+$(BUILD):
+	@mkdir -p $@
+
+# ---- the library, compiled once for everything that links with it --------------------------------
+
+$(BUILD)/xguide.o: tests/compile/implementation.c xguide.h | $(BUILD)
+	$(CC) $(CFLAGS) $(C99) -c $< -o $@
+
+$(BUILD)/xguide_double.o: tests/compile/implementation.c xguide.h | $(BUILD)
+	$(CC) $(CFLAGS) $(C99) -DXG_DOUBLE -c $< -o $@
+
+# ---- kit, tool, examples -------------------------------------------------------------------------
+
+$(BUILD)/kit_%.o: examples/kit/kit_%.c $(HEADERS) | needs
+	$(CC) $(CFLAGS) $(C99) -c $< -o $@
+
+$(BUILD)/%.o: tools/%.c $(HEADERS) $(wildcard tools/*.h) | $(BUILD)
+	$(CC) $(CFLAGS) $(C99) -c $< -o $@
+
+$(BUILD)/xguide: $(TOOL) $(KIT) $(BUILD)/xguide.o
+	$(CC) $(CFLAGS) $^ -o $@ $(LIBS)
+
+$(BUILD)/bench: $(BUILD)/bench.o $(KIT) $(BUILD)/xguide.o
+	$(CC) $(CFLAGS) $^ -o $@ $(LIBS)
+
+# hello.c is its own implementation: one file, no library to link.
+$(BUILD)/example_hello: examples/hello.c xguide.h | $(BUILD)
+	$(CC) $(CFLAGS) -std=c99 $(WARN) -I. $< -o $@ -lm
+
+$(BUILD)/example_%: examples/%.c $(KIT) $(BUILD)/xguide.o $(HEADERS)
+	$(CC) $(CFLAGS) $(C99) $< $(KIT) $(BUILD)/xguide.o -o $@ $(LIBS)
+
+# ---- tests, in float and in double ---------------------------------------------------------------
+
+$(BUILD)/test_%: tests/test_%.c tests/test.h $(KIT) $(BUILD)/xguide.o
+	$(CC) $(CFLAGS) $(C99) -Itests $< $(KIT) $(BUILD)/xguide.o -o $@ $(LIBS)
+
+$(BUILD)/double_%: tests/test_%.c tests/test.h $(BUILD)/xguide_double.o
+	$(CC) $(CFLAGS) $(C99) -Itests -DXG_DOUBLE $< $(BUILD)/xguide_double.o -o $@ $(LIBS)
+
+# ---- the rest ------------------------------------------------------------------------------------
+
+install: $(BUILD)/xguide
+	install -d $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/bin
+	install -m 644 xguide.h $(DESTDIR)$(PREFIX)/include/
+	install -m 755 $(BUILD)/xguide $(DESTDIR)$(PREFIX)/bin/
+
+clean:
+	rm -rf $(BUILD)

@@ -1,0 +1,247 @@
+/* kit_threads.c - K12: a pool of persistent threads for xg_config.parallel_for.
+ *
+ * All claiming goes through one 64-bit number, the ticket: the job's serial number in its upper
+ * half, the tasks not yet claimed in its lower. A thread claims a task by lowering the ticket by
+ * one with compare-and-swap. That the swap succeeded proves that this job has a task that is not
+ * done, so its fields cannot change until that task is: they are read only after the swap. */
+#define _POSIX_C_SOURCE 200809L
+#include <pthread.h>
+#include <stdlib.h>
+
+#include "kit.h"
+
+#define SPIN_SECONDS 30e-6     /* how long an idle thread looks out before it sleeps */
+#define TASK_MASK 0xffffffffu
+
+typedef struct worker {
+    struct kit_pool *pool;
+    pthread_t        thread;
+    int              index;      /* 1 .. threads-1; the caller is 0                               */
+} worker;
+
+struct kit_pool {
+    int      threads;
+    worker  *workers;            /* [threads], the first is not used                              */
+
+    /* The job. Written by the caller before the ticket, read after a claim. */
+    void   (*run)(void *context, int task, int worker);
+    void    *context;
+    int      tasks;
+
+    uint64_t ticket;             /* atomic                                                        */
+    int      finished;           /* atomic: tasks done                                            */
+    int      sleepers;           /* atomic: workers that wait for `work`                          */
+    int      caller_sleeps;      /* atomic: the caller waits for `done`                           */
+    bool     stop;               /* under mutex                                                   */
+    bool     busy;               /* under mutex: a job runs                                       */
+
+    pthread_mutex_t mutex;
+    pthread_cond_t  work, done;
+};
+
+static void relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+static uint64_t ticket_now(kit_pool *pool)
+{
+    return __atomic_load_n(&pool->ticket, __ATOMIC_SEQ_CST);
+}
+
+static bool work_left(kit_pool *pool) { return (ticket_now(pool) & TASK_MASK) != 0; }
+
+static bool job_finished(kit_pool *pool)
+{
+    return __atomic_load_n(&pool->finished, __ATOMIC_SEQ_CST) == pool->tasks;
+}
+
+/* Claims and runs tasks until none is left. */
+static void work_on(kit_pool *pool, int index)
+{
+    uint64_t ticket = ticket_now(pool);
+    while ((ticket & TASK_MASK) != 0) {
+        if (!__atomic_compare_exchange_n(&pool->ticket, &ticket, ticket - 1, false,
+                                         __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+            continue;                                   /* `ticket` was read anew */
+        }
+        int tasks = pool->tasks;
+        pool->run(pool->context, tasks - (int)(ticket & TASK_MASK), index);
+        /* After this the caller may return and the pool's fields belong to the next job. */
+        int finished = __atomic_add_fetch(&pool->finished, 1, __ATOMIC_SEQ_CST);
+        if (finished == tasks && __atomic_load_n(&pool->caller_sleeps, __ATOMIC_SEQ_CST) != 0) {
+            pthread_mutex_lock(&pool->mutex);
+            pthread_cond_signal(&pool->done);
+            pthread_mutex_unlock(&pool->mutex);
+        }
+        ticket = ticket_now(pool);
+    }
+}
+
+/* Looks for a condition for a short while. A clock reading costs as much as many looks. */
+static bool spin_until(kit_pool *pool, bool (*condition)(kit_pool *))
+{
+    double start = kit_seconds();
+    do {
+        for (int i = 0; i < 32; i++) {
+            if (condition(pool)) return true;
+            relax();
+        }
+    } while (kit_seconds() - start < SPIN_SECONDS);
+    return false;
+}
+
+/* Sleeps until there is work; false when the pool is being freed. `sleepers` goes up before the
+ * ticket is read, and a caller reads `sleepers` after writing the ticket: one sees the other. */
+static bool sleep_until_work(kit_pool *pool)
+{
+    pthread_mutex_lock(&pool->mutex);
+    __atomic_add_fetch(&pool->sleepers, 1, __ATOMIC_SEQ_CST);
+    while (!pool->stop && !work_left(pool)) pthread_cond_wait(&pool->work, &pool->mutex);
+    __atomic_sub_fetch(&pool->sleepers, 1, __ATOMIC_SEQ_CST);
+    bool go_on = !pool->stop;
+    pthread_mutex_unlock(&pool->mutex);
+    return go_on;
+}
+
+static void *worker_main(void *argument)
+{
+    worker *self = (worker *)argument;
+    while (spin_until(self->pool, work_left) || sleep_until_work(self->pool)) {
+        work_on(self->pool, self->index);
+    }
+    return NULL;
+}
+
+/* Waits for tasks that other threads still run. */
+static void wait_for_end(kit_pool *pool)
+{
+    if (spin_until(pool, job_finished)) return;
+    pthread_mutex_lock(&pool->mutex);
+    __atomic_store_n(&pool->caller_sleeps, 1, __ATOMIC_SEQ_CST);
+    while (!job_finished(pool)) pthread_cond_wait(&pool->done, &pool->mutex);
+    __atomic_store_n(&pool->caller_sleeps, 0, __ATOMIC_SEQ_CST);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+/* Which worker the calling thread is: its number, or 0 for any thread that is not of the pool. */
+static int own_index(const kit_pool *pool)
+{
+    pthread_t self = pthread_self();
+    for (int i = 1; i < pool->threads; i++) {
+        if (pthread_equal(self, pool->workers[i].thread)) return i;
+    }
+    return 0;
+}
+
+/* Takes the pool for a job; false when it runs one already. */
+static bool take(kit_pool *pool)
+{
+    pthread_mutex_lock(&pool->mutex);
+    bool taken = !pool->busy;
+    if (taken) pool->busy = true;
+    pthread_mutex_unlock(&pool->mutex);
+    return taken;
+}
+
+static void give_back(kit_pool *pool)
+{
+    pthread_mutex_lock(&pool->mutex);
+    pool->busy = false;
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+void kit_pool_run(kit_pool *pool, int tasks, void (*run)(void *context, int task, int worker),
+                  void *context)
+{
+    if (tasks < 2 || pool == NULL || pool->threads < 2 || !take(pool)) {
+        /* Serial. A call from inside a task keeps the number of the worker that it is made on. */
+        int index = pool == NULL || tasks < 1 ? 0 : own_index(pool);
+        for (int i = 0; i < tasks; i++) run(context, i, index);
+        return;
+    }
+    pool->run = run;
+    pool->context = context;
+    pool->tasks = tasks;
+    __atomic_store_n(&pool->finished, 0, __ATOMIC_SEQ_CST);
+    uint64_t serial = (ticket_now(pool) >> 32) + 1;
+    __atomic_store_n(&pool->ticket, serial << 32 | (uint64_t)tasks, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&pool->sleepers, __ATOMIC_SEQ_CST) > 0) {
+        pthread_mutex_lock(&pool->mutex);
+        pthread_cond_broadcast(&pool->work);
+        pthread_mutex_unlock(&pool->mutex);
+    }
+    work_on(pool, 0);
+    wait_for_end(pool);
+    give_back(pool);
+}
+
+/* ---------------------------------------------------------------------------- making, ending -- */
+
+kit_pool *kit_pool_new(int threads, xg_error *error)
+{
+    if (threads == 0) threads = kit_cpus();
+    if (threads < 1 || threads > 1024) {
+        kit_fail(error, XG_ERR_ARGUMENT, "a pool needs 1 to 1024 threads, not %d", threads);
+        return NULL;
+    }
+    kit_pool *pool = (kit_pool *)calloc(1, sizeof *pool);
+    if (pool != NULL) pool->workers = (worker *)calloc((size_t)threads, sizeof *pool->workers);
+    if (pool == NULL || pool->workers == NULL) {
+        free(pool);
+        kit_fail(error, XG_ERR_MEMORY, "out of memory for a thread pool");
+        return NULL;
+    }
+    pool->threads = 1;
+    pthread_mutex_init(&pool->mutex, NULL);
+    pthread_cond_init(&pool->work, NULL);
+    pthread_cond_init(&pool->done, NULL);
+    for (int i = 1; i < threads; i++) {
+        worker *w = &pool->workers[i];
+        w->pool = pool;
+        w->index = i;
+        if (pthread_create(&w->thread, NULL, worker_main, w) != 0) {
+            kit_fail(error, XG_ERR_UNSUPPORTED, "only %d of %d threads could be started; ask for "
+                     "fewer", i, threads);
+            kit_pool_free(pool);
+            return NULL;
+        }
+        pool->threads = i + 1;
+    }
+    return pool;
+}
+
+void kit_pool_free(kit_pool *pool)
+{
+    if (pool == NULL) return;
+    pthread_mutex_lock(&pool->mutex);
+    pool->stop = true;
+    pthread_cond_broadcast(&pool->work);
+    pthread_mutex_unlock(&pool->mutex);
+    for (int i = 1; i < pool->threads; i++) pthread_join(pool->workers[i].thread, NULL);
+    pthread_cond_destroy(&pool->done);
+    pthread_cond_destroy(&pool->work);
+    pthread_mutex_destroy(&pool->mutex);
+    free(pool->workers);
+    free(pool);
+}
+
+int kit_pool_threads(const kit_pool *pool) { return pool == NULL ? 1 : pool->threads; }
+
+static void run_for_config(void *user, int tasks, void (*run)(void *context, int task, int worker),
+                           void *context)
+{
+    kit_pool_run((kit_pool *)user, tasks, run, context);
+}
+
+void kit_pool_config(kit_pool *pool, xg_config *config)
+{
+    if (pool == NULL) return;
+    config->parallel_for = run_for_config;
+    config->parallel_user = pool;
+    config->workers = pool->threads;
+}

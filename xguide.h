@@ -1,0 +1,8226 @@
+/* xguide.h - train neural networks with explanations.          (manual: to be written by the owner) */
+#ifndef XGUIDE_H
+#define XGUIDE_H
+
+/* ============================================================================================== *
+ *  [A1] platform                                                                                 *
+ * ============================================================================================== */
+
+/* Patch: a fix that changes no documented behaviour. Minor: additions; old code compiles and means
+ * the same, trained bits may change. Major: something public was renamed, removed or re-defined. */
+#define XG_VERSION_MAJOR 0
+#define XG_VERSION_MINOR 1
+#define XG_VERSION_PATCH 0
+#define XG_VERSION "0.1.0"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifndef XG_API
+#if defined(XG_STATIC) && (defined(__GNUC__) || defined(__clang__))
+#define XG_API static __attribute__((unused))
+#elif defined(XG_STATIC)
+#define XG_API static
+#else
+#define XG_API extern
+#endif
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The number type. `float` for work; `double` (and scalar kernels) with XG_DOUBLE, for proofs. */
+#ifdef XG_DOUBLE
+typedef double xg_real;
+#else
+typedef float xg_real;
+#endif
+
+typedef struct xg_tape   xg_tape;   /* owns every tensor made on it; one thread at a time         */
+typedef struct xg_tensor xg_tensor; /* a value, how it was made, and nothing to free              */
+typedef struct xg_params xg_params; /* named weights; outlive every tape                          */
+
+/* Every tensor is n x c x h x w, row-major. Missing axes are 1. */
+typedef struct xg_shape { int n, c, h, w; } xg_shape;
+
+XG_API xg_shape    xg_shape4(int n, int c, int h, int w);  /* the four extents as a shape         */
+XG_API size_t      xg_shape_size(xg_shape s);              /* number of elements, n*c*h*w         */
+XG_API bool        xg_shape_same(xg_shape a, xg_shape b);  /* equal in all four extents           */
+XG_API const char *xg_version(void);                       /* XG_VERSION of the compiled code     */
+
+/* Why something failed. X(code, meaning) is the only list: enum, names and tests come from it. */
+#define XG_ERRORS(X)                                                                               \
+    X(OK,          "no error")                                                                     \
+    X(MEMORY,      "out of memory")                                                                \
+    X(SHAPE,       "shapes do not fit")                                                            \
+    X(ARGUMENT,    "an argument is out of range")                                                  \
+    X(NAME,        "no such name")                                                                 \
+    X(RULE,        "the operation has no rule in this reading")                                    \
+    X(TAPE,        "tensors of different tapes were mixed")                                        \
+    X(NONFINITE,   "a value is NaN or infinite")                                                   \
+    X(IO,          "a file could not be read or written")                                          \
+    X(FORMAT,      "a file is malformed")                                                          \
+    X(UNSUPPORTED, "the file or machine feature is not supported")
+
+typedef enum xg_code {
+#define X(code, meaning) XG_ERR_##code,
+    XG_ERRORS(X)
+#undef X
+    XG_ERR_COUNT
+} xg_code;
+
+/* A code for programs and a sentence for people. Zero-initialised means no error. */
+typedef struct xg_error { xg_code code; char text[244]; } xg_error;
+
+XG_API const char *xg_code_name(xg_code code);     /* "SHAPE", ...                                */
+XG_API const char *xg_code_meaning(xg_code code);  /* "shapes do not fit", ...                    */
+
+/* Random numbers: a small counter generator (splitmix64). The state is the whole state: copy it,
+ * save it, restore it. The same seed gives the same sequence on every machine. */
+typedef struct xg_rng { uint64_t state; } xg_rng;
+
+XG_API xg_rng   xg_rng_seed(uint64_t seed);               /* a generator; different seeds differ  */
+XG_API uint64_t xg_rng_next(xg_rng *rng);                 /* 64 uniform bits                      */
+XG_API double   xg_rng_uniform(xg_rng *rng);              /* uniform in [0,1)                     */
+XG_API double   xg_rng_normal(xg_rng *rng);               /* standard normal                      */
+XG_API int      xg_rng_below(xg_rng *rng, int n);         /* uniform integer in [0,n); 0 if n < 1 */
+XG_API void     xg_rng_shuffle(xg_rng *rng, int *items, int count); /* Fisher-Yates, in place     */
+
+/* ============================================================================================== *
+ *  [A2] memory                                                                                   *
+ * ============================================================================================== */
+
+/* How a tape or a parameter store gets memory and threads. All zero means: malloc, one thread (or
+ * OpenMP's threads when compiled with OpenMP), the best instruction set of the machine. */
+typedef struct xg_config {
+    void *(*alloc)(void *user, size_t bytes);      /* default malloc; may return NULL             */
+    void  (*release)(void *user, void *memory);    /* default free                                */
+    void   *memory_user;                           /* handed to both                              */
+    void   *fixed;                                 /* use this buffer and never allocate          */
+    size_t  fixed_bytes;                           /* its size                                    */
+
+    /* Calls run(context, task, worker) for every task in [0,tasks), in any order, on up to
+     * `workers` threads; worker is in [0,workers) and no two calls that run at the same time share
+     * it. Returns when all are done. Results never depend on it. */
+    void  (*parallel_for)(void *user, int tasks, void (*run)(void *context, int task, int worker),
+                          void *context);
+    void   *parallel_user;                         /* handed to parallel_for                      */
+    int     workers;                               /* default 1 (OpenMP: its maximum)             */
+
+    const char *simd;  /* force "scalar", "neon", "wasm", "avx2" or "avx512"; NULL: environment
+                          variable XG_SIMD, else the best that this machine runs                   */
+} xg_config;
+
+/* What a tape used. Bytes are of payload and bookkeeping as handed out by the arena. */
+typedef struct xg_stats {
+    size_t bytes;       /* in use now                                                              */
+    size_t peak;        /* the most that ever was in use at once                                   */
+    size_t reserved;    /* taken from the allocator                                                */
+    size_t nodes;       /* tensors on the tape now                                                 */
+    double flops;       /* multiply-adds x 2 of matmul and convolutions since the tape was made    */
+} xg_stats;
+
+/* ============================================================================================== *
+ *  [A3] kernels                                                                                  *
+ * ============================================================================================== */
+
+XG_API const char *xg_simd_best(void);                /* the level this machine and build run best */
+XG_API int         xg_simd_count(void);               /* how many levels this machine can run      */
+XG_API const char *xg_simd_name(int i);               /* the i-th of them, "scalar" first          */
+XG_API const char *xg_tape_simd(const xg_tape *tape); /* the level that a tape runs                */
+
+/* ============================================================================================== *
+ *  [A4] tape                                                                                     *
+ * ============================================================================================== */
+
+/* A new tape; NULL only when there is no memory for it or config->simd cannot run here. */
+XG_API xg_tape *xg_tape_new(const xg_config *config);
+XG_API void     xg_tape_free(xg_tape *tape);           /* frees everything made on it; NULL is fine */
+
+/* Everything made after a mark is gone after the release; memory stays reserved for the next step.
+ *     xg_mark m = xg_tape_mark(t);  ... one training step ...  xg_tape_release(t, m);             */
+typedef struct xg_mark {           /* opaque */
+    void *chunk, *names, *updates;
+    size_t used, bytes;
+    xg_tensor *last;
+} xg_mark;
+XG_API xg_mark  xg_tape_mark(xg_tape *tape);
+XG_API void     xg_tape_release(xg_tape *tape, xg_mark mark);
+XG_API void     xg_tape_reset(xg_tape *tape);          /* releases everything and clears the error  */
+XG_API xg_stats xg_tape_stats(const xg_tape *tape);    /* see xg_stats                              */
+
+/* The first error sticks to the tape; later operations return a poison tensor that reads as NaN. */
+XG_API bool            xg_failed(const xg_tape *tape);      /* has anything gone wrong?             */
+XG_API const xg_error *xg_tape_error(const xg_tape *tape);  /* what, first                          */
+XG_API void            xg_clear_error(xg_tape *tape);       /* carry on (after a release)           */
+XG_API void            xg_fail(xg_tape *tape, xg_code code, const char *format, ...); /* for those who
+                          build on top: record an error, printf-style; the first one stays          */
+
+/* Leaves: where data enters. `data` is copied, s.n*s.c*s.h*s.w numbers; NULL gives zeros. */
+XG_API xg_tensor *xg_leaf(xg_tape *tape, xg_shape s, const xg_real *data);
+XG_API xg_tensor *xg_full(xg_tape *tape, xg_shape s, double value);    /* every element = value     */
+XG_API xg_tensor *xg_scalar(xg_tape *tape, double value);              /* shape 1x1x1x1             */
+XG_API xg_tensor *xg_randn(xg_tape *tape, xg_shape s, xg_rng *rng);    /* standard normal leaf      */
+XG_API xg_tensor *xg_one_hot(xg_tape *tape, const int *label, int n, int classes); /* [n,classes,1,1];
+                          a label outside [0,classes) is an ARGUMENT error                          */
+
+XG_API xg_shape       xg_shape_of(const xg_tensor *x);  /* its extents (poison: 1,1,1,1)            */
+XG_API size_t         xg_size(const xg_tensor *x);      /* its number of elements                   */
+XG_API xg_tape       *xg_tape_of(const xg_tensor *x);   /* the tape that owns it                    */
+XG_API const xg_real *xg_data(xg_tensor *x);            /* its values, valid until released; on a
+                          failed tape one NaN: check xg_failed before walking further               */
+XG_API xg_real       *xg_leaf_data(xg_tensor *leaf);    /* to write a leaf before it is used; NULL
+                          (and an ARGUMENT error) if x was computed                                 */
+XG_API double         xg_item(xg_tensor *x);            /* the first element; NaN on a failed tape  */
+XG_API size_t         xg_read(xg_tensor *x, xg_real *out, size_t count); /* copies up to count values,
+                          fills with NaN on a failed tape; returns how many x has                   */
+
+/* Names: layers name what they make ("layer3"), so that anyone can find it later on the tape. */
+XG_API xg_tensor *xg_name(xg_tensor *x, const char *name);             /* returns x                 */
+XG_API xg_tensor *xg_find(xg_tape *tape, const char *name);            /* the latest of that name,
+                          else a NAME error that lists near misses                                  */
+XG_API const char *xg_name_of(const xg_tensor *x);                     /* its name, or ""           */
+
+/* ============================================================================================== *
+ *  [A5] operations: all differentiable to any order unless marked 'selector' (gradient zero)      *
+ * ============================================================================================== */
+
+/* 5.0 The list of all primitive operations: X(name, operands, kernel, gradient, formula).
+ *     kernel    map: pointwise, zip: broadcasting pair, own: xg__shape_NAME and xg__run_NAME
+ *     gradient  rule: xg__vjp_NAME, none: piecewise constant                                       */
+#define XG_OPS(X)                                                                                  \
+    X(leaf,           0, own, none, "data")                                                        \
+    X(exp,            1, map, rule, "e^x")                                                         \
+    X(log,            1, map, rule, "ln x")                                                        \
+    X(sqrt,           1, map, rule, "sqrt x")                                                      \
+    X(pow,            1, map, rule, "x^p")                                                         \
+    X(sigmoid,        1, map, rule, "1/(1+e^-x)")                                                  \
+    X(tanh,           1, map, rule, "tanh x")                                                      \
+    X(softplus,       1, map, rule, "ln(1+e^x)")                                                   \
+    X(abs,            1, map, rule, "|x|")                                                         \
+    X(affine,         1, map, rule, "p x + q")                                                     \
+    X(relu,           1, map, rule, "max(x,0)")                                                    \
+    X(clamp,          1, map, rule, "min(max(x,p),q)")                                             \
+    X(sign,           1, map, none, "-1, 0 or 1")                                                  \
+    X(step,           1, map, none, "x > 0")                                                       \
+    X(within,         1, map, none, "p <= x <= q")                                                 \
+    X(add,            2, zip, rule, "a + b")                                                       \
+    X(sub,            2, zip, rule, "a - b")                                                       \
+    X(mul,            2, zip, rule, "a b")                                                         \
+    X(div,            2, zip, rule, "a / b")                                                       \
+    X(max,            2, zip, rule, "a >= b ? a : b")                                              \
+    X(min,            2, zip, rule, "a <= b ? a : b")                                              \
+    X(less,           2, zip, none, "a < b")                                                       \
+    X(gate,           2, zip, rule, "x > 0 ? g : 0")                                               \
+    X(sum_to,         1, own, rule, "sum over axes")                                               \
+    X(expand,         1, own, rule, "repeat along axes")                                           \
+    X(reshape,        1, own, rule, "same numbers, other extents")                                 \
+    X(permute,        1, own, rule, "reorder axes")                                                \
+    X(flip,           1, own, rule, "reverse axes")                                                \
+    X(slice,          1, own, rule, "cut out a box")                                               \
+    X(pad,            1, own, rule, "place in zeros")                                              \
+    X(concat,         2, own, rule, "join along an axis")                                          \
+    X(matmul,         2, own, rule, "sum_k A[i,k] B[k,j]")                                         \
+    X(conv2d,         2, own, rule, "T(x,w,.)")                                                    \
+    X(conv2d_dx,      2, own, rule, "T(.,w,g)")                                                    \
+    X(conv2d_dw,      2, own, rule, "T(x,.,g)")                                                    \
+    X(avgpool,        1, own, rule, "mean over windows")                                           \
+    X(avgpool_t,      1, own, rule, "its transpose")                                               \
+    X(argpool,        1, own, none, "where each window's maximum stands")                          \
+    X(upsample,       1, own, rule, "bilinear interpolation")                                      \
+    X(upsample_t,     1, own, rule, "its transpose")                                               \
+    X(gather,         2, own, rule, "x[index]")                                                    \
+    X(scatter,        2, own, rule, "its transpose")                                               \
+    X(argmax,         1, own, none, "first best channel")                                          \
+    X(max_to,         1, own, rule, "maximum over axes")                                           \
+    X(topk_threshold, 1, own, none, "between k-th and next largest")                               \
+    X(softmax,        1, own, rule, "e^x / sum_c e^x")                                             \
+    X(log_softmax,    1, own, rule, "x - ln sum_c e^x")                                            \
+    X(detach,         1, own, none, "x, a constant from here on")                                  \
+    X(barrier,        1, own, rule, "x, a constant to explanations")
+
+typedef enum xg_op {
+#define X(name, operands, kernel, gradient, formula) XG_OP_##name,
+    XG_OPS(X)
+#undef X
+    XG_OP_COUNT
+} xg_op;
+
+XG_API const char *xg_op_name(xg_op op);      /* "conv2d"                                            */
+XG_API const char *xg_op_formula(xg_op op);   /* "T(x,w,.)"                                          */
+XG_API xg_op       xg_op_of(const xg_tensor *x); /* how x was made                                   */
+
+/* 5.1 Pointwise: y has the shape of x. */
+XG_API xg_tensor *xg_exp(xg_tensor *x);                            /* e^x                            */
+XG_API xg_tensor *xg_log(xg_tensor *x);                            /* ln x                           */
+XG_API xg_tensor *xg_sqrt(xg_tensor *x);                           /* square root                    */
+XG_API xg_tensor *xg_pow(xg_tensor *x, double p);                  /* x^p, x > 0 (p an integer: any) */
+XG_API xg_tensor *xg_sigmoid(xg_tensor *x);                        /* 1/(1+e^-x)                     */
+XG_API xg_tensor *xg_tanh(xg_tensor *x);                           /* hyperbolic tangent             */
+XG_API xg_tensor *xg_softplus(xg_tensor *x);                       /* ln(1+e^x), stable              */
+XG_API xg_tensor *xg_abs(xg_tensor *x);                            /* |x|, derivative sign(x)        */
+XG_API xg_tensor *xg_affine(xg_tensor *x, double a, double b);     /* a x + b                        */
+XG_API xg_tensor *xg_neg(xg_tensor *x);                            /* -x                             */
+XG_API xg_tensor *xg_square(xg_tensor *x);                         /* x x                            */
+XG_API xg_tensor *xg_relu(xg_tensor *x);                           /* max(x,0), derivative 0 at 0    */
+XG_API xg_tensor *xg_clamp(xg_tensor *x, double lo, double hi);    /* derivative 1 at both ends      */
+XG_API xg_tensor *xg_sign(xg_tensor *x);                           /* -1, 0, 1          (selector)   */
+XG_API xg_tensor *xg_step(xg_tensor *x);                           /* 1 where x > 0     (selector)   */
+
+/* 5.2 Binary, broadcasting: each axis of a and b is equal or 1. */
+XG_API xg_tensor *xg_add(xg_tensor *a, xg_tensor *b);              /* a + b                          */
+XG_API xg_tensor *xg_sub(xg_tensor *a, xg_tensor *b);              /* a - b                          */
+XG_API xg_tensor *xg_mul(xg_tensor *a, xg_tensor *b);              /* a b                            */
+XG_API xg_tensor *xg_div(xg_tensor *a, xg_tensor *b);              /* a / b                          */
+XG_API xg_tensor *xg_max(xg_tensor *a, xg_tensor *b);              /* larger; a tie belongs to a     */
+XG_API xg_tensor *xg_min(xg_tensor *a, xg_tensor *b);              /* smaller; a tie belongs to a    */
+XG_API xg_tensor *xg_less(xg_tensor *a, xg_tensor *b);             /* 1 where a < b     (selector)   */
+XG_API xg_tensor *xg_gate(xg_tensor *g, xg_tensor *x);             /* g where x > 0, else 0; linear in
+                                                                      g, a selector in x             */
+
+/* 5.3 Shape. */
+XG_API xg_tensor *xg_sum_to(xg_tensor *x, xg_shape s);             /* sums each axis that is 1 in s  */
+XG_API xg_tensor *xg_expand(xg_tensor *x, xg_shape s);             /* repeats each axis that is 1    */
+XG_API xg_tensor *xg_reshape(xg_tensor *x, xg_shape s);            /* same elements, same order      */
+XG_API xg_tensor *xg_permute(xg_tensor *x, int n, int c, int h, int w); /* axis i of y is axis (n,c,h,w)
+                                                                      [i] of x: (0,1,3,2) transposes */
+XG_API xg_tensor *xg_flip(xg_tensor *x, bool n, bool c, bool h, bool w); /* reverses those axes      */
+XG_API xg_tensor *xg_slice(xg_tensor *x, xg_shape from, xg_shape s);    /* the box of extents s that
+                                                                      starts at from (0-based)       */
+XG_API xg_tensor *xg_pad(xg_tensor *x, xg_shape from, xg_shape s);  /* x placed at from in zeros of s */
+XG_API xg_tensor *xg_concat(xg_tensor *a, xg_tensor *b, int axis); /* along axis 0..3                */
+XG_API xg_tensor *xg_sum(xg_tensor *x);                            /* over everything: 1x1x1x1       */
+XG_API xg_tensor *xg_mean(xg_tensor *x);                           /* over everything: 1x1x1x1       */
+XG_API xg_tensor *xg_mean_to(xg_tensor *x, xg_shape s);            /* like xg_sum_to, divided        */
+XG_API xg_tensor *xg_dot(xg_tensor *a, xg_tensor *b);              /* sum of a b: 1x1x1x1            */
+XG_API xg_tensor *xg_flatten(xg_tensor *x);                        /* [n, c*h*w, 1, 1]               */
+
+/* 5.4 Matrix product of the last two axes, batched over n and c (which broadcast):
+ *     y[n,c,i,j] = sum_k A[n,c,i,k] B[n,c,k,j],  A = a or its transpose, B likewise.              */
+XG_API xg_tensor *xg_matmul(xg_tensor *a, xg_tensor *b, bool transpose_a, bool transpose_b);
+
+/* 5.5 The convolution trio: one trilinear form T(x,w,g) = <g, conv(x,w)> with one argument left
+ *     out; each is the derivative of the other two. w is [o, c/groups, kh, kw]. */
+typedef struct xg_window {
+    int kh, kw;      /* kernel extents; default 1 (taken from w by the convolutions)                */
+    int stride;      /* default 1                                                                   */
+    int pad;         /* zeros on every side; default 0                                              */
+    int dilation;    /* default 1                                                                   */
+    int groups;      /* default 1                                                                   */
+} xg_window;
+XG_API xg_tensor *xg_conv2d(xg_tensor *x, xg_tensor *w, xg_window k);
+XG_API xg_tensor *xg_conv2d_dx(xg_tensor *w, xg_tensor *g, xg_window k, xg_shape x); /* shaped like x */
+XG_API xg_tensor *xg_conv2d_dw(xg_tensor *x, xg_tensor *g, xg_window k, xg_shape w); /* shaped like w */
+
+/* 5.6 Windows. Average pooling counts the padded zeros in its divisor kh*kw. */
+XG_API xg_tensor *xg_avgpool(xg_tensor *x, xg_window k);
+XG_API xg_tensor *xg_avgpool_t(xg_tensor *g, xg_window k, xg_shape x);   /* its transpose            */
+XG_API xg_tensor *xg_argpool(xg_tensor *x, xg_window k);   /* where in the h*w plane each window's
+                                                first maximum stands            (selector)           */
+XG_API xg_tensor *xg_maxpool(xg_tensor *x, xg_window k);   /* gather(x, argpool(x)); padding never wins */
+XG_API xg_tensor *xg_global_avgpool(xg_tensor *x);         /* [n,c,1,1]                              */
+XG_API xg_tensor *xg_upsample(xg_tensor *x, int h, int w); /* bilinear, half-pixel centres, edges clamp
+                                                (align_corners = false); also shrinks                */
+XG_API xg_tensor *xg_upsample_t(xg_tensor *g, xg_shape x); /* its transpose                          */
+
+/* 5.7 Selection. Indices are stored as numbers and count within an h*w plane. */
+XG_API xg_tensor *xg_gather(xg_tensor *x, xg_tensor *index);   /* y[n,c,p] = x[n,c,index[n,c,p]], shaped
+                                                like index (whose n and c may be 1)                  */
+XG_API xg_tensor *xg_scatter(xg_tensor *g, xg_tensor *index, xg_shape x); /* its transpose: adds     */
+XG_API xg_tensor *xg_argmax(xg_tensor *x);                 /* first best channel, [n,1,h,w] (selector) */
+XG_API xg_tensor *xg_max_to(xg_tensor *x, xg_shape s);     /* maximum over each axis that is 1 in s;
+                                                ties share the gradient equally                      */
+XG_API xg_tensor *xg_topk_threshold(xg_tensor *x, int k);  /* [n,1,1,1]: midway between the k-th and the
+                                                (k+1)-th largest value of each sample (selector)     */
+XG_API xg_tensor *xg_pick(xg_tensor *logits, const int *label); /* [n,1,1,1]: logits[i, label[i]] of
+                                                [n,k,1,1]                                            */
+
+/* 5.8 Fused: expressions with a kernel of their own, their rules again in operations. */
+XG_API xg_tensor *xg_softmax(xg_tensor *x);                /* over channels                          */
+XG_API xg_tensor *xg_log_softmax(xg_tensor *x);            /* over channels                          */
+XG_API xg_tensor *xg_normalise(xg_tensor *x, xg_shape s, double eps); /* (x - mean)/sqrt(var + eps), mean
+                                                and biased variance over the axes that are 1 in s    */
+XG_API xg_tensor *xg_cross_entropy(xg_tensor *logits, const int *label, const double *class_weight);
+                                             /* logits [n,k,1,1]; mean over n, or the weighted mean
+                                                sum w_y l / sum w_y when class_weight[k] is given    */
+XG_API xg_tensor *xg_bce_with_logits(xg_tensor *logits, xg_tensor *target); /* mean over everything of
+                                                max(z,0) - z t + ln(1 + e^-|z|)                      */
+
+/* Control. */
+XG_API xg_tensor *xg_detach(xg_tensor *x);   /* x as a constant: no reading passes                    */
+XG_API xg_tensor *xg_barrier(xg_tensor *x);  /* identity; constant only to the explain rules: B-cos
+                                                dynamic weights (Rao et al. 2023, 3.1)               */
+
+/* ============================================================================================== *
+ *  [A6] readings                                                                                 *
+ * ============================================================================================== */
+
+/* A rule: given y, the index i of one of its operands and the cotangent g of y, the cotangent of
+ * that operand as an expression in operations; NULL stands for zero. */
+typedef xg_tensor *(*xg_vjp)(xg_tensor *y, int i, xg_tensor *g);
+
+/* How to read a tape backwards: one rule for each operation. Take a table, replace entries, read
+ * with it; rules make ordinary tensors, so whatever is read can be differentiated again. */
+typedef struct xg_rules { xg_vjp vjp[XG_OP_COUNT]; } xg_rules;
+
+XG_API xg_rules xg_rules_plain(void);    /* the derivative                                           */
+XG_API xg_rules xg_rules_explain(void);  /* barriers are constants: B-cos contribution maps          */
+XG_API xg_rules xg_rules_guided(void);   /* ReLU also drops negative cotangents (Springenberg 2015)  */
+XG_API xg_rules xg_rules_deconv(void);   /* ReLU gates the cotangent by itself (Zeiler 2014)         */
+
+/* d sum(y) / dx, shaped like x (zeros where y does not depend on x). */
+XG_API xg_tensor *xg_grad(xg_tensor *y, xg_tensor *x);
+
+/* The same for several x at once: out[i] = d <seed, y> / d x[i]. seed NULL: ones. rules NULL: plain. */
+XG_API void xg_grads(xg_tensor *y, xg_tensor *seed, xg_tensor *const *x, int count,
+                     const xg_rules *rules, xg_tensor **out);
+
+/* Interval bounds (Gowal et al. 2018; Heo et al. 2023, IBP-Ex): for every x in [lo,hi], y lies within
+ * [out_lo, out_hi]. A RULE error names an operation that has no bound rule. */
+XG_API void xg_bounds(xg_tensor *y, xg_tensor *x, xg_tensor *lo, xg_tensor *hi,
+                      xg_tensor **out_lo, xg_tensor **out_hi);
+
+/* Contextual decomposition (Murdoch et al. 2018; Rieger et al. 2020, CDEP): splits y into the part
+ * `beta` that comes from part of x (a tensor like x) and the rest, gamma; beta + gamma = y. */
+XG_API void xg_split(xg_tensor *y, xg_tensor *x, xg_tensor *part,
+                     xg_tensor **beta, xg_tensor **gamma);
+
+/* Gradient check. `f` builds any tensor from `count` inputs on their tape. For each order 1..orders
+ * the derivative along random directions is compared with central differences; returns the worst
+ * relative error |a - b| / max(1, |a|, |b|). Meant for XG_DOUBLE builds; rng picks directions.
+ * step 0 means 1e-5. Leaves the tape as it found it. */
+typedef xg_tensor *(*xg_function)(xg_tensor *const *x, int count, void *user);
+XG_API double xg_gradcheck(xg_function f, void *user, xg_tensor *const *x, int count, int orders,
+                           double step, xg_rng *rng);
+
+/* ============================================================================================== *
+ *  [A7] models                                                                                   *
+ * ============================================================================================== */
+
+/* 7.1 Parameters: found by name, created on first use, long-lived. A store may serve several tapes
+ *     in several threads as long as nobody updates it meanwhile. NULL when there is no memory. */
+XG_API xg_params      *xg_params_new(const xg_config *config);
+XG_API void            xg_params_free(xg_params *params);
+XG_API const xg_error *xg_params_error(const xg_params *params);  /* sticky, like a tape's           */
+XG_API void            xg_params_clear_error(xg_params *params);
+
+XG_API int         xg_params_count(const xg_params *params);          /* weights and buffers         */
+XG_API const char *xg_params_name(const xg_params *params, int i);    /* "layer1.0.conv1.weight"     */
+XG_API xg_shape    xg_params_shape(const xg_params *params, int i);
+XG_API xg_real    *xg_params_data(xg_params *params, int i);          /* its values, writable        */
+XG_API bool        xg_params_trainable(const xg_params *params, int i); /* false: a buffer, or frozen */
+XG_API int         xg_params_find(const xg_params *params, const char *name);  /* index or -1        */
+XG_API int         xg_params_add(xg_params *params, const char *name, xg_shape s, bool trainable);
+                                    /* index of a new zero entry, or of the old one of that name and
+                                       shape; -1 and an error when shapes differ or memory is short  */
+XG_API void        xg_params_freeze(xg_params *params, const char *prefix, bool frozen); /* entries whose
+                                       names start so are (not) updated; "" means all                */
+XG_API size_t      xg_params_size(const xg_params *params);           /* trainable numbers           */
+XG_API xg_params  *xg_params_clone(const xg_params *params);          /* values, no optimiser state  */
+
+/* Where a model is being built: the tape, the weights, the mode, and a name prefix. */
+typedef struct xg_scope {
+    xg_tape   *tape;
+    xg_params *params;
+    xg_rng    *rng;          /* draws initial weights and dropout masks                               */
+    bool       train;        /* batch statistics, dropout on                                          */
+    void      *user;         /* for a model function of yours                                         */
+    char       prefix[96];   /* "layer1.0." while inside that block                                   */
+} xg_scope;
+
+XG_API xg_scope xg_scope_new(xg_tape *tape, xg_params *params, xg_rng *rng, bool train);
+XG_API xg_scope xg_in(const xg_scope *s, const char *name);            /* the scope "prefix.name."    */
+XG_API xg_scope xg_in_at(const xg_scope *s, const char *name, int i);  /* "prefix.name.i."            */
+
+/* A model is a function of a scope and a batch. */
+typedef xg_tensor *(*xg_net)(xg_scope *s, xg_tensor *x);
+
+/* How a weight starts. fan is (c h w) of its shape; gain multiplies. */
+typedef enum xg_init {
+    XG_INIT_ZERO, XG_INIT_ONE, XG_INIT_IDENTITY,
+    XG_INIT_KAIMING,          /* normal, sqrt(2/fan_in): the default of weights                       */
+    XG_INIT_KAIMING_FAN_OUT,  /* normal, sqrt(2/fan_out)                                              */
+    XG_INIT_XAVIER,           /* uniform, sqrt(6/(fan_in+fan_out))                                    */
+    XG_INIT_LECUN_UNIFORM     /* uniform, 1/sqrt(fan_in): PyTorch's default                           */
+} xg_init;
+
+/* The weight "prefix + name" as a leaf; created (trainable) on first use. One leaf a tape. */
+XG_API xg_tensor *xg_param(xg_scope *s, const char *name, xg_shape shape, xg_init init, double gain);
+/* The same for numbers that are not trained (running statistics). */
+XG_API xg_tensor *xg_buffer(xg_scope *s, const char *name, xg_shape shape, xg_init init);
+/* The leaves of all trainable parameters that the tape has used, in store order; returns how many,
+ * writes up to max. */
+XG_API int xg_params_leaves(xg_params *params, xg_tape *tape, xg_tensor **out, int max);
+
+/* 7.2 Layers. Names as in PyTorch: NAME.weight, NAME.bias, NAME.running_mean, NAME.running_var.
+ *     Every layer takes a scope, its name, the input; zero options are the usual layer. */
+typedef struct xg_conv_options {
+    xg_window window;         /* kh, kw, stride, pad, dilation, groups                                */
+    bool      bias;           /* add a bias                                                           */
+    xg_init   init;           /* 0 (zero) means Kaiming unless zero_init                              */
+    double    gain;           /* multiplies the initial standard deviation; default 1                 */
+    bool      zero_init;      /* really start at zero                                                 */
+} xg_conv_options;
+XG_API xg_tensor *xg_conv(xg_scope *s, const char *name, xg_tensor *x, int channels,
+                          const xg_conv_options *o);
+XG_API xg_tensor *xg_dense(xg_scope *s, const char *name, xg_tensor *x, int features, bool bias);
+                              /* flattens x; weight [features, inputs], PyTorch's initial range        */
+
+typedef struct xg_norm_options {
+    double eps;               /* default 1e-5                                                         */
+    double momentum;          /* of the running statistics; default 0.1                               */
+    bool   uncentred;         /* BNU of B-cos nets (methods 2.5.3): no mean, no bias, biased variance */
+    bool   frozen;            /* use running statistics even when training                            */
+    bool   zero_gain;         /* start the weight at 0 (last norm of a residual branch)               */
+} xg_norm_options;
+XG_API xg_tensor *xg_batch_norm(xg_scope *s, const char *name, xg_tensor *x,
+                                const xg_norm_options *o);   /* o may be NULL                         */
+XG_API xg_tensor *xg_dropout(xg_scope *s, xg_tensor *x, double p);  /* identity unless s->train       */
+
+typedef struct xg_bcos_options {
+    xg_window window;         /* as in xg_conv_options                                                */
+    double    b;              /* exponent B; default 2                                                */
+    int       maxout;         /* candidates an output; default 1                                      */
+    bool      detach;         /* detach the dynamic weight (B-cos v2 library; not the paper's method) */
+} xg_bcos_options;
+XG_API xg_tensor *xg_bcos_conv(xg_scope *s, const char *name, xg_tensor *x, int channels,
+                               const xg_bcos_options *o);
+XG_API xg_tensor *xg_bcos_dense(xg_scope *s, const char *name, xg_tensor *x, int features,
+                                const xg_bcos_options *o);
+XG_API xg_tensor *xg_bcos_input(xg_tensor *x);   /* [r,g,b] in [0,1] -> [r,g,b,1-r,1-g,1-b]           */
+
+/* 7.3 Networks. Each names its stages on the tape: "input", "layer1" .. "layer4", "features". */
+typedef enum xg_family { XG_FAMILY_PLAIN, XG_FAMILY_BCOS, XG_FAMILY_X } xg_family;
+
+typedef struct xg_mlp_options {
+    int hidden;               /* width of hidden layers; default 512                                  */
+    int layers;               /* hidden layers; default 2                                             */
+    int classes;              /* default 10                                                           */
+} xg_mlp_options;
+XG_API xg_tensor *xg_mlp(xg_scope *s, xg_tensor *x, const xg_mlp_options *o);
+
+typedef struct xg_cnn_options {
+    int width;                /* channels of the first convolution, then 2x, 4x; default 16           */
+    int layers;               /* 3x3 convolutions, each ReLU and 2x2 max pooling; default 3           */
+    int hidden;               /* width of a dense layer before the classes; default 0: none           */
+    int classes;              /* default 10                                                           */
+    bool batch_norm;          /* after each convolution                                               */
+    bool global_pool;         /* average over the plane before the classifier                         */
+} xg_cnn_options;
+XG_API xg_tensor *xg_cnn(xg_scope *s, xg_tensor *x, const xg_cnn_options *o);
+
+typedef struct xg_resnet_options {
+    int       depth;          /* 18, 34, 50 (ImageNet stem) or 20, 32, 44, 56 (CIFAR); default 18     */
+    int       classes;        /* default 1000 (ImageNet depths) or 10 (CIFAR depths)                  */
+    xg_family family;         /* plain, B-cos, or bias-free Fixup                                     */
+    int       stages;         /* how many stages to keep, then pool and fc; default all               */
+    bool      folded;         /* batch norm folded: convolutions with bias, no norms                  */
+    bool      small_input;    /* ImageNet depths with a 3x3 stride-1 stem and no pooling (32x32 data) */
+    bool      frozen_norm;    /* running statistics even when training                                */
+    double    logit_bias;     /* B-cos: constant added to the logits; default log(.001/.999)          */
+} xg_resnet_options;
+XG_API xg_tensor *xg_resnet(xg_scope *s, xg_tensor *x, const xg_resnet_options *o);
+
+XG_API xg_tensor *xg_squeezenet(xg_scope *s, xg_tensor *x);     /* SqueezeNet 1.1, 1000 classes, Caffe
+                                names and input (BGR, 0..255 less 104,117,123)                        */
+XG_API xg_tensor *xg_mobilenet_v2(xg_scope *s, xg_tensor *x);   /* MobileNetV2 1.0, 1001 classes, norms
+                                folded, names c00..c52, input in [-1,1], "same" padding               */
+
+/* 7.4 Optimisers. */
+typedef enum xg_optim_kind { XG_SGD, XG_ADAM, XG_ADAMW } xg_optim_kind;
+typedef enum xg_schedule { XG_CONSTANT, XG_STEP, XG_COSINE } xg_schedule;
+
+typedef struct xg_optim {
+    xg_optim_kind kind;       /* default SGD                                                          */
+    double lr;                /* default 0.01 (SGD), 0.001 (Adam, AdamW)                              */
+    double momentum;          /* SGD; default 0                                                       */
+    bool   nesterov;          /* SGD                                                                  */
+    double beta1, beta2, eps; /* Adam; defaults 0.9, 0.999, 1e-8                                      */
+    double weight_decay;      /* added to the gradient (SGD, Adam), decoupled (AdamW)                 */
+    double clip_norm;         /* scale gradients so that their joint norm is at most this; 0: off     */
+
+    xg_schedule schedule;     /* of the learning rate over steps                                      */
+    int    warmup;            /* steps of linear warm-up                                              */
+    int    total;             /* steps of the whole run (cosine)                                      */
+    int    every;             /* steps between drops (step schedule)                                  */
+    double factor;            /* of a drop; default 0.1                                               */
+
+    const char *only;         /* update only names that start so; NULL: all trainable                 */
+    const char *slot;         /* name of this optimiser's state in the store (several optimisers on
+                                 one store); default "optim"                                          */
+} xg_optim;
+
+/* One training step: gradients of `loss` (a scalar) for every trainable parameter on its tape, clip,
+ * update, commit running statistics. Refuses a failed tape, and a loss or gradient that is not
+ * finite (NONFINITE): then nothing changes. */
+XG_API xg_code xg_optim_step(const xg_optim *o, xg_params *params, xg_tensor *loss);
+/* The same with gradients already in hand: grad[i] of leaf[i]. */
+XG_API xg_code xg_optim_apply(const xg_optim *o, xg_params *params, xg_tensor *const *leaf,
+                              xg_tensor *const *grad, int count);
+XG_API double  xg_optim_lr(const xg_optim *o, int64_t step);          /* the rate at a step (from 0)  */
+XG_API int64_t xg_optim_steps(const xg_optim *o, const xg_params *params); /* steps taken so far      */
+
+/* ============================================================================================== *
+ *  [A8] attribute                                                                                *
+ * ============================================================================================== */
+
+/* Gradient family. `score` is what is explained: any tensor, its sum is differentiated (xg_pick of the
+ * logits, say; a sum over a batch explains each sample, batch statistics apart). `u` is the input or
+ * any tensor found by name. Maps are [n,1,h,w], signed, and differentiable. */
+XG_API xg_tensor *xg_gradient(xg_tensor *score, xg_tensor *u);     /* sum_c ds/du_c                    */
+XG_API xg_tensor *xg_input_x_gradient(xg_tensor *score, xg_tensor *u); /* sum_c u_c ds/du_c (methods 2.2) */
+XG_API xg_tensor *xg_bcos_map(xg_tensor *score, xg_tensor *u);     /* the same under explain rules
+                                (Rao et al. 2023, 3.1; methods 2.5.3): contributions of a B-cos net    */
+XG_API xg_tensor *xg_guided_backprop(xg_tensor *score, xg_tensor *u); /* sum_c under guided rules      */
+XG_API xg_tensor *xg_deconvnet(xg_tensor *score, xg_tensor *u);    /* sum_c under deconv rules         */
+
+typedef struct xg_grad_cam_options {
+    bool stop_gradient_weights;   /* treat alpha as a constant (RRR-G, HINT code); default full        */
+    bool keep_negative;           /* skip the ReLU                                                     */
+} xg_grad_cam_options;
+XG_API xg_tensor *xg_grad_cam(xg_tensor *score, xg_tensor *u, const xg_grad_cam_options *o);
+                                /* relu(sum_c alpha_c u_c), alpha_c = mean_hw ds/du_c (Selvaraju 2017) */
+
+/* Path family. Integrated gradients of net's logits of `label` from `baseline` (NULL: zeros), midpoint
+ * rule, one step at a time in constant memory. */
+typedef struct xg_path_options {
+    int        steps;             /* default 32                                                        */
+    xg_tensor *baseline;          /* shaped like x; default zeros                                      */
+} xg_path_options;
+XG_API xg_tensor *xg_integrated_gradients(xg_scope *s, xg_net net, xg_tensor *x, const int *label,
+                                          const xg_path_options *o);   /* a leaf [n,1,h,w]             */
+/* To train through it: the gradient of <cotangent, map> for each leaf[i] of the parameters, again one
+ * step at a time; cotangent is d loss / d map, taken on the leaf above. out[i] are leaves. */
+XG_API void xg_integrated_gradients_vjp(xg_scope *s, xg_net net, xg_tensor *x, const int *label,
+                                        const xg_path_options *o, xg_tensor *cotangent,
+                                        xg_tensor *const *leaf, int count, xg_tensor **out);
+
+/* Post-processing, in this order (methods 2.3). */
+typedef struct xg_post {
+    bool positive;     /* max(A, 0)                                                                    */
+    bool normalise;    /* A / max|A| a sample; a sample of zeros stays; the maximum is not detached    */
+    int  h, w;         /* bilinear up-sampling to this; 0: none                                        */
+} xg_post;
+XG_API xg_tensor *xg_postprocess(xg_tensor *map, const xg_post *o);
+
+/* ============================================================================================== *
+ *  [A9] guide                                                                                    *
+ * ============================================================================================== */
+
+/* Losses on maps. map and mask are [n,1,h,w], mask 1 inside; weight [n] says how much each sample
+ * counts (NULL: 1; 0 where there is no annotation). Sums over the batch unless mean is set, as the
+ * published lambdas assume (methods 2.4). All from Rao et al. 2023, eq. 3-6. */
+typedef enum xg_loss {
+    XG_LOSS_ENERGY,    /* 1 - sum M A+ / sum A+; 1 - sum M A+ where sum A+ < 1e-7                       */
+    XG_LOSS_L1,        /* mean |M - A+/max|                                                            */
+    XG_LOSS_PPCE,      /* -mean over the mask of log(A+/max), log floored at -100                      */
+    XG_LOSS_RRR        /* RRR*: sum (1-M) (A/max|A|)^2                                                  */
+} xg_loss;
+
+typedef struct xg_guide_options {
+    xg_loss        loss;
+    const xg_real *weight;     /* [n]; NULL: every sample counts 1                                     */
+    bool           mean;       /* divide by the number of samples that count                           */
+    bool           raw;        /* the map is post-processed already                                    */
+} xg_guide_options;
+XG_API xg_post    xg_loss_post(xg_loss loss);            /* the post-processing of that loss, h = w = 0  */
+XG_API const char *xg_loss_name(xg_loss loss);           /* "energy", "l1", "ppce", "rrr"               */
+/* Post-processes the map as the loss wants it (up-sampling to the mask's size) and returns the loss, a
+ * scalar. A sample whose mask is empty is skipped by PPCE. */
+XG_API xg_tensor *xg_guide(xg_tensor *map, xg_tensor *mask, const xg_guide_options *o);
+
+/* Masks from boxes (methods 1.1). Coordinates are pixels of the source picture, edges x0 y0 x1 y1. */
+typedef struct xg_box { double x0, y0, x1, y1; } xg_box;
+/* Scales a box from width x height to w x h, clips to [0,w-1] x [0,h-1], truncates, dilates every side
+ * by int(dilation * extent) and sets mask[y*w+x] = 1 inside (upper edges exclusive). Union: call again. */
+XG_API void xg_mask_box(xg_real *mask, int h, int w, xg_box box, double width, double height,
+                        double dilation);
+
+/* ============================================================================================== *
+ *  [A10] measure                                                                                 *
+ * ============================================================================================== */
+
+/* Localisation of one map of h*w numbers against a mask of 0 and 1 (methods 2.7). */
+XG_API double xg_epg(const xg_real *map, const xg_real *mask, size_t count); /* sum M A+ / sum A+; 0 if
+                                                                                sum A+ < 1e-7          */
+XG_API double xg_iou(const xg_real *map, const xg_real *mask, size_t count, double threshold);
+                               /* A+, min-max normalised, > threshold, against the mask; empty union: 0 */
+
+XG_API double xg_accuracy(const xg_real *logits, const int *label, int n, int classes); /* in [0,1]     */
+
+/* Accuracy by group: counts that can be fed in batches. */
+typedef struct xg_groups { int count; int64_t seen[64]; int64_t right[64]; } xg_groups;
+XG_API void   xg_groups_add(xg_groups *g, int group, bool right);  /* group in [0,64), else ignored     */
+XG_API double xg_groups_accuracy(const xg_groups *g, int group);   /* NaN for an empty group            */
+XG_API double xg_groups_overall(const xg_groups *g);               /* micro accuracy                    */
+XG_API double xg_groups_mean(const xg_groups *g);                  /* mean of the groups' accuracies    */
+XG_API double xg_groups_worst(const xg_groups *g);                 /* the smallest                      */
+
+/* Multi-label micro F1: a logit >= 0 counts as positive (methods 2.7). */
+typedef struct xg_f1 { int64_t tp, fp, fn; } xg_f1;
+XG_API void   xg_f1_add(xg_f1 *f, const xg_real *logits, const xg_real *target, size_t count);
+XG_API double xg_f1_value(const xg_f1 *f);                         /* 2tp/(2tp+fp+fn); 0 when all zero   */
+
+/* ============================================================================================== *
+ *  [A11] files                                                                                   *
+ * ============================================================================================== */
+
+/* What loading did, by name. Lists are ", "-joined and cut with "..." when long. */
+typedef struct xg_load_report {
+    int  loaded, missing, unexpected, mismatched;   /* missing: in the store, not in the file          */
+    char missing_names[512], unexpected_names[512], mismatched_names[512];
+} xg_load_report;
+
+typedef struct xg_load_options {
+    bool        lenient;    /* accept trailing bytes, gaps, and unknown dtypes of unused tensors       */
+    bool        create;     /* add tensors that the store does not have (trainable)                    */
+    const char *skip;       /* ignore names that start so (say "fc.")                                  */
+} xg_load_options;
+
+/* safetensors. Both return a code and put the sentence in xg_params_error. Loading converts F64, F32,
+ * F16, BF16, I64, I32, I16, I8, U8, BOOL. Either all is loaded or, on an error, nothing is changed.
+ * Mismatched shapes are reported, not errors. Saving writes a temporary file and renames it. */
+XG_API xg_code xg_params_load(xg_params *params, const char *path, const xg_load_options *o,
+                              xg_load_report *report);
+XG_API xg_code xg_params_save(const xg_params *params, const char *path, xg_error *error);
+/* The same from and to memory. */
+XG_API xg_code xg_params_parse(xg_params *params, const void *bytes, size_t count,
+                               const xg_load_options *o, xg_load_report *report);
+
+/* A checkpoint is everything needed to go on bit by bit: weights, buffers, optimiser state, step
+ * counts, and `notes` of yours (text values by key: epoch, rng state, ...) in the file's metadata. */
+typedef struct xg_note { char key[48]; char value[208]; } xg_note;
+XG_API xg_code xg_checkpoint_save(xg_params *params, const char *path, const xg_note *notes, int count);
+XG_API xg_code xg_checkpoint_load(xg_params *params, const char *path, xg_note *notes, int max,
+                                  int *count);
+
+/* npy: reads <f4 <f8 <f2 |u1 |i1 <i4 <i8 |b1 in C order, up to four axes, as a leaf; writes <f4 (<f8
+ * in the double build). */
+XG_API xg_tensor *xg_npy_load(xg_tape *tape, const char *path);
+XG_API xg_tensor *xg_npy_parse(xg_tape *tape, const void *bytes, size_t count);
+XG_API xg_code    xg_npy_save(xg_tensor *x, const char *path);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* XGUIDE_H */
+
+/* ============================================================================================== *
+ * ============================================================================================== *
+ *  Half B: the implementation. In exactly one source file:                                       *
+ *      #define XG_IMPLEMENTATION                                                                 *
+ *      #include "xguide.h"                                                                       *
+ * ============================================================================================== *
+ * ============================================================================================== */
+
+/* This file includes itself once for every instruction set, and each such pass sees nothing but the
+ * kernels, so half B stands in three brackets: before the kernels, the kernels, after them. */
+#if defined(XG_IMPLEMENTATION) && !defined(XG__LEVEL) && !defined(XG__BUILT)
+
+#ifdef __FAST_MATH__
+#error "xguide.h: compile without -ffast-math (NaN, infinities and the order of sums matter here)"
+#endif
+
+/* ============================================================================================== *
+ *  [1] platform                                                                                  *
+ * ============================================================================================== */
+
+#include <limits.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* 1.1 Compilers. */
+
+/* How public functions are defined; how they are declared is XG_API. */
+#ifdef XG_STATIC
+#define XG_API_DEF XG_API
+#else
+#define XG_API_DEF
+#endif
+
+/* Small functions that must melt into their callers, even in a build for debugging. */
+#if defined(__GNUC__) || defined(__clang__)
+#define XG__INLINE static inline __attribute__((always_inline, unused))
+#else
+#define XG__INLINE static inline
+#endif
+
+/* Helpers that not every configuration calls. */
+#if defined(__GNUC__) || defined(__clang__)
+#define XG__UNUSED __attribute__((unused))
+#else
+#define XG__UNUSED
+#endif
+
+/* Before a loop with constant bounds: unroll it whole. At -O2 compilers do not do so unasked, and
+ * accumulators in an array then live in memory instead of registers. */
+#if defined(__clang__)
+#define XG__UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__) && __GNUC__ >= 8
+#define XG__UNROLL _Pragma("GCC unroll 64")
+#else
+#define XG__UNROLL
+#endif
+
+/* What must hold unless this file is wrong. Define it as assert to have it checked. */
+#ifndef XG_ASSERT
+#define XG_ASSERT(condition) ((void)0)
+#endif
+
+#define XG__JOIN_(a, b) a##b
+#define XG__JOIN(a, b)  XG__JOIN_(a, b)
+#define XG__TEXT_(a)    #a
+#define XG__TEXT(a)     XG__TEXT_(a)
+
+/* 1.2 Small things. */
+
+XG_API_DEF const char *xg_version(void) { return XG_VERSION; }
+
+/* a * b, or SIZE_MAX (which no allocator can give) when it does not fit. */
+XG__INLINE size_t xg__times(size_t a, size_t b)
+{
+    return b != 0 && a > SIZE_MAX / b ? SIZE_MAX : a * b;
+}
+
+XG__INLINE size_t xg__min(size_t a, size_t b) { return a < b ? a : b; }
+XG__INLINE size_t xg__max(size_t a, size_t b) { return a > b ? a : b; }
+
+XG_API_DEF xg_shape xg_shape4(int n, int c, int h, int w)
+{
+    xg_shape s;
+    s.n = n;
+    s.c = c;
+    s.h = h;
+    s.w = w;
+    return s;
+}
+
+/* No elements when an extent is below 1; SIZE_MAX when there are more than memory could hold. */
+XG_API_DEF size_t xg_shape_size(xg_shape s)
+{
+    if (s.n < 1 || s.c < 1 || s.h < 1 || s.w < 1) return 0;
+    return xg__times(xg__times((size_t)s.n, (size_t)s.c), xg__times((size_t)s.h, (size_t)s.w));
+}
+
+XG_API_DEF bool xg_shape_same(xg_shape a, xg_shape b)
+{
+    return a.n == b.n && a.c == b.c && a.h == b.h && a.w == b.w;
+}
+
+XG_API_DEF const char *xg_code_name(xg_code code)
+{
+    switch (code) {
+#define X(name, meaning) case XG_ERR_##name: return #name;
+    XG_ERRORS(X)
+#undef X
+    case XG_ERR_COUNT: break;
+    }
+    return "?";
+}
+
+XG_API_DEF const char *xg_code_meaning(xg_code code)
+{
+    switch (code) {
+#define X(name, meaning) case XG_ERR_##name: return meaning;
+    XG_ERRORS(X)
+#undef X
+    case XG_ERR_COUNT: break;
+    }
+    return "no such code";
+}
+
+/* 1.3 Random numbers (Steele, Lea, Flood 2014: splitmix). The state counts in steps of an odd constant,
+ *     so its period is 2^64, and a bijective scrambler turns the count into bits. */
+
+XG_API_DEF xg_rng xg_rng_seed(uint64_t seed)
+{
+    xg_rng rng;
+    rng.state = seed;
+    return rng;
+}
+
+XG_API_DEF uint64_t xg_rng_next(xg_rng *rng)
+{
+    uint64_t z = (rng->state += UINT64_C(0x9e3779b97f4a7c15));
+    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return z ^ (z >> 31);
+}
+
+XG_API_DEF double xg_rng_uniform(xg_rng *rng)
+{
+    return (double)(xg_rng_next(rng) >> 11) * (1.0 / 9007199254740992.0);   /* 53 bits of 2^53 */
+}
+
+/* Box and Muller, the cosine branch only: the sine would have to be kept until the next call, and the
+ * state would no longer be the whole state. */
+XG_API_DEF double xg_rng_normal(xg_rng *rng)
+{
+    const double radius = sqrt(-2.0 * log(1.0 - xg_rng_uniform(rng)));   /* the log of (0,1] */
+    return radius * cos(6.283185307179586477 * xg_rng_uniform(rng));
+}
+
+/* The high half of a 32-bit draw times n is uniform but for the draws whose low half falls into the
+ * first 2^32 mod n values: those are drawn again. */
+XG_API_DEF int xg_rng_below(xg_rng *rng, int n)
+{
+    uint32_t count, low;
+    uint64_t product;
+    if (n < 1) return 0;
+    count = (uint32_t)n;
+    do {
+        product = (xg_rng_next(rng) >> 32) * count;
+        low = (uint32_t)(product & 0xffffffffu);
+    } while (low < count && low < (0u - count) % count);
+    return (int)(product >> 32);
+}
+
+XG_API_DEF void xg_rng_shuffle(xg_rng *rng, int *items, int count)
+{
+    int i;
+    for (i = count - 1; i > 0; i--) {
+        const int j = xg_rng_below(rng, i + 1);
+        const int keep = items[i];
+        items[i] = items[j];
+        items[j] = keep;
+    }
+}
+
+/* ============================================================================================== *
+ *  [2] memory                                                                                    *
+ * ============================================================================================== */
+
+/* 2.1 An arena hands out pieces of chunks, one after the other, and takes them back all at once down to
+ *     a mark. A list holds the chunks; those up to `current` are in use, those behind it are free:
+ *
+ *         first -> [ full ] -> [ full ] -> [ current: used | free ] -> [ free ] -> [ free ]
+ *
+ *     A release only moves `current` back. The chunks stay, in order, so the next training step walks
+ *     through the very same ones and asks the allocator for nothing. */
+
+#define XG__ALIGN ((size_t)64)              /* a cache line, and the widest vector                  */
+#define XG__CHUNK_FIRST ((size_t)1 << 18)   /* chunks grow from 256 KiB ...                         */
+#define XG__CHUNK_LARGE ((size_t)1 << 26)   /* ... to 64 MiB, where the system gives huge pages     */
+
+/* Stands on an aligned address in front of its pieces and fills one XG__ALIGN. */
+typedef struct xg__chunk {
+    struct xg__chunk *next;
+    void  *memory;            /* as the allocator gave it                                           */
+    size_t bytes;             /* of pieces                                                          */
+} xg__chunk;
+
+typedef struct xg__arena {
+    void *(*alloc)(void *user, size_t bytes);
+    void  (*release)(void *user, void *memory);
+    void   *user;
+    bool    fixed;            /* the only chunk is the caller's buffer                              */
+    xg__chunk *first;
+    xg__chunk *current;       /* NULL: nothing is in use                                            */
+    size_t used;              /* bytes of the current chunk                                         */
+    size_t bytes;             /* handed out                                                         */
+    size_t peak;              /* the most ever handed out at once                                   */
+    size_t reserved;          /* taken from the allocator                                           */
+} xg__arena;
+
+/* Where an arena stood. */
+typedef struct xg__place { void *chunk; size_t used; size_t bytes; } xg__place;
+
+static void *xg__default_alloc(void *user, size_t bytes)
+{
+    (void)user;
+    return malloc(bytes);
+}
+
+static void xg__default_release(void *user, void *memory)
+{
+    (void)user;
+    free(memory);
+}
+
+/* For an allocator that comes without a way to give back. */
+static void xg__keep(void *user, void *memory)
+{
+    (void)user;
+    (void)memory;
+}
+
+XG__INLINE size_t xg__round_up(size_t bytes) { return (bytes + XG__ALIGN - 1) & ~(XG__ALIGN - 1); }
+
+XG__INLINE char *xg__chunk_pieces(xg__chunk *chunk) { return (char *)chunk + XG__ALIGN; }
+
+/* Makes a chunk of a piece of memory, NULL when not even its head fits. */
+static xg__chunk *xg__chunk_in(void *memory, size_t bytes)
+{
+    const size_t skip = (XG__ALIGN - (size_t)((uintptr_t)memory & (XG__ALIGN - 1))) & (XG__ALIGN - 1);
+    xg__chunk *chunk;
+    if (memory == NULL || bytes < skip + 2 * XG__ALIGN) return NULL;
+    chunk = (xg__chunk *)(void *)((char *)memory + skip);
+    chunk->next = NULL;
+    chunk->memory = memory;
+    chunk->bytes = (bytes - skip - XG__ALIGN) & ~(XG__ALIGN - 1);
+    return chunk;
+}
+
+static void xg__arena_open(xg__arena *a, const xg_config *config)
+{
+    memset(a, 0, sizeof *a);
+    a->alloc = xg__default_alloc;
+    a->release = xg__default_release;
+    if (config == NULL) return;
+    if (config->fixed != NULL) {
+        a->fixed = true;
+        a->reserved = config->fixed_bytes;
+        a->first = xg__chunk_in(config->fixed, config->fixed_bytes);
+    } else if (config->alloc != NULL) {
+        a->alloc = config->alloc;
+        a->release = config->release != NULL ? config->release : xg__keep;
+        a->user = config->memory_user;
+    }
+}
+
+/* Gives every chunk back. Harmless on an arena that was closed before. */
+static void xg__arena_close(xg__arena *a)
+{
+    xg__chunk *chunk = a->first;
+    a->first = NULL;
+    a->current = NULL;
+    a->used = a->bytes = a->reserved = 0;
+    if (a->fixed) return;
+    while (chunk != NULL) {
+        xg__chunk *next = chunk->next;
+        a->release(a->user, chunk->memory);
+        chunk = next;
+    }
+}
+
+/* The link that leads to the free chunks. */
+XG__INLINE xg__chunk **xg__arena_free(xg__arena *a)
+{
+    return a->current != NULL ? &a->current->next : &a->first;
+}
+
+/* A free chunk with room for `bytes`, out of the list; NULL when there is none. First fit: a step that
+ * repeats finds its chunks in the order in which it left them. */
+static xg__chunk *xg__arena_reuse(xg__arena *a, size_t bytes)
+{
+    xg__chunk **link;
+    for (link = xg__arena_free(a); *link != NULL; link = &(*link)->next) {
+        xg__chunk *chunk = *link;
+        if (chunk->bytes >= bytes) {
+            *link = chunk->next;
+            return chunk;
+        }
+    }
+    return NULL;
+}
+
+/* A new chunk with room for `bytes`. Each is as large as all before it, within limits. */
+static xg__chunk *xg__arena_grow(xg__arena *a, size_t bytes)
+{
+    size_t ask = xg__min(xg__max(a->reserved, XG__CHUNK_FIRST), XG__CHUNK_LARGE);
+    xg__chunk *chunk;
+    void *memory;
+    if (a->fixed) return NULL;
+    ask = xg__max(ask, bytes + 2 * XG__ALIGN);   /* its head, and what alignment may skip */
+    memory = a->alloc(a->user, ask);
+    chunk = xg__chunk_in(memory, ask);
+    if (chunk != NULL) a->reserved += ask;
+    return chunk;
+}
+
+/* Makes a chunk with room for `bytes` the current one. */
+static bool xg__arena_advance(xg__arena *a, size_t bytes)
+{
+    xg__chunk *chunk = xg__arena_reuse(a, bytes);
+    xg__chunk **link = xg__arena_free(a);
+    if (chunk == NULL) chunk = xg__arena_grow(a, bytes);
+    if (chunk == NULL) return false;
+    chunk->next = *link;
+    *link = chunk;
+    a->current = chunk;
+    a->used = 0;
+    return true;
+}
+
+/* `bytes` of memory on a 64-byte boundary and padded to a multiple of 64, with anything in them. NULL:
+ * no memory, and the arena is as it was. */
+static void *xg__arena_take(xg__arena *a, size_t bytes)
+{
+    char *piece;
+    if (bytes > SIZE_MAX / 2) return NULL;
+    bytes = xg__max(xg__round_up(bytes), XG__ALIGN);
+    if (a->current == NULL || a->current->bytes - a->used < bytes) {
+        if (!xg__arena_advance(a, bytes)) return NULL;
+    }
+    piece = xg__chunk_pieces(a->current) + a->used;
+    a->used += bytes;
+    a->bytes += bytes;
+    a->peak = xg__max(a->peak, a->bytes);
+    return piece;
+}
+
+/* 2.2 Marks. Releasing to a place ends every piece taken after it; places nest like brackets. */
+
+static xg__place xg__arena_mark(const xg__arena *a)
+{
+    xg__place place;
+    place.chunk = a->current;
+    place.used = a->used;
+    place.bytes = a->bytes;
+    return place;
+}
+
+static void xg__arena_release(xg__arena *a, xg__place place)
+{
+    a->current = (xg__chunk *)place.chunk;
+    a->used = place.used;
+    a->bytes = place.bytes;
+}
+/* ============================================================================================== *
+ *  [3] kernels                                                                                   *
+ * ============================================================================================== */
+
+/* 3.0 What a kernel is told. A job is plain data; a range [begin,end) of its units may run on any
+ *     thread, and the bits of the result do not depend on how the units were cut. */
+
+/* Workers, and memory for them. Kernels with several phases call `parallel` once a phase. */
+typedef struct xg__team {
+    int    workers;
+    void (*parallel)(void *user, int tasks, void (*run)(void *context, int task, int worker),
+                     void *context);
+    void  *user;
+    xg_real *scratch;          /* as many bytes as the job's ..._scratch function asked for          */
+} xg__team;
+
+/* Pointwise, p and q the operation's numbers. Units are blocks of 16 numbers; buffers are padded. */
+typedef struct xg__map_job { const xg_real *x; xg_real *y; xg_real p, q; } xg__map_job;
+
+/* Broadcasting pair over up to four collapsed axes, the last the innermost: y is contiguous, a and b
+ * move by step[axis] (0: broadcast). On the innermost axis a step is 0 or 1. Units are rows (the
+ * product of all extents but the last). One row only: units are blocks of 16, as in a map. */
+typedef struct xg__zip_job {
+    const xg_real *a, *b;
+    xg_real *y;
+    int    axes;
+    size_t extent[4];
+    size_t step_a[4], step_b[4];
+} xg__zip_job;
+
+/* y[i,j] = sum over r,s of x[r,i,s,j], x contiguous with these extents: up to two summed axes around a
+ * kept one, and a kept innermost one. Sums run in double: s fastest, then r. When kept == 1 and
+ * inner == 1 the innermost sum has a fixed tree of 16 lanes. Units are outputs i (outer kept). */
+typedef struct xg__sum_job {
+    const xg_real *x;
+    xg_real *y;
+    size_t r, i, s, j;
+} xg__sum_job;
+
+/* C[m,n] = op(A) op(B), `batch` of them, step_* apart (0: the same matrix again). Row-major, dense:
+ * A is m x k (k x m when ta), B is k x n (n x k when tb). */
+typedef struct xg__gemm_job {
+    int m, n, k, batch;
+    bool ta, tb;
+    const xg_real *a, *b;
+    xg_real *c;
+    size_t step_a, step_b, step_c;
+} xg__gemm_job;
+
+/* One of the convolution trio; x [n,c,h,w], w [o,c/groups,kh,kw], g [n,o,oh,ow]. `y` is the one that is
+ * computed: g for forward, x for input gradient, w for weight gradient; its own pointer is unused. */
+typedef enum xg__conv_kind { XG__CONV, XG__CONV_DX, XG__CONV_DW } xg__conv_kind;
+typedef struct xg__conv_job {
+    xg__conv_kind kind;
+    int n, c, h, w, o, kh, kw, oh, ow, stride, pad, dilation, groups;
+    const xg_real *px, *pw, *pg;
+    xg_real *y;
+} xg__conv_job;
+
+/* The pointwise operations that have a vector kernel: X(name, expression in v, p, q) and, for pairs,
+ * X(name, expression in a, b). */
+#define XG__MAPS(X) X(exp) X(log) X(sqrt) X(pow) X(sigmoid) X(tanh) X(softplus) X(abs) X(affine) \
+    X(relu) X(clamp) X(sign) X(step) X(within)
+#define XG__ZIPS(X) X(add) X(sub) X(mul) X(div) X(max) X(min) X(less) X(gate)
+
+enum {
+#define X(name) XG__MAP_##name,
+    XG__MAPS(X)
+#undef X
+    XG__MAP_COUNT
+};
+enum {
+#define X(name) XG__ZIP_##name,
+    XG__ZIPS(X)
+#undef X
+    XG__ZIP_COUNT
+};
+
+/* One instruction set's kernels. */
+typedef struct xg__kernels {
+    const char *name;                                           /* "avx512"                          */
+    void   (*map[XG__MAP_COUNT])(const xg__map_job *job, size_t begin, size_t end);
+    void   (*zip[XG__ZIP_COUNT])(const xg__zip_job *job, size_t begin, size_t end);
+    void   (*sum)(const xg__sum_job *job, size_t begin, size_t end);
+    size_t (*gemm_scratch)(const xg__gemm_job *job, int workers);   /* bytes                         */
+    void   (*gemm)(const xg__gemm_job *job, const xg__team *team);
+    size_t (*conv_scratch)(const xg__conv_job *job, int workers);   /* bytes                         */
+    void   (*conv)(const xg__conv_job *job, const xg__team *team);
+} xg__kernels;
+
+/* 3.0.1 One pass for each instruction set.
+ *
+ * The text from here to the end of section 3 is written once and compiled several times: this file
+ * includes itself with XG__LEVEL set to the name of a level, and such a pass sees only that text, with the
+ * compiler told that it may use that level's instructions. In it, XG_(name) is xg__LEVEL_name. So a user
+ * who compiles with plain -O2 has all levels in one binary, and the machine chooses when it runs. */
+
+/* Who can do that: gcc and clang. Any other compiler gets the scalar level. */
+#define XG__LEVEL_SCALAR 1
+#define XG__LEVEL_NEON   2
+#define XG__LEVEL_WASM   3
+#define XG__LEVEL_AVX2   4
+#define XG__LEVEL_AVX512 5
+
+#if 1 || defined(XG_DOUBLE) || defined(XG_NO_SIMD)   /* until the levels are written */
+    /* Scalar only. */
+#elif defined(_MSC_VER) || defined(__INTEL_COMPILER) || defined(__TINYC__)
+    /* They claim to be one of the two, or accept half of what is needed. */
+#elif !defined(__clang__) && (!defined(__GNUC__) || __GNUC__ < 8)
+    /* Unknown or too old. */
+#elif defined(__x86_64__)
+#ifndef XG_NO_AVX2
+#define XG__HAS_AVX2
+#endif
+#ifndef XG_NO_AVX512
+#define XG__HAS_AVX512
+#endif
+#elif defined(__aarch64__) && defined(__ARM_NEON) && !defined(__AARCH64EB__)
+#ifndef XG_NO_NEON
+#define XG__HAS_NEON
+#endif
+#elif defined(__wasm_simd128__)
+#ifndef XG_NO_WASM
+#define XG__HAS_WASM
+#endif
+#endif
+
+/* Their headers cannot be included inside a pass. */
+#if defined(XG__HAS_AVX2) || defined(XG__HAS_AVX512)
+#include <cpuid.h>
+#include <immintrin.h>
+#endif
+#ifdef XG__HAS_NEON
+#include <arm_neon.h>
+#endif
+#ifdef XG__HAS_WASM
+#include <wasm_simd128.h>
+#endif
+
+/* What this file is called, for those who renamed it. */
+#ifndef XG_HEADER
+#define XG_HEADER "xguide.h"
+#endif
+
+/* No level may fuse a product and a sum on its own. clang is told so (and told at the end of the kernels
+ * to go back to what the command line says); gcc has no such switch inside a file, hence the rule of
+ * section 3: a product never feeds a sum, except through fma. */
+#ifdef __clang__
+#pragma STDC FP_CONTRACT OFF
+#endif
+
+#define XG__LEVEL scalar
+#define XG__PASS XG__LEVEL_SCALAR
+#include XG_HEADER
+#undef XG__LEVEL
+
+#ifdef XG__HAS_NEON
+#define XG__LEVEL neon
+#define XG__PASS XG__LEVEL_NEON
+#include XG_HEADER
+#undef XG__LEVEL
+#endif
+
+#ifdef XG__HAS_WASM
+#define XG__LEVEL wasm
+#define XG__PASS XG__LEVEL_WASM
+#include XG_HEADER
+#undef XG__LEVEL
+#endif
+
+#ifdef XG__HAS_AVX2
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+#define XG__LEVEL avx2
+#define XG__PASS XG__LEVEL_AVX2
+#include XG_HEADER
+#undef XG__LEVEL
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
+#ifdef XG__HAS_AVX512
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
+#endif
+#define XG__LEVEL avx512
+#define XG__PASS XG__LEVEL_AVX512
+#include XG_HEADER
+#undef XG__LEVEL
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
+#ifdef __clang__
+#pragma STDC FP_CONTRACT DEFAULT
+#endif
+
+/* 3.0.2 Which level runs. */
+
+#if defined(XG__HAS_AVX2) || defined(XG__HAS_AVX512)
+/* Which vector registers the operating system saves when it switches threads (its XCR0). A processor
+ * that has the instructions under a system that does not know them would lose their contents. */
+static uint32_t xg__saved_registers(void)
+{
+    uint32_t low = 0, high = 0;
+    __asm__ __volatile__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low;
+}
+
+/* Whether processor and system run a level; see the vendors' descriptions of CPUID leaves 1 and 7. */
+static bool xg__x86_runs(bool avx512)
+{
+    const unsigned need_1 = 1u << 12 | 1u << 27 | 1u << 28;               /* FMA, OSXSAVE, AVX      */
+    const unsigned need_7 = avx512 ? 1u << 5 | 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31
+                                   : 1u << 5;                             /* AVX2; F, DQ, BW, VL    */
+    const uint32_t need_saved = avx512 ? 0xe6 : 0x06;                     /* xmm, ymm; k, zmm       */
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & need_1) != need_1) return false;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (b & need_7) != need_7) return false;
+    return (xg__saved_registers() & need_saved) == need_saved;
+}
+#endif
+
+/* The i-th level that this machine runs, "scalar" first and the best last; NULL past the end. */
+static const xg__kernels *xg__kernels_at(int i)
+{
+    const xg__kernels *found[5];
+    int count = 0;
+    found[count++] = &xg__scalar_kernels;
+#ifdef XG__HAS_NEON
+    found[count++] = &xg__neon_kernels;
+#endif
+#ifdef XG__HAS_WASM
+    found[count++] = &xg__wasm_kernels;
+#endif
+#ifdef XG__HAS_AVX2
+    if (xg__x86_runs(false)) found[count++] = &xg__avx2_kernels;
+#endif
+#ifdef XG__HAS_AVX512
+    if (xg__x86_runs(true)) found[count++] = &xg__avx512_kernels;
+#endif
+    return i >= 0 && i < count ? found[i] : NULL;
+}
+
+XG_API_DEF int xg_simd_count(void)
+{
+    int count = 0;
+    while (xg__kernels_at(count) != NULL) count++;
+    return count;
+}
+
+XG_API_DEF const char *xg_simd_name(int i)
+{
+    const xg__kernels *kernels = xg__kernels_at(i);
+    return kernels != NULL ? kernels->name : NULL;
+}
+
+XG_API_DEF const char *xg_simd_best(void) { return xg_simd_name(xg_simd_count() - 1); }
+
+/* The kernels of a level by name, NULL when it is unknown or does not run here. No name: what the
+ * environment variable XG_SIMD says, else the best. */
+static const xg__kernels *xg__kernels_find(const char *name)
+{
+    const xg__kernels *kernels;
+    int i;
+    if (name == NULL) name = getenv("XG_SIMD");
+    if (name == NULL || name[0] == '\0') name = xg_simd_best();
+    for (i = 0; (kernels = xg__kernels_at(i)) != NULL; i++) {
+        if (strcmp(kernels->name, name) == 0) return kernels;
+    }
+    return NULL;
+}
+
+#endif /* before the kernels */
+
+#ifdef XG__LEVEL
+
+/* From here to 3.6: compiled once for each level (see 3.0.1). Every name goes through XG_. */
+#define XG_(name) XG__JOIN(XG__JOIN(xg__, XG__LEVEL), XG__JOIN(_, name))
+
+/* 3.1 The vector type. Each level defines the same names, and each with the same result, bit for bit:
+ *
+ *   v, m, w         a vector of XG__LANES numbers, of as many truths, of as many doubles ("wide")
+ *   load, store     anywhere in memory; load_part, store_part: the first n < XG__LANES numbers of a
+ *                   vector only, the others read as 0 and are not written
+ *   set1            the same number everywhere
+ *   add sub mul div sqrt    as IEEE 754 has them
+ *   fma, fnma       a*b + c and c - a*b, rounded once (wasm: twice)
+ *   min, max        a < b ? a : b and a > b ? a : b; so b where one of them is NaN
+ *   abs neg copysign        bits only
+ *   less less_equal select  select(m, a, b) is a where m holds, else b
+ *   scale           v * 2^n, rounded once, for |v| in [1/2,2] and whole n in [-150,128]
+ *   exponent, mantissa      of a normal v > 0: v = mantissa * 2^exponent, mantissa in [0.707,1.414)
+ *   transpose       a square of XG__LANES rows into another
+ *   wide_zero, wide_load (from numbers), wide_load_part, wide_add, wide_store (as doubles), narrow
+ *
+ * XG__MR rows of XG__NV vectors are what the matrix product of 3.5 keeps in registers. */
+
+#if XG__PASS == XG__LEVEL_SCALAR
+
+#define XG__LANES 1
+#define XG__MR 4
+#define XG__NV 2
+typedef xg_real XG_(v);
+typedef bool    XG_(m);
+typedef double  XG_(w);
+
+XG__INLINE XG_(v) XG_(load)(const xg_real *p)               { return *p; }
+XG__INLINE void   XG_(store)(xg_real *p, XG_(v) a)          { *p = a; }
+XG__INLINE XG_(v) XG_(load_part)(const xg_real *p, size_t n)       { return n ? *p : 0; }
+XG__INLINE void   XG_(store_part)(xg_real *p, XG_(v) a, size_t n)  { if (n) *p = a; }
+XG__INLINE XG_(v) XG_(set1)(xg_real x)                      { return x; }
+XG__INLINE XG_(v) XG_(add)(XG_(v) a, XG_(v) b)              { return a + b; }
+XG__INLINE XG_(v) XG_(sub)(XG_(v) a, XG_(v) b)              { return a - b; }
+XG__INLINE XG_(v) XG_(mul)(XG_(v) a, XG_(v) b)              { return a * b; }
+XG__INLINE XG_(v) XG_(div)(XG_(v) a, XG_(v) b)              { return a / b; }
+XG__INLINE XG_(v) XG_(min)(XG_(v) a, XG_(v) b)              { return a < b ? a : b; }
+XG__INLINE XG_(v) XG_(max)(XG_(v) a, XG_(v) b)              { return a > b ? a : b; }
+XG__INLINE XG_(v) XG_(neg)(XG_(v) a)                        { return -a; }
+XG__INLINE XG_(m) XG_(less)(XG_(v) a, XG_(v) b)             { return a < b; }
+XG__INLINE XG_(m) XG_(less_equal)(XG_(v) a, XG_(v) b)       { return a <= b; }
+XG__INLINE XG_(v) XG_(select)(XG_(m) m, XG_(v) a, XG_(v) b) { return m ? a : b; }
+
+XG__INLINE XG_(w) XG_(wide_zero)(void)                      { return 0; }
+XG__INLINE XG_(w) XG_(wide_load)(const xg_real *p)          { return (double)*p; }
+XG__INLINE XG_(w) XG_(wide_load_part)(const xg_real *p, size_t n) { return n ? (double)*p : 0; }
+XG__INLINE XG_(w) XG_(wide_add)(XG_(w) a, XG_(w) b)         { return a + b; }
+XG__INLINE void   XG_(wide_store)(double *p, XG_(w) a)      { *p = a; }
+XG__INLINE XG_(v) XG_(narrow)(XG_(w) a)                     { return (xg_real)a; }
+
+XG__INLINE void XG_(transpose)(const xg_real *from, size_t from_stride, xg_real *to, size_t to_stride)
+{
+    (void)from_stride;
+    (void)to_stride;
+    *to = *from;
+}
+
+#ifdef XG_DOUBLE
+
+XG__INLINE XG_(v) XG_(fma)(XG_(v) a, XG_(v) b, XG_(v) c)    { return a * b + c; }
+XG__INLINE XG_(v) XG_(sqrt)(XG_(v) a)                       { return sqrt(a); }
+XG__INLINE XG_(v) XG_(abs)(XG_(v) a)                        { return fabs(a); }
+XG__INLINE XG_(v) XG_(copysign)(XG_(v) a, XG_(v) b)         { return copysign(a, b); }
+
+#else
+
+XG__INLINE XG_(v) XG_(sqrt)(XG_(v) a)                       { return sqrtf(a); }
+XG__INLINE XG_(v) XG_(abs)(XG_(v) a)                        { return fabsf(a); }
+XG__INLINE XG_(v) XG_(copysign)(XG_(v) a, XG_(v) b)         { return copysignf(a, b); }
+
+XG__INLINE uint32_t XG_(bits)(XG_(v) a) { uint32_t u; memcpy(&u, &a, 4); return u; }
+XG__INLINE XG_(v) XG_(of_bits)(uint32_t u) { XG_(v) a; memcpy(&a, &u, 4); return a; }
+
+/* A double holds the product of two floats exactly. Its sum with c is rounded here to 53 bits and then
+ * to 24, which is wrong only if the first rounding lands half-way between two floats. So it is rounded
+ * to odd instead: when inexact and even, one unit towards the true value. */
+static XG__UNUSED XG_(v) XG_(fma_careful)(double product, double c)
+{
+    const double sum = product + c, part = sum - product;
+    const double error = (product - (sum - part)) + (c - part);
+    uint64_t u;
+    double odd;
+    memcpy(&u, &sum, 8);
+    if (error != 0 && (u & 1) == 0 && sum - sum == 0) {
+        if (sum == 0) return (XG_(v))error;
+        u = (error > 0) == (sum > 0) ? u + 1 : u - 1;
+    }
+    memcpy(&odd, &u, 8);
+    return (XG_(v))odd;
+}
+
+XG__INLINE XG_(v) XG_(fma)(XG_(v) a, XG_(v) b, XG_(v) c)
+{
+#if defined(__wasm__)
+    return a * b + c;                         /* as the wasm level has it */
+#elif defined(__FP_FAST_FMAF) || defined(__FMA__) || defined(__aarch64__)
+    return fmaf(a, b, c);                     /* one instruction */
+#else
+    const double product = (double)a * (double)b, sum = product + (double)c;
+    uint64_t u;
+    memcpy(&u, &sum, 8);
+    if ((u & 0x1fffffff) != 0x10000000 && fabs(sum) > 1e-37) return (XG_(v))sum;
+    return XG_(fma_careful)(product, (double)c);
+#endif
+}
+
+/* Adding 1.5 * 2^23 puts a whole number into the low bits. */
+XG__INLINE XG_(v) XG_(pow2)(XG_(v) n)
+{
+    return XG_(of_bits)((XG_(bits)(n + 12582912.0f) + 127u) << 23);
+}
+
+/* Two factors, each a normal number; only the second product can round. */
+XG__INLINE XG_(v) XG_(scale)(XG_(v) a, XG_(v) n)
+{
+    const XG_(v) half = XG_(fma)(n, 0.5f, 12582912.0f) - 12582912.0f;
+    return a * XG_(pow2)(half) * XG_(pow2)(n - half);
+}
+
+XG__INLINE XG_(v) XG_(exponent)(XG_(v) a)
+{
+    return (XG_(v))((int)((XG_(bits)(a) + 0x004afb0du) >> 23) - 127);
+}
+
+XG__INLINE XG_(v) XG_(mantissa)(XG_(v) a)
+{
+    return XG_(of_bits)(((XG_(bits)(a) + 0x004afb0du) & 0x007fffffu) + 0x3f3504f3u);
+}
+
+#endif
+
+XG__INLINE XG_(v) XG_(fnma)(XG_(v) a, XG_(v) b, XG_(v) c)   { return XG_(fma)(-a, b, c); }
+
+#endif /* levels */
+
+/* 3.2 Vector mathematics. One text for all levels, from the operations above only. */
+
+#ifdef XG_DOUBLE
+
+XG__INLINE XG_(v) XG_(exp)(XG_(v) x)            { return exp(x); }
+XG__INLINE XG_(v) XG_(log)(XG_(v) x)            { return log(x); }
+XG__INLINE XG_(v) XG_(log1p)(XG_(v) x)          { return log1p(x); }
+XG__INLINE XG_(v) XG_(tanh)(XG_(v) x)           { return tanh(x); }
+XG__INLINE XG_(v) XG_(pow)(XG_(v) x, xg_real p) { return pow(x, p); }
+
+#else
+
+/* The whole number next to x * factor; the product must stay below 2^22. */
+XG__INLINE XG_(v) XG_(nearest)(XG_(v) x, float factor)
+{
+    const XG_(v) shift = XG_(set1)(12582912.0f);
+    return XG_(sub)(XG_(fma)(x, XG_(set1)(factor), shift), shift);
+}
+
+/* ln 2 in two parts, the first so short that its product with a whole number below 2^15 is exact. */
+#define XG__LN2_HIGH 0.693359375f
+#define XG__LN2_LOW  (-2.12194440e-4f)
+#define XG__LOG2_E   1.44269504f
+
+/* e^r - 1 for |r| <= (ln 2)/2: r + r^2 Q(r), Q the minimax polynomial for a relative error of 2^-28. */
+XG__INLINE XG_(v) XG_(expm1_core)(XG_(v) r)
+{
+    XG_(v) q = XG_(set1)(1.383893541e-3f);
+    q = XG_(fma)(q, r, XG_(set1)(8.369193412e-3f));
+    q = XG_(fma)(q, r, XG_(set1)(4.166810215e-2f));
+    q = XG_(fma)(q, r, XG_(set1)(1.666651666e-1f));
+    q = XG_(fma)(q, r, XG_(set1)(4.999999404e-1f));
+    return XG_(fma)(XG_(mul)(r, r), q, r);
+}
+
+/* e^(x + low), |low| far below |x|: e^x = 2^n e^r. The limits lie where the result has become 0 or
+ * infinity, and stand first so that NaN passes. */
+XG__INLINE XG_(v) XG_(exp_sum)(XG_(v) x, XG_(v) low)
+{
+    XG_(v) n, r;
+    x = XG_(min)(XG_(set1)(89.0f), XG_(max)(XG_(set1)(-104.0f), x));
+    n = XG_(nearest)(x, XG__LOG2_E);
+    r = XG_(fnma)(n, XG_(set1)(XG__LN2_HIGH), x);
+    r = XG_(add)(XG_(fnma)(n, XG_(set1)(XG__LN2_LOW), r), low);
+    return XG_(scale)(XG_(add)(XG_(set1)(1.0f), XG_(expm1_core)(r)), n);
+}
+
+XG__INLINE XG_(v) XG_(exp)(XG_(v) x) { return XG_(exp_sum)(x, XG_(set1)(0.0f)); }
+
+/* P of ln(1 + f) = f - f^2/2 + f^3 P(f), sqrt(1/2) <= 1 + f <= sqrt(2); relative error 2^-28. */
+XG__INLINE XG_(v) XG_(log_core)(XG_(v) f)
+{
+    XG_(v) q = XG_(set1)(6.746663153e-2f);
+    q = XG_(fma)(q, f, XG_(set1)(-1.167564020e-1f));
+    q = XG_(fma)(q, f, XG_(set1)(1.188814491e-1f));
+    q = XG_(fma)(q, f, XG_(set1)(-1.240558922e-1f));
+    q = XG_(fma)(q, f, XG_(set1)(1.421955526e-1f));
+    q = XG_(fma)(q, f, XG_(set1)(-1.666799635e-1f));
+    q = XG_(fma)(q, f, XG_(set1)(2.000211924e-1f));
+    q = XG_(fma)(q, f, XG_(set1)(-2.500000894e-1f));
+    return XG_(fma)(q, f, XG_(set1)(3.333331347e-1f));
+}
+
+/* x = 2^e (1 + f); a denormal x is brought into the normal range first. */
+XG__INLINE void XG_(log_split)(XG_(v) x, XG_(v) *e, XG_(v) *f)
+{
+    const XG_(m) tiny = XG_(less)(x, XG_(set1)(1.17549435e-38f));
+    const XG_(v) y = XG_(select)(tiny, XG_(mul)(x, XG_(set1)(8388608.0f)), x);
+    const XG_(v) shift = XG_(select)(tiny, XG_(set1)(23.0f), XG_(set1)(0.0f));
+    *e = XG_(sub)(XG_(exponent)(y), shift);
+    *f = XG_(sub)(XG_(mantissa)(y), XG_(set1)(1.0f));
+}
+
+XG__INLINE XG_(v) XG_(log)(XG_(v) x)
+{
+    const XG_(v) zero = XG_(set1)(0.0f);
+    XG_(v) e, f, f2, u, y;
+    XG_(log_split)(x, &e, &f);
+    f2 = XG_(mul)(f, f);
+    u = XG_(fma)(f, XG_(log_core)(f), XG_(set1)(-0.5f));
+    y = XG_(add)(f, XG_(fma)(e, XG_(set1)(XG__LN2_LOW), XG_(mul)(f2, u)));
+    y = XG_(fma)(e, XG_(set1)(XG__LN2_HIGH), y);
+    y = XG_(select)(XG_(less)(x, XG_(set1)(INFINITY)), y, x);          /* infinity, NaN */
+    u = XG_(select)(XG_(less)(x, zero), XG_(set1)(NAN), XG_(set1)(-INFINITY));
+    return XG_(select)(XG_(less_equal)(x, zero), u, y);
+}
+
+/* ln(1 + x) for x in [0,1]: above sqrt(2) - 1, ln 2 + ln((1 + x)/2). */
+XG__INLINE XG_(v) XG_(log1p)(XG_(v) x)
+{
+    const XG_(m) small = XG_(less)(x, XG_(set1)(0.41421357f));
+    const XG_(v) f = XG_(select)(small, x, XG_(fma)(x, XG_(set1)(0.5f), XG_(set1)(-0.5f)));
+    const XG_(v) u = XG_(fma)(f, XG_(log_core)(f), XG_(set1)(-0.5f));
+    const XG_(v) y = XG_(fma)(XG_(mul)(f, f), u, f);
+    return XG_(select)(small, y, XG_(add)(y, XG_(set1)(0.693147181f)));
+}
+
+/* (e^2x - 1) / (e^2x + 1) with e^2x - 1 = 2^n (e^r - 1) + (2^n - 1), which keeps the small x exact. */
+XG__INLINE XG_(v) XG_(tanh)(XG_(v) x)
+{
+    const XG_(v) one = XG_(set1)(1.0f);
+    const XG_(v) y = XG_(mul)(XG_(set1)(2.0f), XG_(min)(XG_(set1)(10.0f), XG_(abs)(x)));
+    const XG_(v) n = XG_(nearest)(y, XG__LOG2_E);
+    const XG_(v) power = XG_(scale)(one, n);
+    XG_(v) r = XG_(fnma)(n, XG_(set1)(XG__LN2_HIGH), y);
+    r = XG_(expm1_core)(XG_(fnma)(n, XG_(set1)(XG__LN2_LOW), r));
+    r = XG_(fma)(power, r, XG_(sub)(power, one));
+    return XG_(copysign)(XG_(div)(r, XG_(add)(r, XG_(set1)(2.0f))), x);
+}
+
+/* x^n by squaring. */
+XG__INLINE XG_(v) XG_(power)(XG_(v) x, int n)
+{
+    XG_(v) y = XG_(set1)(1.0f);
+    for (; n > 0; n >>= 1) {
+        if (n & 1) y = XG_(mul)(y, x);
+        x = XG_(mul)(x, x);
+    }
+    return y;
+}
+
+/* ln x as high + low, about 28 bits of it: the exponent of pow multiplies its error. Every low part is
+ * the exact error of the sum or product before it (but for wasm, whose fma cannot see it). */
+XG__INLINE void XG_(log_pair)(XG_(v) x, XG_(v) *high, XG_(v) *low)
+{
+    const XG_(v) half = XG_(set1)(0.5f), ln2 = XG_(set1)(XG__LN2_HIGH);
+    XG_(v) e, f, f2, s, t, l;
+    XG_(log_split)(x, &e, &f);
+    f2 = XG_(mul)(f, f);
+    s = XG_(fnma)(half, f2, f);                                        /* f - f^2/2 ...           */
+    l = XG_(fnma)(half, f2, XG_(sub)(f, s));                           /* ... its rounding error  */
+    l = XG_(fnma)(half, XG_(fma)(f, f, XG_(neg)(f2)), l);              /* ... and that of f^2     */
+    l = XG_(fma)(XG_(mul)(f, f2), XG_(log_core)(f), l);
+    t = XG_(fma)(e, ln2, s);
+    l = XG_(add)(l, XG_(sub)(s, XG_(fnma)(e, ln2, t)));
+    l = XG_(fma)(e, XG_(set1)(XG__LN2_LOW), l);
+    *high = XG_(add)(t, l);
+    *low = XG_(sub)(l, XG_(sub)(*high, t));
+}
+
+/* x^p through e^(p ln x); a negative x only if p is whole, and odd decides the sign. */
+XG__INLINE XG_(v) XG_(pow_general)(XG_(v) x, float p, bool whole, bool odd)
+{
+    const XG_(v) zero = XG_(set1)(0.0f), vp = XG_(set1)(p);
+    const XG_(v) a = whole ? XG_(abs)(x) : x;
+    XG_(v) high, low, t, y;
+    XG_(log_pair)(a, &high, &low);
+    t = XG_(mul)(vp, high);
+    low = XG_(fma)(vp, low, XG_(fma)(vp, high, XG_(neg)(t)));
+    y = XG_(exp_sum)(t, low);
+    t = p > 0 ? a : XG_(div)(XG_(set1)(1.0f), a);
+    y = XG_(select)(XG_(less)(a, XG_(set1)(INFINITY)), y, t);          /* infinity, NaN */
+    t = XG_(select)(XG_(less)(a, zero), XG_(set1)(NAN), XG_(set1)(p > 0 ? 0.0f : INFINITY));
+    y = XG_(select)(XG_(less_equal)(a, zero), t, y);
+    return odd ? XG_(copysign)(y, x) : y;
+}
+
+/* x^p. The exponents that occur (2, 3, 0.5, -1, -0.5, 1.5 and their like) are products of x, 1/x and
+ * its root; p is the same for all lanes, so the processor foresees every branch. */
+XG__INLINE XG_(v) XG_(pow)(XG_(v) x, xg_real p)
+{
+    const float size = fabsf(p);
+    const int twice = size <= 16.0f ? (int)(2.0f * size) : 0;
+    const bool whole = size >= 8388608.0f || (float)(int)size == size;
+    XG_(v) y;
+    if (!(size <= 16.0f) || (float)twice != 2.0f * size) {
+        return XG_(pow_general)(x, p, whole, whole && size < 16777216.0f && ((int)size & 1) != 0);
+    }
+    if (p < 0) x = XG_(div)(XG_(set1)(1.0f), x);
+    y = XG_(power)(x, twice / 2);
+    if (twice & 1) y = XG_(mul)(y, XG_(sqrt)(XG_(add)(x, XG_(set1)(0.0f))));
+    return y;
+}
+
+#endif
+
+/* 1/(1+e^-x) from e^-|x|, which cannot overflow. */
+XG__INLINE XG_(v) XG_(sigmoid)(XG_(v) x)
+{
+    const XG_(v) one = XG_(set1)(1);
+    const XG_(v) e = XG_(exp)(XG_(neg)(XG_(abs)(x)));
+    const XG_(v) top = XG_(select)(XG_(less)(x, XG_(set1)(0)), e, one);
+    return XG_(div)(top, XG_(add)(one, e));
+}
+
+/* ln(1+e^x) = max(x,0) + ln(1+e^-|x|). */
+XG__INLINE XG_(v) XG_(softplus)(XG_(v) x)
+{
+    const XG_(v) e = XG_(exp)(XG_(neg)(XG_(abs)(x)));
+    return XG_(add)(XG_(max)(x, XG_(set1)(0)), XG_(log1p)(e));
+}
+
+/* 3.3 Pointwise kernels: a vector expression and a loop each. */
+
+/* In x, p, q. Buffers are padded to whole units, so there is no tail (and padding is written). */
+#define XG__MAP(name, expression)                                                                  \
+    static void XG_(map_##name)(const xg__map_job *job, size_t begin, size_t end)                  \
+    {                                                                                              \
+        const XG_(v) p = XG_(set1)(job->p), q = XG_(set1)(job->q);                                 \
+        size_t i;                                                                                  \
+        for (i = 16 * begin; i < 16 * end; i += XG__LANES) {                                       \
+            const XG_(v) x = XG_(load)(job->x + i);                                                \
+            XG_(store)(job->y + i, expression);                                                    \
+        }                                                                                          \
+        (void)p;                                                                                   \
+        (void)q;                                                                                   \
+    }
+
+/* Where m holds 1, else 0. */
+XG__INLINE XG_(v) XG_(truth)(XG_(m) m) { return XG_(select)(m, XG_(set1)(1), XG_(set1)(0)); }
+
+/* Zeros and NaN pass through. */
+XG__INLINE XG_(v) XG_(sign)(XG_(v) x)
+{
+    const XG_(v) zero = XG_(set1)(0);
+    const XG_(v) y = XG_(select)(XG_(less)(x, zero), XG_(set1)(-1), x);
+    return XG_(select)(XG_(less)(zero, x), XG_(set1)(1), y);
+}
+
+XG__INLINE XG_(v) XG_(within)(XG_(v) x, XG_(v) p, XG_(v) q)
+{
+    const XG_(v) below = XG_(truth)(XG_(less_equal)(x, q));
+    return XG_(select)(XG_(less_equal)(p, x), below, XG_(set1)(0));
+}
+
+XG__MAP(exp,      XG_(exp)(x))
+XG__MAP(log,      XG_(log)(x))
+XG__MAP(sqrt,     XG_(sqrt)(x))
+XG__MAP(pow,      XG_(pow)(x, job->p))
+XG__MAP(sigmoid,  XG_(sigmoid)(x))
+XG__MAP(tanh,     XG_(tanh)(x))
+XG__MAP(softplus, XG_(softplus)(x))
+XG__MAP(abs,      XG_(abs)(x))
+XG__MAP(affine,   XG_(fma)(p, x, q))
+XG__MAP(relu,     XG_(max)(XG_(set1)(0), x))
+XG__MAP(clamp,    XG_(min)(q, XG_(max)(p, x)))
+XG__MAP(sign,     XG_(sign)(x))
+XG__MAP(step,     XG_(truth)(XG_(less)(XG_(set1)(0), x)))
+XG__MAP(within,   XG_(within)(x, p, q))
+
+/* In a and b, along one row of n numbers; a step is 0 (the same number again) or 1. */
+#define XG__ZIP(name, expression)                                                                  \
+    static void XG_(row_##name)(const xg_real *pa, size_t step_a, const xg_real *pb,               \
+                                size_t step_b, xg_real *y, size_t n)                               \
+    {                                                                                              \
+        XG_(v) a = XG_(set1)(*pa), b = XG_(set1)(*pb);                                             \
+        const size_t whole = n / XG__LANES * XG__LANES;                                            \
+        size_t i;                                                                                  \
+        if (step_a && step_b) {                                                                    \
+            for (i = 0; i < whole; i += XG__LANES) {                                               \
+                a = XG_(load)(pa + i);                                                             \
+                b = XG_(load)(pb + i);                                                             \
+                XG_(store)(y + i, expression);                                                     \
+            }                                                                                      \
+        } else {                                                                                   \
+            for (i = 0; i < whole; i += XG__LANES) {                                               \
+                if (step_a) a = XG_(load)(pa + i);                                                 \
+                if (step_b) b = XG_(load)(pb + i);                                                 \
+                XG_(store)(y + i, expression);                                                     \
+            }                                                                                      \
+        }                                                                                          \
+        if (i < n) {                                                                               \
+            if (step_a) a = XG_(load_part)(pa + i, n - i);                                         \
+            if (step_b) b = XG_(load_part)(pb + i, n - i);                                         \
+            XG_(store_part)(y + i, expression, n - i);                                             \
+        }                                                                                          \
+    }                                                                                              \
+    static void XG_(zip_##name)(const xg__zip_job *job, size_t begin, size_t end)                  \
+    {                                                                                              \
+        XG_(zip_rows)(job, begin, end, XG_(row_##name));                                           \
+    }
+
+typedef void (*XG_(row))(const xg_real *pa, size_t step_a, const xg_real *pb, size_t step_b,
+                         xg_real *y, size_t n);
+
+/* Walks rows [begin,end); a single row is cut into blocks of 16 instead. */
+static void XG_(zip_rows)(const xg__zip_job *job, size_t begin, size_t end, XG_(row) row)
+{
+    const int last = job->axes - 1;
+    const size_t n = job->extent[last], step_a = job->step_a[last], step_b = job->step_b[last];
+    size_t rows = 1, i;
+    int axis;
+    for (axis = 0; axis < last; axis++) rows *= job->extent[axis];
+    if (rows == 1) {
+        const size_t from = 16 * begin, to = xg__min(16 * end, n);
+        if (from < to) row(job->a + from * step_a, step_a, job->b + from * step_b, step_b,
+                           job->y + from, to - from);
+        return;
+    }
+    for (i = begin; i < end; i++) {
+        size_t left = i, at_a = 0, at_b = 0;
+        for (axis = last - 1; axis >= 0; axis--) {
+            const size_t index = left % job->extent[axis];
+            left /= job->extent[axis];
+            at_a += index * job->step_a[axis];
+            at_b += index * job->step_b[axis];
+        }
+        row(job->a + at_a, step_a, job->b + at_b, step_b, job->y + i * n, n);
+    }
+}
+
+XG__ZIP(add,  XG_(add)(a, b))
+XG__ZIP(sub,  XG_(sub)(a, b))
+XG__ZIP(mul,  XG_(mul)(a, b))
+XG__ZIP(div,  XG_(div)(a, b))
+XG__ZIP(max,  XG_(select)(XG_(less_equal)(b, a), a, b))
+XG__ZIP(min,  XG_(select)(XG_(less_equal)(a, b), a, b))
+XG__ZIP(less, XG_(truth)(XG_(less)(a, b)))
+XG__ZIP(gate, XG_(select)(XG_(less)(XG_(set1)(0), b), a, XG_(set1)(0)))
+
+/* 3.4 Sums, in double. The order in which an output's numbers are added depends on the job alone: one
+ *     after the other, except where a row to be summed lies contiguous in memory (j = 1). Then, from 16
+ *     numbers on, 16 partial sums take every 16th number each, and are added in pairs at the end. */
+
+/* y[0..width) = sums over blocks x rows of width numbers each. `count` vectors at a time. */
+#define XG__SUM_VECTORS 8
+
+XG__INLINE void XG_(sum_vectors)(const xg__sum_job *job, const xg_real *x, size_t rows_step,
+                                 xg_real *y, int vectors)
+{
+    XG_(w) sum[XG__SUM_VECTORS];
+    size_t r, s;
+    int l;
+    XG__UNROLL
+    for (l = 0; l < vectors; l++) sum[l] = XG_(wide_zero)();
+    for (r = 0; r < job->r; r++) {
+        const xg_real *row = x + r * job->i * job->s * job->j;
+        for (s = 0; s < job->s; s++, row += rows_step) {
+            XG__UNROLL
+            for (l = 0; l < vectors; l++) {
+                sum[l] = XG_(wide_add)(sum[l], XG_(wide_load)(row + l * XG__LANES));
+            }
+        }
+    }
+    XG__UNROLL
+    for (l = 0; l < vectors; l++) XG_(store)(y + l * XG__LANES, XG_(narrow)(sum[l]));
+}
+
+/* The same for the last n < XG__LANES columns. */
+static void XG_(sum_part)(const xg__sum_job *job, const xg_real *x, size_t rows_step, xg_real *y,
+                          size_t n)
+{
+    XG_(w) sum = XG_(wide_zero)();
+    size_t r, s;
+    for (r = 0; r < job->r; r++) {
+        const xg_real *row = x + r * job->i * job->s * job->j;
+        for (s = 0; s < job->s; s++, row += rows_step) {
+            sum = XG_(wide_add)(sum, XG_(wide_load_part)(row, n));
+        }
+    }
+    XG_(store_part)(y, XG_(narrow)(sum), n);
+}
+
+/* `width` neighbouring columns, each summed from top to bottom. */
+static void XG_(sum_columns)(const xg__sum_job *job, const xg_real *x, size_t rows_step, xg_real *y,
+                             size_t width)
+{
+    size_t c = 0;
+    for (; c + XG__SUM_VECTORS * XG__LANES <= width; c += XG__SUM_VECTORS * XG__LANES) {
+        XG_(sum_vectors)(job, x + c, rows_step, y + c, XG__SUM_VECTORS);
+    }
+    for (; c + XG__LANES <= width; c += XG__LANES) {
+        XG_(sum_vectors)(job, x + c, rows_step, y + c, 1);
+    }
+    if (c < width) XG_(sum_part)(job, x + c, rows_step, y + c, width - c);
+}
+
+/* One output: contiguous rows of s numbers, r of them. */
+static xg_real XG_(sum_rows)(const xg__sum_job *job, const xg_real *x)
+{
+    XG_(w) sum[16 / XG__LANES];
+    double lane[16];
+    size_t r, s;
+    int l, half;
+    XG__UNROLL
+    for (l = 0; l < 16 / XG__LANES; l++) sum[l] = XG_(wide_zero)();
+    for (r = 0; r < job->r; r++, x += job->i * job->s) {
+        for (s = 0; s + 16 <= job->s; s += 16) {
+            XG__UNROLL
+            for (l = 0; l < 16 / XG__LANES; l++) {
+                sum[l] = XG_(wide_add)(sum[l], XG_(wide_load)(x + s + l * XG__LANES));
+            }
+        }
+        XG__UNROLL
+        for (l = 0; l < 16 / XG__LANES; l++, s += XG__LANES) {
+            if (s < job->s) {
+                const size_t n = xg__min(job->s - s, XG__LANES);
+                sum[l] = XG_(wide_add)(sum[l], XG_(wide_load_part)(x + s, n));
+            }
+        }
+    }
+    XG__UNROLL
+    for (l = 0; l < 16 / XG__LANES; l++) XG_(wide_store)(lane + l * XG__LANES, sum[l]);
+    for (half = 8; half > 0; half /= 2) {
+        for (l = 0; l < half; l++) lane[l] += lane[l + half];
+    }
+    return (xg_real)lane[0];
+}
+
+static xg_real XG_(sum_few)(const xg__sum_job *job, const xg_real *x)
+{
+    double sum = 0;
+    size_t r, s;
+    for (r = 0; r < job->r; r++, x += job->i * job->s) {
+        for (s = 0; s < job->s; s++) sum += (double)x[s];
+    }
+    return (xg_real)sum;
+}
+
+static void XG_(sum)(const xg__sum_job *job, size_t begin, size_t end)
+{
+    const size_t step = job->s * job->j;      /* from output row to output row in x */
+    size_t i;
+    if (job->s == 1) {                        /* all kept numbers lie side by side */
+        XG_(sum_columns)(job, job->x + begin * job->j, 0, job->y + begin * job->j,
+                         (end - begin) * job->j);
+        return;
+    }
+    for (i = begin; i < end; i++) {
+        const xg_real *x = job->x + i * step;
+        xg_real *y = job->y + i * job->j;
+        if (job->j > 1) XG_(sum_columns)(job, x, job->j, y, job->j);
+        else if (job->r * job->s < 16) *y = XG_(sum_few)(job, x);
+        else *y = XG_(sum_rows)(job, x);
+    }
+}
+
+/* 3.5 Matrix product and convolutions, plainly (a stand-in with the same contract). */
+
+static size_t XG_(gemm_scratch)(const xg__gemm_job *job, int workers)
+{
+    (void)job;
+    (void)workers;
+    return 0;
+}
+
+static void XG_(gemm_rows)(void *context, int i, int worker)
+{
+    const xg__gemm_job *job = (const xg__gemm_job *)context;
+    const size_t m = (size_t)job->m, n = (size_t)job->n, k = (size_t)job->k;
+    const size_t batch = (size_t)i / m, row = (size_t)i % m;
+    const xg_real *a = job->a + batch * job->step_a, *b = job->b + batch * job->step_b;
+    xg_real *c = job->c + batch * job->step_c;
+    size_t j, l;
+    (void)worker;
+    for (j = 0; j < n; j++) {
+        xg_real total = 0, part = 0;
+        for (l = 0; l < k; l++) {
+            const XG_(v) x = XG_(set1)(job->ta ? a[l * m + row] : a[row * k + l]);
+            const XG_(v) y = XG_(set1)(job->tb ? b[j * k + l] : b[l * n + j]);
+            xg_real lane[XG__LANES];
+            XG_(store)(lane, XG_(fma)(x, y, XG_(set1)(part)));
+            part = lane[0];
+            if (l % 256 == 255 || l + 1 == k) {
+                total += part;
+                part = 0;
+            }
+        }
+        c[row * n + j] = total;
+    }
+}
+
+static void XG_(gemm)(const xg__gemm_job *job, const xg__team *team)
+{
+    team->parallel(team->user, job->batch * job->m, XG_(gemm_rows), (void *)(uintptr_t)job);
+}
+
+static size_t XG_(conv_scratch)(const xg__conv_job *job, int workers)
+{
+    (void)job;
+    (void)workers;
+    return 0;
+}
+
+/* T(x,w,g) = sum over n, o, i, y, x, u, v of g[n,o,y,x] w[o,i,u,v] x[n,c,ys+ud-p,xs+vd-p]. */
+XG__INLINE void XG_(conv_add)(const xg__conv_job *job, size_t ix, size_t iw, size_t ig)
+{
+    const bool dx = job->kind == XG__CONV_DX, dw = job->kind == XG__CONV_DW;
+    const XG_(v) a = XG_(set1)(dx ? job->pw[iw] : job->px[ix]);
+    const XG_(v) b = XG_(set1)(dx || dw ? job->pg[ig] : job->pw[iw]);
+    xg_real *y = job->y + (dx ? ix : dw ? iw : ig);
+    xg_real lane[XG__LANES];
+    XG_(store)(lane, XG_(fma)(a, b, XG_(set1)(*y)));
+    *y = lane[0];
+}
+
+static void XG_(conv_window)(const xg__conv_job *j, int n, int o, int oy, int ox)
+{
+    const int per = j->c / j->groups, first = o / (j->o / j->groups) * per;
+    const size_t ig = (size_t)((n * j->o + o) * j->oh + oy) * (size_t)j->ow + (size_t)ox;
+    int i, u, v;
+    for (i = 0; i < per; i++) {
+        for (u = 0; u < j->kh; u++) {
+            for (v = 0; v < j->kw; v++) {
+                const int iy = oy * j->stride + u * j->dilation - j->pad;
+                const int ix = ox * j->stride + v * j->dilation - j->pad;
+                if (iy < 0 || iy >= j->h || ix < 0 || ix >= j->w) continue;
+                XG_(conv_add)(j,
+                    (size_t)((n * j->c + first + i) * j->h + iy) * (size_t)j->w + (size_t)ix,
+                    (size_t)((o * per + i) * j->kh + u) * (size_t)j->kw + (size_t)v, ig);
+            }
+        }
+    }
+}
+
+static void XG_(conv)(const xg__conv_job *j, const xg__team *team)
+{
+    const int count = j->kind == XG__CONV ? j->n * j->o * j->oh * j->ow
+                    : j->kind == XG__CONV_DX ? j->n * j->c * j->h * j->w
+                    : j->o * (j->c / j->groups) * j->kh * j->kw;
+    int n, o, oy, ox;
+    (void)team;
+    memset(j->y, 0, (size_t)count * sizeof *j->y);
+    for (n = 0; n < j->n; n++) {
+        for (o = 0; o < j->o; o++) {
+            for (oy = 0; oy < j->oh; oy++) {
+                for (ox = 0; ox < j->ow; ox++) XG_(conv_window)(j, n, o, oy, ox);
+            }
+        }
+    }
+}
+
+/* 3.6 The table of this level, and the end of its pass. */
+
+static const xg__kernels XG_(kernels) = {
+    XG__TEXT(XG__LEVEL),
+    {
+#define X(name) XG_(map_##name),
+        XG__MAPS(X)
+#undef X
+    },
+    {
+#define X(name) XG_(zip_##name),
+        XG__ZIPS(X)
+#undef X
+    },
+    XG_(sum),
+    XG_(gemm_scratch),
+    XG_(gemm),
+    XG_(conv_scratch),
+    XG_(conv)
+};
+
+#undef XG_
+#undef XG__LANES
+#undef XG__MR
+#undef XG__NV
+#undef XG__MAP
+#undef XG__ZIP
+#undef XG__PASS
+#endif /* the kernels */
+
+#if defined(XG_IMPLEMENTATION) && !defined(XG__LEVEL) && !defined(XG__BUILT)
+#define XG__BUILT
+/* ============================================================================================== *
+ *  [4] tape                                                                                      *
+ * ============================================================================================== */
+
+/* 4.1 What stands on the tape. */
+
+/* The numbers of an operation; each room says which it uses. */
+typedef union xg__attr {
+    struct { double p, q; } number;                       /* pow, affine, clamp, within              */
+    struct { xg_shape shape; } to;                        /* sum_to, expand, reshape, max_to, ...    */
+    struct { xg_shape from, shape; } box;                 /* slice, pad                              */
+    struct { xg_window window; xg_shape shape; } conv;    /* the trio; shape of dx and dw; pools     */
+    struct { int order[4]; } axes;                        /* permute; flip: 1 for reversed           */
+    struct { int value; } one;                            /* concat: axis; topk_threshold: k         */
+    struct { bool a, b; } transpose;                      /* matmul                                  */
+} xg__attr;
+
+struct xg_tensor {
+    xg_tape   *tape;
+    xg_tensor *prev, *next;      /* neighbours in order of creation: operands always come earlier    */
+    xg_tensor *in[2];
+    xg_real   *data;
+    xg_shape   shape;
+    xg_op      op;
+    int        id;               /* position on the tape                                             */
+    xg__attr   attr;
+    const char *name;            /* "" when it has none                                              */
+    struct { int number; bool leads; xg_tensor *first, *second; } walk;   /* scratch of a reading    */
+};
+
+/* A name given to a tensor. Owner NULL: by xg_name; otherwise a parameter store, for its leaves. */
+typedef struct xg__name {
+    struct xg__name *older;      /* the one given just before, of any name                           */
+    struct xg__name *below;      /* the next older one in the same bucket                            */
+    xg_tensor  *tensor;
+    const void *owner;
+    const char *text;
+    uint32_t    hash;
+} xg__name;
+
+/* A running statistic that waits for its training step to succeed. */
+typedef struct xg__update {
+    struct xg__update *older;
+    xg_real   *target;
+    xg_tensor *value;
+    double     momentum;
+} xg__update;
+
+enum { XG__BUCKETS = 256, XG__MAX_WORKERS = 256 };
+
+struct xg_tape {
+    xg__arena          arena;
+    xg__place          start;              /* of the arena, behind this struct                       */
+    const xg__kernels *kernels;
+    xg_config          config;
+    xg_error           error;
+    xg_tensor         *first, *last;
+    int                count;
+    int                walks;              /* readings so far; numbers them                          */
+    double             flops;
+    xg__name          *names;              /* the latest                                             */
+    xg__name          *bucket[XG__BUCKETS];
+    xg__update        *updates;            /* the latest                                             */
+    xg_tensor          poison;
+    xg_real            nan;                /* what poison reads as                                   */
+};
+
+/* 4.2 Errors: the first one stays. */
+
+XG_API_DEF bool xg_failed(const xg_tape *tape)
+{
+    return !tape || tape->error.code != XG_ERR_OK;
+}
+
+static const xg_error xg__no_tape = { XG_ERR_MEMORY, "there is no tape: xg_tape_new returned NULL" };
+
+XG_API_DEF const xg_error *xg_tape_error(const xg_tape *tape)
+{
+    return tape ? &tape->error : &xg__no_tape;
+}
+
+XG_API_DEF void xg_clear_error(xg_tape *tape)
+{
+    if (tape) memset(&tape->error, 0, sizeof tape->error);
+}
+
+static void xg__set_error(xg_error *error, xg_code code, const char *format, va_list arguments)
+{
+    if (error->code != XG_ERR_OK) return;
+    error->code = code;
+    vsnprintf(error->text, sizeof error->text, format, arguments);
+}
+
+XG_API_DEF void xg_fail(xg_tape *tape, xg_code code, const char *format, ...)
+{
+    if (!tape) return;
+    va_list arguments;
+    va_start(arguments, format);
+    xg__set_error(&tape->error, code, format, arguments);
+    va_end(arguments);
+}
+
+/* What operations return once something failed: one NaN, and every later operation lands here too.
+ * The tapeless one serves callers who went on after xg_tape_new returned NULL; nothing writes it. */
+static xg_tensor *xg__poison(xg_tape *tape)
+{
+    static const xg_tensor tapeless = { NULL, NULL, NULL, { NULL, NULL }, NULL, { 1, 1, 1, 1 },
+                                        XG_OP_leaf, -1, { { 0, 0 } }, "", { 0, false, NULL, NULL } };
+    return tape ? &tape->poison : (xg_tensor *)(uintptr_t)&tapeless;
+}
+
+static bool xg__is_poison(const xg_tensor *x)
+{
+    return !x || !x->tape || x == &x->tape->poison;
+}
+
+/* "x 'layer2' [8 64 28 28]" appended to text: operands describe themselves in every error. */
+static void xg__describe(char *text, size_t size, const char *label, const xg_tensor *x)
+{
+    size_t used = strlen(text);
+    if (used >= size) return;
+    xg_shape s = x->shape;
+    const char *quote = x->name[0] ? "'" : "";
+    snprintf(text + used, size - used, "%s %s%s%s%s[%d %d %d %d]", label, quote, x->name, quote,
+             x->name[0] ? " " : "", s.n, s.c, s.h, s.w);
+}
+
+/* Fails an operation: "conv2d: channels differ: x 'layer2' [8 64 28 28], w [128 32 3 3]". */
+static bool xg__refuse(const xg_tensor *y, xg_code code, const char *why)
+{
+    char operands[160] = "";
+    if (y->in[0]) xg__describe(operands, sizeof operands, ": x", y->in[0]);
+    if (y->in[1]) xg__describe(operands, sizeof operands, ", with", y->in[1]);
+    xg_fail(y->tape, code, "%s: %.60s%s", xg_op_name(y->op), why, operands);
+    return false;
+}
+
+/* 4.3 The tape itself. */
+
+static void xg__serial_for(void *user, int tasks, void (*run)(void *, int, int), void *context)
+{
+    (void)user;
+    for (int task = 0; task < tasks; task++) run(context, task, 0);
+}
+
+#ifdef _OPENMP
+static void xg__openmp_for(void *user, int tasks, void (*run)(void *, int, int), void *context)
+{
+    (void)user;
+#pragma omp parallel for schedule(dynamic)
+    for (int task = 0; task < tasks; task++) run(context, task, omp_get_thread_num());
+}
+#endif
+
+static void xg__config_defaults(xg_config *config)
+{
+    if (!config->parallel_for) {
+#ifdef _OPENMP
+        config->parallel_for = xg__openmp_for;
+        if (config->workers < 1) config->workers = omp_get_max_threads();
+#else
+        config->parallel_for = xg__serial_for;
+        config->workers = 1;
+#endif
+    }
+    if (config->workers < 1) config->workers = 1;
+    if (config->workers > XG__MAX_WORKERS) config->workers = XG__MAX_WORKERS;
+}
+
+XG_API_DEF xg_tape *xg_tape_new(const xg_config *config)
+{
+    xg_config chosen;
+    memset(&chosen, 0, sizeof chosen);
+    if (config) chosen = *config;
+    xg__config_defaults(&chosen);
+    const xg__kernels *kernels = xg__kernels_find(chosen.simd);
+    if (!kernels) return NULL;
+
+    xg__arena arena;                       /* the tape lives in its own arena                         */
+    xg__arena_open(&arena, &chosen);
+    xg_tape *tape = (xg_tape *)xg__arena_take(&arena, sizeof *tape);
+    if (!tape) { xg__arena_close(&arena); return NULL; }
+    memset(tape, 0, sizeof *tape);
+    tape->arena = arena;
+    tape->start = xg__arena_mark(&arena);
+    tape->kernels = kernels;
+    tape->config = chosen;
+    tape->nan = (xg_real)NAN;
+    tape->poison.tape = tape;
+    tape->poison.shape = xg_shape4(1, 1, 1, 1);
+    tape->poison.data = &tape->nan;
+    tape->poison.name = "";
+    tape->poison.id = -1;
+    return tape;
+}
+
+XG_API_DEF void xg_tape_free(xg_tape *tape)
+{
+    if (!tape) return;
+    xg__arena arena = tape->arena;         /* a copy: the original lies in what is freed              */
+    xg__arena_close(&arena);
+}
+
+XG_API_DEF xg_mark xg_tape_mark(xg_tape *tape)
+{
+    xg_mark mark;
+    memset(&mark, 0, sizeof mark);
+    if (!tape) return mark;
+    xg__place place = xg__arena_mark(&tape->arena);
+    mark.chunk = place.chunk;
+    mark.used = place.used;
+    mark.bytes = place.bytes;
+    mark.last = tape->last;
+    mark.names = tape->names;
+    mark.updates = tape->updates;
+    return mark;
+}
+
+XG_API_DEF void xg_tape_release(xg_tape *tape, xg_mark mark)
+{
+    if (!tape) return;
+    while (tape->names && (void *)tape->names != mark.names) {
+        xg__name *name = tape->names;
+        if (name->tensor->name == name->text) name->tensor->name = "";
+        tape->bucket[name->hash % XG__BUCKETS] = name->below;
+        tape->names = name->older;
+    }
+    tape->updates = (xg__update *)mark.updates;
+    tape->last = mark.last;
+    if (mark.last) mark.last->next = NULL;
+    else tape->first = NULL;
+    tape->count = mark.last ? mark.last->id + 1 : 0;
+    xg__place place;
+    place.chunk = mark.chunk;
+    place.used = mark.used;
+    place.bytes = mark.bytes;
+    xg__arena_release(&tape->arena, place);
+}
+
+XG_API_DEF xg_stats xg_tape_stats(const xg_tape *tape)
+{
+    xg_stats stats;
+    memset(&stats, 0, sizeof stats);
+    if (!tape) return stats;
+    stats.bytes = tape->arena.bytes;
+    stats.peak = tape->arena.peak;
+    stats.reserved = tape->arena.reserved;
+    stats.nodes = (size_t)tape->count;
+    stats.flops = tape->flops;
+    return stats;
+}
+
+XG_API_DEF const char *xg_tape_simd(const xg_tape *tape)
+{
+    return tape ? tape->kernels->name : "none";
+}
+
+static void *xg__take(xg_tape *tape, size_t bytes)
+{
+    void *memory = xg__arena_take(&tape->arena, bytes);
+    if (!memory) {
+        xg_fail(tape, XG_ERR_MEMORY, "out of memory: %.1f MB more on top of %.1f MB in use; use a "
+                "smaller batch, or release the tape between steps",
+                (double)bytes / 1e6, (double)tape->arena.bytes / 1e6);
+    }
+    return memory;
+}
+
+/* 4.4 Threads. One dispatcher: every kernel is a serial function over a range of units. */
+
+typedef struct xg__range_job {
+    void  (*run)(const void *job, size_t begin, size_t end);
+    const void *job;
+    size_t units, share;
+} xg__range_job;
+
+static void xg__range_task(void *context, int task, int worker)
+{
+    const xg__range_job *range = (const xg__range_job *)context;
+    (void)worker;
+    size_t begin = (size_t)task * range->share;
+    size_t end = begin + range->share;
+    range->run(range->job, begin, end < range->units ? end : range->units);
+}
+
+/* Runs run(job, begin, end) over [0, units). `cost` is the work of a unit in elementary steps: what
+ * is cheaper than waking a thread is not divided. Four tasks a worker let a fast core help a slow. */
+static void xg__parallel(xg_tape *tape, size_t units, size_t cost,
+                         void (*run)(const void *job, size_t begin, size_t end), const void *job)
+{
+    const size_t worth = 32768;
+    size_t pieces = (size_t)tape->config.workers * 4;
+    size_t most = units * (cost ? cost : 1) / worth;
+    if (pieces > most) pieces = most;
+    if (pieces > units) pieces = units;
+    if (tape->config.workers == 1 || pieces < 2) {
+        if (units) run(job, 0, units);
+        return;
+    }
+    xg__range_job range;
+    range.run = run;
+    range.job = job;
+    range.units = units;
+    range.share = (units + pieces - 1) / pieces;
+    int tasks = (int)((units + range.share - 1) / range.share);
+    tape->config.parallel_for(tape->config.parallel_user, tasks, xg__range_task, &range);
+}
+
+/* The team for a kernel that divides its own work, with scratch until the next release. */
+static bool xg__team_open(xg_tape *tape, size_t scratch_bytes, xg__team *team)
+{
+    team->workers = tape->config.workers;
+    team->parallel = tape->config.parallel_for;
+    team->user = tape->config.parallel_user;
+    team->scratch = (xg_real *)xg__take(tape, scratch_bytes ? scratch_bytes : 64);
+    return team->scratch != NULL;
+}
+
+/* 4.5 Emit, the one door. Every operation passes here: checked, allocated, run, recorded. */
+
+/* What the tape knows of an operation; the table of rooms stands at the end of [5]. */
+typedef struct xg__room {
+    const char *name, *formula;
+    int    operands;
+    bool (*shape)(xg_tensor *y);    /* sets y->shape, or refuses; sets y->data when y shares memory    */
+    void (*run)(xg_tensor *y);      /* fills y->data; NULL when it shares memory                       */
+    int    kernel;                  /* its index among the pointwise or the broadcasting kernels       */
+    xg_vjp vjp;                     /* NULL: piecewise constant                                        */
+} xg__room;
+
+static const xg__room *xg__room_of(xg_op op);
+
+static bool xg__shape_valid(xg_shape s)
+{
+    if (s.n < 1 || s.c < 1 || s.h < 1 || s.w < 1) return false;
+    double size = (double)s.n * s.c * s.h * s.w;
+    return size * (double)sizeof(xg_real) < (double)(SIZE_MAX / 4) && size < 9e15;
+}
+
+/* Copies a finished description onto the tape, with memory for its numbers unless it shares some. */
+static xg_tensor *xg__record(const xg_tensor *description)
+{
+    xg_tape *tape = description->tape;
+    xg_tensor *y = (xg_tensor *)xg__take(tape, sizeof *y);
+    if (!y) return NULL;
+    *y = *description;
+    if (!y->data) y->data = (xg_real *)xg__take(tape, xg_shape_size(y->shape) * sizeof(xg_real));
+    if (!y->data) return NULL;
+    y->id = tape->count++;
+    y->name = "";
+    y->prev = tape->last;
+    y->next = NULL;
+    if (tape->last) tape->last->next = y;
+    else tape->first = y;
+    tape->last = y;
+    return y;
+}
+
+static xg_tensor *xg__emit(xg_op op, xg_tensor *a, xg_tensor *b, const xg__attr *attr)
+{
+    xg_tape *tape = a && a->tape ? a->tape : b ? b->tape : NULL;
+    if (xg_failed(tape)) return xg__poison(tape);
+    const xg__room *room = xg__room_of(op);
+    if (xg__is_poison(a) || (room->operands == 2 && xg__is_poison(b))) {
+        xg_fail(tape, XG_ERR_ARGUMENT, "%s: an operand is missing or failed earlier", room->name);
+        return xg__poison(tape);
+    }
+    xg_tensor y;
+    memset(&y, 0, sizeof y);
+    y.tape = tape;
+    y.op = op;
+    y.in[0] = a;
+    y.in[1] = b;
+    if (attr) y.attr = *attr;
+    if (b && b->tape != tape) {
+        xg__refuse(&y, XG_ERR_TAPE, "operands live on different tapes");
+        return xg__poison(tape);
+    }
+    if (!room->shape(&y)) return xg__poison(tape);
+    if (!xg__shape_valid(y.shape)) {
+        xg__refuse(&y, XG_ERR_SHAPE, "the result would be empty or too large");
+        return xg__poison(tape);
+    }
+    xg_tensor *made = xg__record(&y);
+    if (!made) return xg__poison(tape);
+    if (room->run) room->run(made);
+    return xg_failed(tape) ? xg__poison(tape) : made;
+}
+
+/* 4.6 Leaves. */
+
+static xg_tensor *xg__alias_leaf(xg_tape *tape, xg_shape s, xg_real *data)
+{
+    if (xg_failed(tape)) return xg__poison(tape);
+    if (!xg__shape_valid(s)) {
+        xg_fail(tape, XG_ERR_SHAPE, "leaf: extents must be at least 1 and their product must fit "
+                "in memory, got [%d %d %d %d]", s.n, s.c, s.h, s.w);
+        return xg__poison(tape);
+    }
+    xg_tensor x;
+    memset(&x, 0, sizeof x);
+    x.tape = tape;
+    x.op = XG_OP_leaf;
+    x.shape = s;
+    x.data = data;
+    xg_tensor *made = xg__record(&x);
+    return made ? made : xg__poison(tape);
+}
+
+XG_API_DEF xg_tensor *xg_leaf(xg_tape *tape, xg_shape s, const xg_real *data)
+{
+    xg_tensor *x = xg__alias_leaf(tape, s, NULL);
+    if (xg__is_poison(x)) return x;
+    size_t bytes = xg_size(x) * sizeof(xg_real);
+    if (data) memcpy(x->data, data, bytes);
+    else memset(x->data, 0, bytes);
+    return x;
+}
+
+XG_API_DEF xg_tensor *xg_full(xg_tape *tape, xg_shape s, double value)
+{
+    xg_tensor *x = xg__alias_leaf(tape, s, NULL);
+    if (xg__is_poison(x)) return x;
+    for (size_t i = 0, size = xg_size(x); i < size; i++) x->data[i] = (xg_real)value;
+    return x;
+}
+
+XG_API_DEF xg_tensor *xg_scalar(xg_tape *tape, double value)
+{
+    return xg_full(tape, xg_shape4(1, 1, 1, 1), value);
+}
+
+XG_API_DEF xg_tensor *xg_randn(xg_tape *tape, xg_shape s, xg_rng *rng)
+{
+    xg_tensor *x = xg__alias_leaf(tape, s, NULL);
+    if (xg__is_poison(x)) return x;
+    for (size_t i = 0, size = xg_size(x); i < size; i++) x->data[i] = (xg_real)xg_rng_normal(rng);
+    return x;
+}
+
+XG_API_DEF xg_tensor *xg_one_hot(xg_tape *tape, const int *label, int n, int classes)
+{
+    xg_tensor *x = xg_leaf(tape, xg_shape4(n, classes, 1, 1), NULL);
+    if (xg__is_poison(x)) return x;
+    for (int i = 0; i < n; i++) {
+        if (label[i] < 0 || label[i] >= classes) {
+            xg_fail(tape, XG_ERR_ARGUMENT, "one_hot: label %d of sample %d is not in [0, %d)",
+                    label[i], i, classes);
+            return xg__poison(tape);
+        }
+        x->data[(size_t)i * (size_t)classes + (size_t)label[i]] = 1;
+    }
+    return x;
+}
+
+XG_API_DEF xg_shape xg_shape_of(const xg_tensor *x) { return x ? x->shape : xg_shape4(1, 1, 1, 1); }
+XG_API_DEF size_t   xg_size(const xg_tensor *x)     { return xg_shape_size(xg_shape_of(x)); }
+XG_API_DEF xg_tape *xg_tape_of(const xg_tensor *x)  { return x ? x->tape : NULL; }
+XG_API_DEF xg_op    xg_op_of(const xg_tensor *x)    { return x ? x->op : XG_OP_leaf; }
+
+XG_API_DEF const xg_real *xg_data(xg_tensor *x)
+{
+    static const xg_real not_a_number = (xg_real)NAN;
+    if (!x || !x->tape) return &not_a_number;
+    return xg_failed(x->tape) ? &x->tape->nan : x->data;
+}
+
+XG_API_DEF xg_real *xg_leaf_data(xg_tensor *leaf)
+{
+    if (!leaf || xg_failed(leaf->tape)) return NULL;
+    if (leaf->op == XG_OP_leaf && !xg__is_poison(leaf)) return leaf->data;
+    xg_fail(leaf->tape, XG_ERR_ARGUMENT, "leaf_data: only leaves can be written, this is the result "
+            "of %s", xg_op_name(leaf->op));
+    return NULL;
+}
+
+XG_API_DEF double xg_item(xg_tensor *x)
+{
+    return (double)xg_data(x)[0];
+}
+
+XG_API_DEF size_t xg_read(xg_tensor *x, xg_real *out, size_t count)
+{
+    size_t size = xg_size(x);
+    bool good = x && x->tape && !xg_failed(x->tape);
+    for (size_t i = 0; i < count; i++) {
+        if (!good) out[i] = (xg_real)NAN;
+        else if (i < size) out[i] = x->data[i];
+    }
+    return good ? size : 0;
+}
+
+/* 4.7 Names, in a small hash table that release unwinds. */
+
+static uint32_t xg__hash(const char *text)
+{
+    uint32_t h = 2166136261u;              /* FNV-1a                                                  */
+    for (; *text; text++) h = (h ^ (uint32_t)(unsigned char)*text) * 16777619u;
+    return h;
+}
+
+static void xg__name_owned(xg_tensor *x, const void *owner, const char *text)
+{
+    if (xg__is_poison(x) || xg_failed(x->tape)) return;
+    xg_tape *tape = x->tape;
+    size_t length = strlen(text) + 1;
+    xg__name *name = (xg__name *)xg__take(tape, sizeof *name + length);
+    if (!name) return;
+    char *copy = (char *)(name + 1);
+    memcpy(copy, text, length);
+    name->tensor = x;
+    name->owner = owner;
+    name->text = copy;
+    name->hash = xg__hash(text);
+    name->older = tape->names;
+    name->below = tape->bucket[name->hash % XG__BUCKETS];
+    tape->bucket[name->hash % XG__BUCKETS] = name;
+    tape->names = name;
+    if (!x->name[0]) x->name = copy;
+}
+
+static xg_tensor *xg__find_owned(xg_tape *tape, const void *owner, const char *text)
+{
+    if (!tape) return NULL;
+    uint32_t hash = xg__hash(text);
+    for (xg__name *name = tape->bucket[hash % XG__BUCKETS]; name; name = name->below) {
+        if (name->hash == hash && name->owner == owner && !strcmp(name->text, text)) {
+            return name->tensor;
+        }
+    }
+    return NULL;
+}
+
+XG_API_DEF xg_tensor *xg_name(xg_tensor *x, const char *name)
+{
+    xg__name_owned(x, NULL, name);
+    return x;
+}
+
+XG_API_DEF xg_tensor *xg_find(xg_tape *tape, const char *text)
+{
+    xg_tensor *found = xg_failed(tape) ? NULL : xg__find_owned(tape, NULL, text);
+    if (found) return found;
+    if (!xg_failed(tape)) {
+        char known[160] = "";
+        for (xg__name *name = tape->names; name; name = name->older) {
+            size_t used = strlen(known);
+            if (name->owner || used + strlen(name->text) + 3 > sizeof known) continue;
+            snprintf(known + used, sizeof known - used, "%s%s", used ? ", " : "", name->text);
+        }
+        xg_fail(tape, XG_ERR_NAME, "no tensor is named '%.40s'; there are: %s", text,
+                known[0] ? known : "none");
+    }
+    return xg__poison(tape);
+}
+
+XG_API_DEF const char *xg_name_of(const xg_tensor *x)
+{
+    return x && x->name ? x->name : "";
+}
+
+XG_API_DEF void xg_tape_reset(xg_tape *tape)
+{
+    if (!tape) return;
+    xg_mark start;
+    memset(&start, 0, sizeof start);
+    start.chunk = tape->start.chunk;
+    start.used = tape->start.used;
+    start.bytes = tape->start.bytes;
+    xg_tape_release(tape, start);
+    xg_clear_error(tape);
+}
+
+/* 4.8 Running statistics wait until their step has succeeded. */
+
+static void xg__defer_update(xg_tape *tape, xg_real *target, xg_tensor *value, double momentum)
+{
+    if (xg_failed(tape)) return;
+    xg__update *update = (xg__update *)xg__take(tape, sizeof *update);
+    if (!update) return;
+    update->target = target;
+    update->value = value;
+    update->momentum = momentum;
+    update->older = tape->updates;
+    tape->updates = update;
+}
+
+static void xg__commit_updates(xg_tape *tape)
+{
+    xg__update *oldest_first = NULL;
+    while (tape->updates) {
+        xg__update *update = tape->updates;
+        tape->updates = update->older;
+        update->older = oldest_first;
+        oldest_first = update;
+    }
+    for (xg__update *update = oldest_first; update; update = update->older) {
+        const xg_real *value = xg_data(update->value);
+        size_t size = xg_size(update->value);
+        for (size_t i = 0; i < size; i++) {
+            double old = (double)update->target[i];
+            update->target[i] = (xg_real)(old + update->momentum * ((double)value[i] - old));
+        }
+    }
+}
+/* ============================================================================================== *
+ *  [5] ops                                                                                       *
+ * ============================================================================================== */
+
+/* A room holds all there is to know of an operation: its shape rule, its kernel, its gradient rule
+ * and its public function. To add one: a row in XG_OPS (5.0), a room here. The compiler names
+ * what is missing; tests/test_ops.c refuses to pass until the operation is in its table. */
+
+static xg_tensor *xg__emit1(xg_op op, xg_tensor *x) { return xg__emit(op, x, NULL, NULL); }
+
+static xg_tensor *xg__emit_number(xg_op op, xg_tensor *x, double p, double q)
+{
+    xg__attr attr;
+    attr.number.p = p;
+    attr.number.q = q;
+    return xg__emit(op, x, NULL, &attr);
+}
+
+static xg_tensor *xg__emit_to(xg_op op, xg_tensor *x, xg_tensor *with, xg_shape shape)
+{
+    xg__attr attr;
+    attr.to.shape = shape;
+    return xg__emit(op, x, with, &attr);
+}
+
+/* Most kernels of this section do the same to every h*w plane; this is their job. */
+typedef struct xg__plane_job { const xg_tensor *y, *x; } xg__plane_job;
+
+static void xg__for_planes(xg_tensor *y, const xg_tensor *counted, size_t cost,
+                           void (*run)(const void *job, size_t begin, size_t end))
+{
+    xg__plane_job job;
+    job.y = y;
+    job.x = y->in[0];
+    size_t planes = (size_t)counted->shape.n * (size_t)counted->shape.c;
+    xg__parallel(y->tape, planes, cost, run, &job);
+}
+
+static size_t xg__plane(const xg_tensor *x) { return (size_t)x->shape.h * (size_t)x->shape.w; }
+
+/* ---- 5.1 pointwise ----------------------------------------------------------------------------- */
+
+enum { XG__BLOCK = 16 };                       /* numbers a unit of pointwise work                   */
+
+static size_t xg__blocks(const xg_tensor *x)
+{
+    return (xg_size(x) + XG__BLOCK - 1) / XG__BLOCK;
+}
+
+static bool xg__shape_map(xg_tensor *y)
+{
+    y->shape = y->in[0]->shape;
+    return true;
+}
+
+typedef struct xg__map_call {
+    void (*kernel)(const xg__map_job *job, size_t begin, size_t end);
+    xg__map_job job;
+} xg__map_call;
+
+static void xg__map_range(const void *context, size_t begin, size_t end)
+{
+    const xg__map_call *call = (const xg__map_call *)context;
+    call->kernel(&call->job, begin, end);
+}
+
+static void xg__map_over(xg_tape *tape, int kernel, const xg_real *x, xg_real *y, size_t blocks,
+                         double p, double q)
+{
+    xg__map_call call;
+    call.kernel = tape->kernels->map[kernel];
+    call.job.x = x;
+    call.job.y = y;
+    call.job.p = (xg_real)p;
+    call.job.q = (xg_real)q;
+    xg__parallel(tape, blocks, XG__BLOCK, xg__map_range, &call);
+}
+
+static void xg__run_map(xg_tensor *y)
+{
+    xg__map_over(y->tape, xg__room_of(y->op)->kernel, y->in[0]->data, y->data, xg__blocks(y),
+                 y->attr.number.p, y->attr.number.q);
+}
+
+XG_API_DEF xg_tensor *xg_exp(xg_tensor *x) { return xg__emit1(XG_OP_exp, x); }
+static xg_tensor *xg__vjp_exp(xg_tensor *y, int i, xg_tensor *g)
+{
+    (void)i;
+    return xg_mul(g, y);
+}
+
+XG_API_DEF xg_tensor *xg_log(xg_tensor *x) { return xg__emit1(XG_OP_log, x); }
+static xg_tensor *xg__vjp_log(xg_tensor *y, int i, xg_tensor *g)
+{
+    return xg_div(g, y->in[i]);
+}
+
+XG_API_DEF xg_tensor *xg_sqrt(xg_tensor *x) { return xg__emit1(XG_OP_sqrt, x); }
+static xg_tensor *xg__vjp_sqrt(xg_tensor *y, int i, xg_tensor *g)
+{
+    (void)i;
+    return xg_div(xg_affine(g, 0.5, 0), y);
+}
+
+XG_API_DEF xg_tensor *xg_pow(xg_tensor *x, double p) { return xg__emit_number(XG_OP_pow, x, p, 0); }
+static xg_tensor *xg__vjp_pow(xg_tensor *y, int i, xg_tensor *g)
+{
+    double p = y->attr.number.p;
+    if (p == 0) return NULL;
+    if (p == 1) return g;
+    return xg_mul(g, xg_affine(xg_pow(y->in[i], p - 1), p, 0));
+}
+
+XG_API_DEF xg_tensor *xg_sigmoid(xg_tensor *x) { return xg__emit1(XG_OP_sigmoid, x); }
+static xg_tensor *xg__vjp_sigmoid(xg_tensor *y, int i, xg_tensor *g)
+{
+    (void)i;
+    return xg_mul(g, xg_mul(y, xg_affine(y, -1, 1)));
+}
+
+XG_API_DEF xg_tensor *xg_tanh(xg_tensor *x) { return xg__emit1(XG_OP_tanh, x); }
+static xg_tensor *xg__vjp_tanh(xg_tensor *y, int i, xg_tensor *g)
+{
+    (void)i;
+    return xg_mul(g, xg_affine(xg_mul(y, y), -1, 1));
+}
+
+XG_API_DEF xg_tensor *xg_softplus(xg_tensor *x) { return xg__emit1(XG_OP_softplus, x); }
+static xg_tensor *xg__vjp_softplus(xg_tensor *y, int i, xg_tensor *g)
+{
+    return xg_mul(g, xg_sigmoid(y->in[i]));
+}
+
+XG_API_DEF xg_tensor *xg_abs(xg_tensor *x) { return xg__emit1(XG_OP_abs, x); }
+static xg_tensor *xg__vjp_abs(xg_tensor *y, int i, xg_tensor *g)
+{
+    return xg_mul(g, xg_sign(y->in[i]));
+}
+
+XG_API_DEF xg_tensor *xg_affine(xg_tensor *x, double a, double b)
+{
+    return xg__emit_number(XG_OP_affine, x, a, b);
+}
+static xg_tensor *xg__vjp_affine(xg_tensor *y, int i, xg_tensor *g)
+{
+    (void)i;
+    return y->attr.number.p == 1 ? g : xg_affine(g, y->attr.number.p, 0);
+}
+
+XG_API_DEF xg_tensor *xg_relu(xg_tensor *x) { return xg__emit1(XG_OP_relu, x); }
+static xg_tensor *xg__vjp_relu(xg_tensor *y, int i, xg_tensor *g)
+{
+    (void)i;
+    return xg_gate(g, y);                      /* y > 0 exactly where x > 0                          */
+}
+
+XG_API_DEF xg_tensor *xg_clamp(xg_tensor *x, double lo, double hi)
+{
+    return xg__emit_number(XG_OP_clamp, x, lo, hi);
+}
+static xg_tensor *xg__vjp_clamp(xg_tensor *y, int i, xg_tensor *g)
+{
+    double lo = y->attr.number.p, hi = y->attr.number.q;
+    return xg_mul(g, xg__emit_number(XG_OP_within, y->in[i], lo, hi));
+}
+
+XG_API_DEF xg_tensor *xg_sign(xg_tensor *x) { return xg__emit1(XG_OP_sign, x); }
+XG_API_DEF xg_tensor *xg_step(xg_tensor *x) { return xg__emit1(XG_OP_step, x); }
+XG_API_DEF xg_tensor *xg_neg(xg_tensor *x) { return xg_affine(x, -1, 0); }
+XG_API_DEF xg_tensor *xg_square(xg_tensor *x) { return xg_mul(x, x); }
+
+/* ---- 5.2 binary, broadcasting ------------------------------------------------------------------ */
+
+static int xg__extent(xg_shape s, int axis)
+{
+    return axis == 0 ? s.n : axis == 1 ? s.c : axis == 2 ? s.h : s.w;
+}
+
+static xg_shape xg__with_extent(xg_shape s, int axis, int extent)
+{
+    int e[4];
+    for (int i = 0; i < 4; i++) e[i] = i == axis ? extent : xg__extent(s, i);
+    return xg_shape4(e[0], e[1], e[2], e[3]);
+}
+
+static bool xg__shape_zip(xg_tensor *y)
+{
+    xg_shape a = y->in[0]->shape, b = y->in[1]->shape, s = a;
+    for (int axis = 0; axis < 4; axis++) {
+        int ea = xg__extent(a, axis), eb = xg__extent(b, axis);
+        if (ea != eb && ea != 1 && eb != 1) {
+            return xg__refuse(y, XG_ERR_SHAPE, "axes must be equal, or 1 to broadcast");
+        }
+        s = xg__with_extent(s, axis, ea == 1 ? eb : ea);
+    }
+    y->shape = s;
+    return true;
+}
+
+/* Describes a pair to its kernel: axes of extent 1 vanish, axes that both operands walk alike merge,
+ * so that most pairs become one or two long rows. */
+static void xg__zip_axes(const xg_tensor *y, xg__zip_job *job)
+{
+    size_t step_a = 1, step_b = 1;             /* of the axis at hand, if the operand has it          */
+    size_t extent[4], sa[4], sb[4];            /* innermost first                                     */
+    int axes = 0;
+    for (int axis = 3; axis >= 0; axis--) {
+        size_t e = (size_t)xg__extent(y->shape, axis);
+        size_t ea = (size_t)xg__extent(y->in[0]->shape, axis);
+        size_t eb = (size_t)xg__extent(y->in[1]->shape, axis);
+        size_t a = ea == 1 ? 0 : step_a, b = eb == 1 ? 0 : step_b;
+        step_a *= ea;
+        step_b *= eb;
+        if (e == 1) continue;
+        int top = axes - 1;
+        if (axes && a == sa[top] * extent[top] && b == sb[top] * extent[top]) {
+            extent[top] *= e;
+        } else {
+            extent[axes] = e;
+            sa[axes] = a;
+            sb[axes++] = b;
+        }
+    }
+    if (!axes) { extent[0] = 1; sa[0] = sb[0] = 1; axes = 1; }
+    job->axes = axes;
+    for (int i = 0; i < axes; i++) {
+        job->extent[i] = extent[axes - 1 - i];
+        job->step_a[i] = sa[axes - 1 - i];
+        job->step_b[i] = sb[axes - 1 - i];
+    }
+}
+
+typedef struct xg__zip_call {
+    void (*kernel)(const xg__zip_job *job, size_t begin, size_t end);
+    xg__zip_job job;
+} xg__zip_call;
+
+static void xg__zip_range(const void *context, size_t begin, size_t end)
+{
+    const xg__zip_call *call = (const xg__zip_call *)context;
+    call->kernel(&call->job, begin, end);
+}
+
+static void xg__run_zip(xg_tensor *y)
+{
+    xg__zip_call call;
+    memset(&call, 0, sizeof call);
+    call.kernel = y->tape->kernels->zip[xg__room_of(y->op)->kernel];
+    call.job.a = y->in[0]->data;
+    call.job.b = y->in[1]->data;
+    call.job.y = y->data;
+    xg__zip_axes(y, &call.job);
+    size_t inner = call.job.extent[call.job.axes - 1];
+    bool one_row = call.job.axes == 1;
+    xg__parallel(y->tape, one_row ? xg__blocks(y) : xg_size(y) / inner,
+                 one_row ? XG__BLOCK : inner, xg__zip_range, &call);
+}
+
+XG_API_DEF xg_tensor *xg_add(xg_tensor *a, xg_tensor *b) { return xg__emit(XG_OP_add, a, b, NULL); }
+static xg_tensor *xg__vjp_add(xg_tensor *y, int i, xg_tensor *g)
+{
+    (void)y; (void)i;
+    return g;
+}
+
+XG_API_DEF xg_tensor *xg_sub(xg_tensor *a, xg_tensor *b) { return xg__emit(XG_OP_sub, a, b, NULL); }
+static xg_tensor *xg__vjp_sub(xg_tensor *y, int i, xg_tensor *g)
+{
+    (void)y;
+    return i == 0 ? g : xg_neg(g);
+}
+
+XG_API_DEF xg_tensor *xg_mul(xg_tensor *a, xg_tensor *b) { return xg__emit(XG_OP_mul, a, b, NULL); }
+static xg_tensor *xg__vjp_mul(xg_tensor *y, int i, xg_tensor *g)
+{
+    return xg_mul(g, y->in[1 - i]);
+}
+
+XG_API_DEF xg_tensor *xg_div(xg_tensor *a, xg_tensor *b) { return xg__emit(XG_OP_div, a, b, NULL); }
+static xg_tensor *xg__vjp_div(xg_tensor *y, int i, xg_tensor *g)
+{
+    if (i == 0) return xg_div(g, y->in[1]);
+    return xg_neg(xg_div(xg_mul(g, y), y->in[1]));
+}
+
+XG_API_DEF xg_tensor *xg_max(xg_tensor *a, xg_tensor *b) { return xg__emit(XG_OP_max, a, b, NULL); }
+static xg_tensor *xg__vjp_max(xg_tensor *y, int i, xg_tensor *g)
+{
+    xg_tensor *second = xg_less(y->in[0], y->in[1]);
+    return xg_mul(g, i == 0 ? xg_affine(second, -1, 1) : second);
+}
+
+XG_API_DEF xg_tensor *xg_min(xg_tensor *a, xg_tensor *b) { return xg__emit(XG_OP_min, a, b, NULL); }
+static xg_tensor *xg__vjp_min(xg_tensor *y, int i, xg_tensor *g)
+{
+    xg_tensor *second = xg_less(y->in[1], y->in[0]);
+    return xg_mul(g, i == 0 ? xg_affine(second, -1, 1) : second);
+}
+
+XG_API_DEF xg_tensor *xg_less(xg_tensor *a, xg_tensor *b) { return xg__emit(XG_OP_less, a, b, NULL); }
+
+XG_API_DEF xg_tensor *xg_gate(xg_tensor *g, xg_tensor *x) { return xg__emit(XG_OP_gate, g, x, NULL); }
+static xg_tensor *xg__vjp_gate(xg_tensor *y, int i, xg_tensor *g)
+{
+    return i == 0 ? xg_gate(g, y->in[1]) : NULL;
+}
+
+/* ---- 5.3 shape --------------------------------------------------------------------------------- */
+
+static bool xg__can_expand(xg_shape from, xg_shape to)
+{
+    for (int axis = 0; axis < 4; axis++) {
+        int e = xg__extent(from, axis);
+        if (e != 1 && e != xg__extent(to, axis)) return false;
+    }
+    return true;
+}
+
+static bool xg__shape_sum_to(xg_tensor *y)
+{
+    y->shape = y->attr.to.shape;
+    if (xg__can_expand(y->shape, y->in[0]->shape)) return true;
+    return xg__refuse(y, XG_ERR_SHAPE, "each axis must stay or become 1");
+}
+
+typedef struct xg__sum_call {
+    void (*kernel)(const xg__sum_job *job, size_t begin, size_t end);
+    xg__sum_job job;
+} xg__sum_call;
+
+static void xg__sum_range(const void *context, size_t begin, size_t end)
+{
+    const xg__sum_call *call = (const xg__sum_call *)context;
+    call->kernel(&call->job, begin, end);
+}
+
+/* Merges axes into runs of summed and kept ones, brings them to the kernel's form [r, i, s, j]
+ * (summed, kept, summed, kept; 1 where absent), and gives what is left of them, a leading kept run
+ * before two summed ones, to a loop. */
+static void xg__run_sum_to(xg_tensor *y)
+{
+    const xg_tensor *x = y->in[0];
+    size_t run[5] = { 1, 1, 1, 1, 1 };         /* kept, summed, kept, summed, kept                    */
+    int slot = 0;
+    for (int axis = 0; axis < 4; axis++) {
+        int e = xg__extent(x->shape, axis);
+        if (e == 1) continue;
+        int summed = xg__extent(y->shape, axis) == 1;
+        if (summed != (slot & 1)) slot++;
+        run[slot] *= (size_t)e;
+    }
+    size_t outer = run[0];
+    if (run[3] == 1) {                         /* one summed run: the leading one can be i            */
+        run[3] = run[1];
+        run[4] = run[2] * run[4];
+        run[2] = run[0];
+        run[1] = outer = 1;
+    }
+    xg__sum_call call;
+    call.kernel = y->tape->kernels->sum;
+    call.job.r = run[1];
+    call.job.i = run[2];
+    call.job.s = run[3];
+    call.job.j = run[4];
+    size_t taken = run[1] * run[2] * run[3] * run[4], made = run[2] * run[4];
+    for (size_t o = 0; o < outer; o++) {
+        call.job.x = x->data + o * taken;
+        call.job.y = y->data + o * made;
+        xg__parallel(y->tape, call.job.i, taken / call.job.i, xg__sum_range, &call);
+    }
+}
+
+XG_API_DEF xg_tensor *xg_sum_to(xg_tensor *x, xg_shape s)
+{
+    if (x && xg_shape_same(x->shape, s)) return x;
+    return xg__emit_to(XG_OP_sum_to, x, NULL, s);
+}
+static xg_tensor *xg__vjp_sum_to(xg_tensor *y, int i, xg_tensor *g)
+{
+    return xg_expand(g, y->in[i]->shape);
+}
+
+static bool xg__shape_expand(xg_tensor *y)
+{
+    y->shape = y->attr.to.shape;
+    if (xg__can_expand(y->in[0]->shape, y->shape)) return true;
+    return xg__refuse(y, XG_ERR_SHAPE, "each axis must stay or grow from 1");
+}
+
+/* Where element (n,c,h,0) of a tensor starts when y walks it with broadcasting. */
+static const xg_real *xg__row_of(const xg_tensor *x, int n, int c, int h)
+{
+    xg_shape s = x->shape;
+    size_t row = (size_t)(s.n == 1 ? 0 : n);
+    row = row * (size_t)s.c + (size_t)(s.c == 1 ? 0 : c);
+    row = row * (size_t)s.h + (size_t)(s.h == 1 ? 0 : h);
+    return x->data + row * (size_t)s.w;
+}
+
+static void xg__expand_planes(const void *context, size_t begin, size_t end)
+{
+    const xg__plane_job *job = (const xg__plane_job *)context;
+    xg_shape s = job->y->shape;
+    xg_real *out = job->y->data + begin * xg__plane(job->y);
+    for (size_t plane = begin; plane < end; plane++) {
+        int n = (int)(plane / (size_t)s.c), c = (int)(plane % (size_t)s.c);
+        for (int h = 0; h < s.h; h++, out += s.w) {
+            const xg_real *in = xg__row_of(job->x, n, c, h);
+            if (job->x->shape.w == s.w) memcpy(out, in, (size_t)s.w * sizeof *out);
+            else for (int w = 0; w < s.w; w++) out[w] = in[0];
+        }
+    }
+}
+
+static void xg__run_expand(xg_tensor *y) { xg__for_planes(y, y, xg__plane(y), xg__expand_planes); }
+
+XG_API_DEF xg_tensor *xg_expand(xg_tensor *x, xg_shape s)
+{
+    if (x && xg_shape_same(x->shape, s)) return x;
+    return xg__emit_to(XG_OP_expand, x, NULL, s);
+}
+static xg_tensor *xg__vjp_expand(xg_tensor *y, int i, xg_tensor *g)
+{
+    return xg_sum_to(g, y->in[i]->shape);
+}
+
+static bool xg__shape_reshape(xg_tensor *y)
+{
+    y->shape = y->attr.to.shape;
+    if (!xg__shape_valid(y->shape) || xg_shape_size(y->shape) != xg_size(y->in[0])) {
+        return xg__refuse(y, XG_ERR_SHAPE, "the number of elements must stay the same");
+    }
+    y->data = y->in[0]->data;                  /* the same numbers in the same order: no copy         */
+    return true;
+}
+#define xg__run_reshape NULL
+
+XG_API_DEF xg_tensor *xg_reshape(xg_tensor *x, xg_shape s)
+{
+    return xg__emit_to(XG_OP_reshape, x, NULL, s);
+}
+static xg_tensor *xg__vjp_reshape(xg_tensor *y, int i, xg_tensor *g)
+{
+    return xg_reshape(g, y->in[i]->shape);
+}
+
+static bool xg__shape_permute(xg_tensor *y)
+{
+    int seen = 0, e[4];
+    for (int i = 0; i < 4; i++) {
+        int axis = y->attr.axes.order[i];
+        if (axis < 0 || axis > 3) return xg__refuse(y, XG_ERR_ARGUMENT, "axes are 0, 1, 2 and 3");
+        seen |= 1 << axis;
+        e[i] = xg__extent(y->in[0]->shape, axis);
+    }
+    if (seen != 15) return xg__refuse(y, XG_ERR_ARGUMENT, "each axis must be named once");
+    y->shape = xg_shape4(e[0], e[1], e[2], e[3]);
+    return true;
+}
+
+/* permute and flip walk x along y's axes: start, and a (possibly negative) step for each axis. */
+static void xg__strided_planes(const xg__plane_job *job, ptrdiff_t start, const ptrdiff_t *step,
+                               size_t begin, size_t end)
+{
+    xg_shape s = job->y->shape;
+    xg_real *out = job->y->data + begin * xg__plane(job->y);
+    for (size_t plane = begin; plane < end; plane++) {
+        ptrdiff_t n = (ptrdiff_t)(plane / (size_t)s.c), c = (ptrdiff_t)(plane % (size_t)s.c);
+        for (int h = 0; h < s.h; h++) {
+            const xg_real *in = job->x->data + start + n * step[0] + c * step[1] + h * step[2];
+            for (int w = 0; w < s.w; w++) *out++ = in[w * step[3]];
+        }
+    }
+}
+
+static void xg__natural_steps(xg_shape s, ptrdiff_t *step)
+{
+    step[3] = 1;
+    step[2] = s.w;
+    step[1] = step[2] * s.h;
+    step[0] = step[1] * s.c;
+}
+
+static void xg__permute_planes(const void *context, size_t begin, size_t end)
+{
+    const xg__plane_job *job = (const xg__plane_job *)context;
+    ptrdiff_t natural[4], step[4];
+    xg__natural_steps(job->x->shape, natural);
+    for (int i = 0; i < 4; i++) step[i] = natural[job->y->attr.axes.order[i]];
+    xg__strided_planes(job, 0, step, begin, end);
+}
+
+static void xg__run_permute(xg_tensor *y) { xg__for_planes(y, y, xg__plane(y), xg__permute_planes); }
+
+static xg_tensor *xg__emit_axes(xg_op op, xg_tensor *x, int n, int c, int h, int w)
+{
+    xg__attr attr;
+    attr.axes.order[0] = n;
+    attr.axes.order[1] = c;
+    attr.axes.order[2] = h;
+    attr.axes.order[3] = w;
+    return xg__emit(op, x, NULL, &attr);
+}
+
+XG_API_DEF xg_tensor *xg_permute(xg_tensor *x, int n, int c, int h, int w)
+{
+    return xg__emit_axes(XG_OP_permute, x, n, c, h, w);
+}
+static xg_tensor *xg__vjp_permute(xg_tensor *y, int i, xg_tensor *g)
+{
+    int back[4];
+    (void)i;
+    for (int axis = 0; axis < 4; axis++) back[y->attr.axes.order[axis]] = axis;
+    return xg_permute(g, back[0], back[1], back[2], back[3]);
+}
+
+static bool xg__shape_flip(xg_tensor *y)
+{
+    y->shape = y->in[0]->shape;
+    return true;
+}
+
+static void xg__flip_planes(const void *context, size_t begin, size_t end)
+{
+    const xg__plane_job *job = (const xg__plane_job *)context;
+    ptrdiff_t step[4], start = 0;
+    xg__natural_steps(job->x->shape, step);
+    for (int i = 0; i < 4; i++) {
+        if (!job->y->attr.axes.order[i]) continue;
+        start += step[i] * (xg__extent(job->x->shape, i) - 1);
+        step[i] = -step[i];
+    }
+    xg__strided_planes(job, start, step, begin, end);
+}
+
+static void xg__run_flip(xg_tensor *y) { xg__for_planes(y, y, xg__plane(y), xg__flip_planes); }
+
+XG_API_DEF xg_tensor *xg_flip(xg_tensor *x, bool n, bool c, bool h, bool w)
+{
+    return xg__emit_axes(XG_OP_flip, x, n, c, h, w);
+}
+static xg_tensor *xg__vjp_flip(xg_tensor *y, int i, xg_tensor *g)
+{
+    const int *a = y->attr.axes.order;
+    (void)i;
+    return xg__emit_axes(XG_OP_flip, g, a[0], a[1], a[2], a[3]);
+}
+
+/* Is the box that starts at `from` with extents `box` inside `whole`? */
+static bool xg__box_inside(xg_shape from, xg_shape box, xg_shape whole)
+{
+    for (int axis = 0; axis < 4; axis++) {
+        int start = xg__extent(from, axis), e = xg__extent(box, axis);
+        if (start < 0 || e < 1 || start > xg__extent(whole, axis) - e) return false;
+    }
+    return true;
+}
+
+static bool xg__shape_slice(xg_tensor *y)
+{
+    y->shape = y->attr.box.shape;
+    if (xg__box_inside(y->attr.box.from, y->shape, y->in[0]->shape)) return true;
+    return xg__refuse(y, XG_ERR_SHAPE, "the box does not lie inside the tensor");
+}
+
+/* Copies a box row by row between tensors of different extents; `from` and `to` are where it starts. */
+static void xg__copy_box(const xg_tensor *x, xg_shape from, xg_tensor *y, xg_shape to, xg_shape box)
+{
+    for (int n = 0; n < box.n; n++) {
+        for (int c = 0; c < box.c; c++) {
+            for (int h = 0; h < box.h; h++) {
+                size_t in = (size_t)(from.n + n) * (size_t)x->shape.c + (size_t)(from.c + c);
+                size_t out = (size_t)(to.n + n) * (size_t)y->shape.c + (size_t)(to.c + c);
+                in = (in * (size_t)x->shape.h + (size_t)(from.h + h)) * (size_t)x->shape.w;
+                out = (out * (size_t)y->shape.h + (size_t)(to.h + h)) * (size_t)y->shape.w;
+                memcpy(y->data + out + to.w, x->data + in + from.w,
+                       (size_t)box.w * sizeof(xg_real));
+            }
+        }
+    }
+}
+
+static xg_shape xg__origin(void) { return xg_shape4(0, 0, 0, 0); }
+
+static void xg__run_slice(xg_tensor *y)
+{
+    xg__copy_box(y->in[0], y->attr.box.from, y, xg__origin(), y->shape);
+}
+
+static xg_tensor *xg__emit_box(xg_op op, xg_tensor *x, xg_shape from, xg_shape s)
+{
+    xg__attr attr;
+    attr.box.from = from;
+    attr.box.shape = s;
+    return xg__emit(op, x, NULL, &attr);
+}
+
+XG_API_DEF xg_tensor *xg_slice(xg_tensor *x, xg_shape from, xg_shape s)
+{
+    return xg__emit_box(XG_OP_slice, x, from, s);
+}
+static xg_tensor *xg__vjp_slice(xg_tensor *y, int i, xg_tensor *g)
+{
+    return xg_pad(g, y->attr.box.from, y->in[i]->shape);
+}
+
+static bool xg__shape_pad(xg_tensor *y)
+{
+    y->shape = y->attr.box.shape;
+    if (xg__box_inside(y->attr.box.from, y->in[0]->shape, y->shape)) return true;
+    return xg__refuse(y, XG_ERR_SHAPE, "the tensor does not fit at that place");
+}
+
+static void xg__run_pad(xg_tensor *y)
+{
+    memset(y->data, 0, xg_size(y) * sizeof(xg_real));
+    xg__copy_box(y->in[0], xg__origin(), y, y->attr.box.from, y->in[0]->shape);
+}
+
+XG_API_DEF xg_tensor *xg_pad(xg_tensor *x, xg_shape from, xg_shape s)
+{
+    return xg__emit_box(XG_OP_pad, x, from, s);
+}
+static xg_tensor *xg__vjp_pad(xg_tensor *y, int i, xg_tensor *g)
+{
+    return xg_slice(g, y->attr.box.from, y->in[i]->shape);
+}
+
+static bool xg__shape_concat(xg_tensor *y)
+{
+    int axis = y->attr.one.value;
+    xg_shape a = y->in[0]->shape, b = y->in[1]->shape;
+    if (axis < 0 || axis > 3) return xg__refuse(y, XG_ERR_ARGUMENT, "the axis is 0, 1, 2 or 3");
+    if (!xg_shape_same(xg__with_extent(a, axis, 1), xg__with_extent(b, axis, 1))) {
+        return xg__refuse(y, XG_ERR_SHAPE, "all axes but the joined one must agree");
+    }
+    y->shape = xg__with_extent(a, axis, xg__extent(a, axis) + xg__extent(b, axis));
+    return true;
+}
+
+/* Where the second operand of a concat starts. */
+static xg_shape xg__concat_seam(const xg_tensor *y)
+{
+    int axis = y->attr.one.value;
+    return xg__with_extent(xg__origin(), axis, xg__extent(y->in[0]->shape, axis));
+}
+
+static void xg__run_concat(xg_tensor *y)
+{
+    xg__copy_box(y->in[0], xg__origin(), y, xg__origin(), y->in[0]->shape);
+    xg__copy_box(y->in[1], xg__origin(), y, xg__concat_seam(y), y->in[1]->shape);
+}
+
+XG_API_DEF xg_tensor *xg_concat(xg_tensor *a, xg_tensor *b, int axis)
+{
+    xg__attr attr;
+    attr.one.value = axis;
+    return xg__emit(XG_OP_concat, a, b, &attr);
+}
+static xg_tensor *xg__vjp_concat(xg_tensor *y, int i, xg_tensor *g)
+{
+    return xg_slice(g, i == 0 ? xg__origin() : xg__concat_seam(y), y->in[i]->shape);
+}
+
+XG_API_DEF xg_tensor *xg_sum(xg_tensor *x) { return xg_sum_to(x, xg_shape4(1, 1, 1, 1)); }
+XG_API_DEF xg_tensor *xg_mean(xg_tensor *x) { return xg_mean_to(x, xg_shape4(1, 1, 1, 1)); }
+XG_API_DEF xg_tensor *xg_mean_to(xg_tensor *x, xg_shape s)
+{
+    double share = (double)xg_shape_size(s) / (double)xg_size(x);
+    return xg_affine(xg_sum_to(x, s), share, 0);
+}
+XG_API_DEF xg_tensor *xg_dot(xg_tensor *a, xg_tensor *b) { return xg_sum(xg_mul(a, b)); }
+XG_API_DEF xg_tensor *xg_flatten(xg_tensor *x)
+{
+    xg_shape s = xg_shape_of(x);
+    return xg_reshape(x, xg_shape4(s.n, s.c * s.h * s.w, 1, 1));
+}
+
+/* ---- 5.4 matmul -------------------------------------------------------------------------------- */
+
+static bool xg__shape_matmul(xg_tensor *y)
+{
+    xg_shape a = y->in[0]->shape, b = y->in[1]->shape;
+    bool ta = y->attr.transpose.a, tb = y->attr.transpose.b;
+    if ((ta ? a.h : a.w) != (tb ? b.w : b.h)) {
+        return xg__refuse(y, XG_ERR_SHAPE, "the inner extents differ");
+    }
+    if ((a.n != b.n && a.n != 1 && b.n != 1) || (a.c != b.c && a.c != 1 && b.c != 1)) {
+        return xg__refuse(y, XG_ERR_SHAPE, "batch axes must be equal, or 1 to broadcast");
+    }
+    y->shape = xg_shape4(a.n > b.n ? a.n : b.n, a.c > b.c ? a.c : b.c, ta ? a.w : a.h,
+                         tb ? b.h : b.w);
+    return true;
+}
+
+/* The distance between the matrices of a batch, or -1 when they do not lie at one distance. */
+static ptrdiff_t xg__batch_step(const xg_tensor *x, const xg_tensor *y)
+{
+    if (x->shape.n * x->shape.c == 1) return 0;
+    if (x->shape.n == y->shape.n && x->shape.c == y->shape.c) return (ptrdiff_t)xg__plane(x);
+    return -1;
+}
+
+static void xg__run_gemm(xg_tensor *y, const xg__gemm_job *job)
+{
+    const xg__kernels *kernels = y->tape->kernels;
+    xg__team team;
+    xg__place place = xg__arena_mark(&y->tape->arena);
+    if (xg__team_open(y->tape, kernels->gemm_scratch(job, y->tape->config.workers), &team)) {
+        kernels->gemm(job, &team);
+    }
+    xg__arena_release(&y->tape->arena, place);
+}
+
+static void xg__run_matmul(xg_tensor *y)
+{
+    const xg_tensor *a = y->in[0], *b = y->in[1];
+    xg__gemm_job job;
+    memset(&job, 0, sizeof job);
+    job.ta = y->attr.transpose.a;
+    job.tb = y->attr.transpose.b;
+    job.m = y->shape.h;
+    job.n = y->shape.w;
+    job.k = job.ta ? a->shape.h : a->shape.w;
+    job.batch = y->shape.n * y->shape.c;
+    y->tape->flops += 2.0 * job.m * job.n * job.k * job.batch;
+    ptrdiff_t step_a = xg__batch_step(a, y), step_b = xg__batch_step(b, y);
+    job.step_a = (size_t)step_a;
+    job.step_b = (size_t)step_b;
+    job.step_c = xg__plane(y);
+    job.a = a->data;
+    job.b = b->data;
+    job.c = y->data;
+    if (step_a >= 0 && step_b >= 0) {
+        xg__run_gemm(y, &job);
+        return;
+    }
+    job.batch = 1;                             /* mixed broadcasting: one matrix after the other      */
+    for (int n = 0; n < y->shape.n; n++) {
+        for (int c = 0; c < y->shape.c; c++) {
+            job.a = xg__row_of(a, n, c, 0);
+            job.b = xg__row_of(b, n, c, 0);
+            xg__run_gemm(y, &job);
+            job.c += job.step_c;
+        }
+    }
+}
+
+XG_API_DEF xg_tensor *xg_matmul(xg_tensor *a, xg_tensor *b, bool transpose_a, bool transpose_b)
+{
+    xg__attr attr;
+    attr.transpose.a = transpose_a;
+    attr.transpose.b = transpose_b;
+    return xg__emit(XG_OP_matmul, a, b, &attr);
+}
+static xg_tensor *xg__vjp_matmul(xg_tensor *y, int i, xg_tensor *g)
+{
+    bool ta = y->attr.transpose.a, tb = y->attr.transpose.b;
+    xg_tensor *a = y->in[0], *b = y->in[1];
+    if (i == 0) return ta ? xg_matmul(b, g, tb, true) : xg_matmul(g, b, false, !tb);
+    return tb ? xg_matmul(g, a, true, ta) : xg_matmul(a, g, !ta, false);
+}
+
+/* ---- 5.5 the convolution trio ------------------------------------------------------------------ */
+
+static xg_window xg__window(xg_window k)
+{
+    if (!k.kh) k.kh = 1;
+    if (!k.kw) k.kw = 1;
+    if (!k.stride) k.stride = 1;
+    if (!k.dilation) k.dilation = 1;
+    if (!k.groups) k.groups = 1;
+    return k;
+}
+
+/* How many windows fit along an axis; 0 or less when none does. */
+static int xg__windows(int extent, int kernel, xg_window k)
+{
+    int room = extent + 2 * k.pad - (k.dilation * (kernel - 1) + 1);
+    return room < 0 ? 0 : room / k.stride + 1;
+}
+
+static bool xg__window_valid(xg_window k)
+{
+    const int most = 1 << 15;                  /* keeps every product of extents inside an int        */
+    return k.kh > 0 && k.kw > 0 && k.stride > 0 && k.dilation > 0 && k.groups > 0 && k.pad >= 0 &&
+           k.kh < most && k.kw < most && k.stride < most && k.dilation < most && k.pad < most;
+}
+
+/* Checks x [n,c,h,w], w [o,c/groups,kh,kw], g [n,o,oh,ow] against one another. */
+static bool xg__conv_fits(const xg_tensor *y, xg_shape x, xg_shape w, xg_shape g)
+{
+    xg_window k = y->attr.conv.window;
+    if (!xg__window_valid(k)) return xg__refuse(y, XG_ERR_ARGUMENT, "a window number is negative");
+    if (x.c != w.c * k.groups) return xg__refuse(y, XG_ERR_SHAPE, "channels differ");
+    if (w.n % k.groups) return xg__refuse(y, XG_ERR_SHAPE, "groups do not divide the outputs");
+    if (g.n != x.n || g.c != w.n) return xg__refuse(y, XG_ERR_SHAPE, "batch or outputs differ");
+    if (g.h < 1 || g.w < 1 || g.h != xg__windows(x.h, w.h, k) || g.w != xg__windows(x.w, w.w, k)) {
+        return xg__refuse(y, XG_ERR_SHAPE, "the windows do not fit the input");
+    }
+    return true;
+}
+
+/* Runs one of the three; px, pw, pg point at the operands that it reads. */
+static void xg__run_trio(xg_tensor *y, xg__conv_kind kind, xg_shape x, xg_shape w, xg_shape g)
+{
+    xg_window k = y->attr.conv.window;
+    xg__conv_job job;
+    memset(&job, 0, sizeof job);
+    job.kind = kind;
+    job.n = x.n; job.c = x.c; job.h = x.h; job.w = x.w;
+    job.o = w.n; job.kh = w.h; job.kw = w.w;
+    job.oh = g.h; job.ow = g.w;
+    job.stride = k.stride; job.pad = k.pad; job.dilation = k.dilation; job.groups = k.groups;
+    job.px = kind == XG__CONV_DX ? NULL : y->in[0]->data;
+    job.pw = kind == XG__CONV ? y->in[1]->data : kind == XG__CONV_DX ? y->in[0]->data : NULL;
+    job.pg = kind == XG__CONV ? NULL : y->in[1]->data;
+    job.y = y->data;
+    y->tape->flops += 2.0 * (double)xg_shape_size(w) * (double)x.n * (double)g.h * (double)g.w;
+
+    const xg__kernels *kernels = y->tape->kernels;
+    xg__team team;
+    xg__place place = xg__arena_mark(&y->tape->arena);
+    if (xg__team_open(y->tape, kernels->conv_scratch(&job, y->tape->config.workers), &team)) {
+        kernels->conv(&job, &team);
+    }
+    xg__arena_release(&y->tape->arena, place);
+}
+
+static xg_tensor *xg__emit_conv(xg_op op, xg_tensor *a, xg_tensor *b, xg_window k, xg_shape shape)
+{
+    xg__attr attr;
+    attr.conv.window = xg__window(k);
+    attr.conv.shape = shape;
+    return xg__emit(op, a, b, &attr);
+}
+
+static bool xg__shape_conv2d(xg_tensor *y)
+{
+    xg_shape x = y->in[0]->shape, w = y->in[1]->shape;
+    xg_window k = y->attr.conv.window;
+    if (!xg__window_valid(k)) return xg__refuse(y, XG_ERR_ARGUMENT, "a window number is negative");
+    y->shape = xg_shape4(x.n, w.n, xg__windows(x.h, w.h, k), xg__windows(x.w, w.w, k));
+    return xg__conv_fits(y, x, w, y->shape);
+}
+static void xg__run_conv2d(xg_tensor *y)
+{
+    xg__run_trio(y, XG__CONV, y->in[0]->shape, y->in[1]->shape, y->shape);
+}
+XG_API_DEF xg_tensor *xg_conv2d(xg_tensor *x, xg_tensor *w, xg_window k)
+{
+    return xg__emit_conv(XG_OP_conv2d, x, w, k, xg__origin());
+}
+static xg_tensor *xg__vjp_conv2d(xg_tensor *y, int i, xg_tensor *g)
+{
+    xg_tensor *x = y->in[0], *w = y->in[1];
+    xg_window k = y->attr.conv.window;
+    return i == 0 ? xg_conv2d_dx(w, g, k, x->shape) : xg_conv2d_dw(x, g, k, w->shape);
+}
+
+static bool xg__shape_conv2d_dx(xg_tensor *y)
+{
+    y->shape = y->attr.conv.shape;
+    return xg__conv_fits(y, y->shape, y->in[0]->shape, y->in[1]->shape);
+}
+static void xg__run_conv2d_dx(xg_tensor *y)
+{
+    xg__run_trio(y, XG__CONV_DX, y->shape, y->in[0]->shape, y->in[1]->shape);
+}
+XG_API_DEF xg_tensor *xg_conv2d_dx(xg_tensor *w, xg_tensor *g, xg_window k, xg_shape x)
+{
+    return xg__emit_conv(XG_OP_conv2d_dx, w, g, k, x);
+}
+static xg_tensor *xg__vjp_conv2d_dx(xg_tensor *y, int i, xg_tensor *dx)
+{
+    xg_tensor *w = y->in[0], *g = y->in[1];
+    xg_window k = y->attr.conv.window;
+    return i == 0 ? xg_conv2d_dw(dx, g, k, w->shape) : xg_conv2d(dx, w, k);
+}
+
+static bool xg__shape_conv2d_dw(xg_tensor *y)
+{
+    y->shape = y->attr.conv.shape;
+    return xg__conv_fits(y, y->in[0]->shape, y->shape, y->in[1]->shape);
+}
+static void xg__run_conv2d_dw(xg_tensor *y)
+{
+    xg__run_trio(y, XG__CONV_DW, y->in[0]->shape, y->shape, y->in[1]->shape);
+}
+XG_API_DEF xg_tensor *xg_conv2d_dw(xg_tensor *x, xg_tensor *g, xg_window k, xg_shape w)
+{
+    return xg__emit_conv(XG_OP_conv2d_dw, x, g, k, w);
+}
+static xg_tensor *xg__vjp_conv2d_dw(xg_tensor *y, int i, xg_tensor *dw)
+{
+    xg_tensor *x = y->in[0], *g = y->in[1];
+    xg_window k = y->attr.conv.window;
+    return i == 0 ? xg_conv2d_dx(dw, g, k, x->shape) : xg_conv2d(x, dw, k);
+}
+
+/* ---- 5.6 windows ------------------------------------------------------------------------------- */
+
+/* The part of a window that lies inside the input: rows y0, y0 + dilation, .. < y1 (and columns). */
+typedef struct xg__span { int y0, y1, x0, x1; } xg__span;
+
+static void xg__clip(int place, int kernel, int extent, xg_window k, int *first, int *end)
+{
+    int start = place * k.stride - k.pad;
+    int stop = start + k.dilation * (kernel - 1) + 1;
+    int missing = start < 0 ? (-start + k.dilation - 1) / k.dilation : 0;
+    *first = start + missing * k.dilation;
+    *end = stop < extent ? stop : extent;
+}
+
+static xg__span xg__span_of(int oy, int ox, xg_shape plane, xg_window k)
+{
+    xg__span span;
+    xg__clip(oy, k.kh, plane.h, k, &span.y0, &span.y1);
+    xg__clip(ox, k.kw, plane.w, k, &span.x0, &span.x1);
+    return span;
+}
+
+static bool xg__shape_pool(xg_tensor *y)
+{
+    xg_shape x = y->in[0]->shape;
+    xg_window k = y->attr.conv.window;
+    if (!xg__window_valid(k)) return xg__refuse(y, XG_ERR_ARGUMENT, "a window number is negative");
+    if (2 * k.pad > k.dilation * (k.kh - 1) + 1 || 2 * k.pad > k.dilation * (k.kw - 1) + 1) {
+        return xg__refuse(y, XG_ERR_ARGUMENT, "padding is more than half the window");
+    }
+    y->shape = xg_shape4(x.n, x.c, xg__windows(x.h, k.kh, k), xg__windows(x.w, k.kw, k));
+    if (y->shape.h > 0 && y->shape.w > 0) return true;
+    return xg__refuse(y, XG_ERR_SHAPE, "the window is larger than the input");
+}
+
+static bool xg__shape_avgpool(xg_tensor *y) { return xg__shape_pool(y); }
+
+static void xg__avgpool_planes(const void *context, size_t begin, size_t end)
+{
+    const xg__plane_job *job = (const xg__plane_job *)context;
+    xg_window k = job->y->attr.conv.window;
+    xg_shape in = job->x->shape, out = job->y->shape;
+    double share = 1.0 / ((double)k.kh * k.kw);
+    for (size_t plane = begin; plane < end; plane++) {
+        const xg_real *x = job->x->data + plane * xg__plane(job->x);
+        xg_real *y = job->y->data + plane * xg__plane(job->y);
+        for (int oy = 0; oy < out.h; oy++) {
+            for (int ox = 0; ox < out.w; ox++) {
+                xg__span span = xg__span_of(oy, ox, in, k);
+                double sum = 0;
+                for (int r = span.y0; r < span.y1; r += k.dilation) {
+                    for (int c = span.x0; c < span.x1; c += k.dilation) {
+                        sum += (double)x[(size_t)r * (size_t)in.w + (size_t)c];
+                    }
+                }
+                *y++ = (xg_real)(sum * share);
+            }
+        }
+    }
+}
+
+static void xg__run_avgpool(xg_tensor *y)
+{
+    xg_window k = y->attr.conv.window;
+    xg__for_planes(y, y, xg__plane(y) * (size_t)(k.kh * k.kw), xg__avgpool_planes);
+}
+
+XG_API_DEF xg_tensor *xg_avgpool(xg_tensor *x, xg_window k)
+{
+    return xg__emit_conv(XG_OP_avgpool, x, NULL, k, xg__origin());
+}
+static xg_tensor *xg__vjp_avgpool(xg_tensor *y, int i, xg_tensor *g)
+{
+    return xg_avgpool_t(g, y->attr.conv.window, y->in[i]->shape);
+}
+
+static bool xg__shape_avgpool_t(xg_tensor *y)
+{
+    xg_shape g = y->in[0]->shape, x = y->attr.conv.shape;
+    xg_window k = y->attr.conv.window;
+    y->shape = x;
+    if (!xg__window_valid(k)) return xg__refuse(y, XG_ERR_ARGUMENT, "a window number is negative");
+    if (g.n == x.n && g.c == x.c && g.h == xg__windows(x.h, k.kh, k) &&
+        g.w == xg__windows(x.w, k.kw, k)) {
+        return true;
+    }
+    return xg__refuse(y, XG_ERR_SHAPE, "the windows do not fit the asked shape");
+}
+
+static void xg__avgpool_t_planes(const void *context, size_t begin, size_t end)
+{
+    const xg__plane_job *job = (const xg__plane_job *)context;
+    xg_window k = job->y->attr.conv.window;
+    xg_shape in = job->x->shape, out = job->y->shape;
+    xg_real share = (xg_real)(1.0 / ((double)k.kh * k.kw));
+    for (size_t plane = begin; plane < end; plane++) {
+        const xg_real *g = job->x->data + plane * xg__plane(job->x);
+        xg_real *y = job->y->data + plane * xg__plane(job->y);
+        memset(y, 0, xg__plane(job->y) * sizeof *y);
+        for (int oy = 0; oy < in.h; oy++) {
+            for (int ox = 0; ox < in.w; ox++) {
+                xg__span span = xg__span_of(oy, ox, out, k);
+                xg_real part = *g++ * share;
+                for (int r = span.y0; r < span.y1; r += k.dilation) {
+                    for (int c = span.x0; c < span.x1; c += k.dilation) {
+                        y[(size_t)r * (size_t)out.w + (size_t)c] += part;
+                    }
+                }
+            }
+        }
+    }
+}
+
+static void xg__run_avgpool_t(xg_tensor *y)
+{
+    xg_window k = y->attr.conv.window;
+    xg__for_planes(y, y, xg__plane(y->in[0]) * (size_t)(k.kh * k.kw), xg__avgpool_t_planes);
+}
+
+XG_API_DEF xg_tensor *xg_avgpool_t(xg_tensor *g, xg_window k, xg_shape x)
+{
+    return xg__emit_conv(XG_OP_avgpool_t, g, NULL, k, x);
+}
+static xg_tensor *xg__vjp_avgpool_t(xg_tensor *y, int i, xg_tensor *g)
+{
+    (void)i;
+    return xg_avgpool(g, y->attr.conv.window);
+}
+
+static bool xg__shape_argpool(xg_tensor *y)
+{
+    if ((double)y->in[0]->shape.h * y->in[0]->shape.w > 16777216.0) {
+        return xg__refuse(y, XG_ERR_SHAPE, "planes above 2^24 numbers have no exact index");
+    }
+    return xg__shape_pool(y);
+}
+
+static void xg__argpool_planes(const void *context, size_t begin, size_t end)
+{
+    const xg__plane_job *job = (const xg__plane_job *)context;
+    xg_window k = job->y->attr.conv.window;
+    xg_shape in = job->x->shape, out = job->y->shape;
+    for (size_t plane = begin; plane < end; plane++) {
+        const xg_real *x = job->x->data + plane * xg__plane(job->x);
+        xg_real *y = job->y->data + plane * xg__plane(job->y);
+        for (int oy = 0; oy < out.h; oy++) {
+            for (int ox = 0; ox < out.w; ox++) {
+                xg__span span = xg__span_of(oy, ox, in, k);
+                int best = span.y0 * in.w + span.x0;
+                for (int r = span.y0; r < span.y1; r += k.dilation) {
+                    for (int c = span.x0; c < span.x1; c += k.dilation) {
+                        int at = r * in.w + c;
+                        if (x[at] > x[best] || x[at] != x[at]) best = at;   /* a NaN wins            */
+                    }
+                }
+                *y++ = (xg_real)best;
+            }
+        }
+    }
+}
+
+static void xg__run_argpool(xg_tensor *y)
+{
+    xg_window k = y->attr.conv.window;
+    xg__for_planes(y, y, xg__plane(y) * (size_t)(k.kh * k.kw), xg__argpool_planes);
+}
+
+XG_API_DEF xg_tensor *xg_argpool(xg_tensor *x, xg_window k)
+{
+    return xg__emit_conv(XG_OP_argpool, x, NULL, k, xg__origin());
+}
+XG_API_DEF xg_tensor *xg_maxpool(xg_tensor *x, xg_window k) { return xg_gather(x, xg_argpool(x, k)); }
+XG_API_DEF xg_tensor *xg_global_avgpool(xg_tensor *x)
+{
+    xg_shape s = xg_shape_of(x);
+    return xg_mean_to(x, xg_shape4(s.n, s.c, 1, 1));
+}
+
+/* Bilinear interpolation at half-pixel centres (methods 1.2): output o reads at
+ * s = max(0, (o + 1/2) in/out - 1/2), between floor(s) and the next, the last one repeated. */
+typedef struct xg__tap { int low, high; double t; } xg__tap;
+
+static xg__tap xg__tap_of(int o, int in, int out)
+{
+    xg__tap tap;
+    double s = ((double)o + 0.5) * in / out - 0.5;
+    if (s < 0) s = 0;
+    tap.low = (int)s;
+    if (tap.low > in - 1) tap.low = in - 1;
+    tap.high = tap.low + 1 < in ? tap.low + 1 : in - 1;
+    tap.t = s - tap.low;
+    return tap;
+}
+
+static bool xg__shape_upsample(xg_tensor *y)
+{
+    xg_shape x = y->in[0]->shape, s = y->attr.to.shape;
+    y->shape = xg_shape4(x.n, x.c, s.h, s.w);
+    if (s.h > 0 && s.w > 0) return true;
+    return xg__refuse(y, XG_ERR_ARGUMENT, "the new extents must be at least 1");
+}
+
+static void xg__upsample_planes(const void *context, size_t begin, size_t end)
+{
+    const xg__plane_job *job = (const xg__plane_job *)context;
+    xg_shape in = job->x->shape, out = job->y->shape;
+    for (size_t plane = begin; plane < end; plane++) {
+        const xg_real *x = job->x->data + plane * xg__plane(job->x);
+        xg_real *y = job->y->data + plane * xg__plane(job->y);
+        for (int oy = 0; oy < out.h; oy++) {
+            xg__tap v = xg__tap_of(oy, in.h, out.h);
+            const xg_real *top = x + (size_t)v.low * (size_t)in.w;
+            const xg_real *bottom = x + (size_t)v.high * (size_t)in.w;
+            for (int ox = 0; ox < out.w; ox++) {
+                xg__tap u = xg__tap_of(ox, in.w, out.w);
+                double a = (1 - u.t) * (double)top[u.low] + u.t * (double)top[u.high];
+                double b = (1 - u.t) * (double)bottom[u.low] + u.t * (double)bottom[u.high];
+                *y++ = (xg_real)((1 - v.t) * a + v.t * b);
+            }
+        }
+    }
+}
+
+static void xg__run_upsample(xg_tensor *y)
+{
+    xg__for_planes(y, y, xg__plane(y) * 8, xg__upsample_planes);
+}
+
+XG_API_DEF xg_tensor *xg_upsample(xg_tensor *x, int h, int w)
+{
+    return xg__emit_to(XG_OP_upsample, x, NULL, xg_shape4(1, 1, h, w));
+}
+static xg_tensor *xg__vjp_upsample(xg_tensor *y, int i, xg_tensor *g)
+{
+    return xg_upsample_t(g, y->in[i]->shape);
+}
+
+static bool xg__shape_upsample_t(xg_tensor *y)
+{
+    xg_shape g = y->in[0]->shape;
+    y->shape = y->attr.to.shape;
+    if (g.n == y->shape.n && g.c == y->shape.c) return true;
+    return xg__refuse(y, XG_ERR_SHAPE, "batch and channels must stay the same");
+}
+
+static void xg__upsample_t_planes(const void *context, size_t begin, size_t end)
+{
+    const xg__plane_job *job = (const xg__plane_job *)context;
+    xg_shape small = job->y->shape, large = job->x->shape;
+    for (size_t plane = begin; plane < end; plane++) {
+        const xg_real *g = job->x->data + plane * xg__plane(job->x);
+        xg_real *y = job->y->data + plane * xg__plane(job->y);
+        memset(y, 0, xg__plane(job->y) * sizeof *y);
+        for (int oy = 0; oy < large.h; oy++) {
+            xg__tap v = xg__tap_of(oy, small.h, large.h);
+            xg_real *top = y + (size_t)v.low * (size_t)small.w;
+            xg_real *bottom = y + (size_t)v.high * (size_t)small.w;
+            for (int ox = 0; ox < large.w; ox++) {
+                xg__tap u = xg__tap_of(ox, small.w, large.w);
+                double up = (1 - v.t) * (double)*g, down = v.t * (double)*g;
+                g++;
+                top[u.low]     += (xg_real)(up * (1 - u.t));
+                top[u.high]    += (xg_real)(up * u.t);
+                bottom[u.low]  += (xg_real)(down * (1 - u.t));
+                bottom[u.high] += (xg_real)(down * u.t);
+            }
+        }
+    }
+}
+
+static void xg__run_upsample_t(xg_tensor *y)
+{
+    xg__for_planes(y, y, xg__plane(y->in[0]) * 8, xg__upsample_t_planes);
+}
+
+XG_API_DEF xg_tensor *xg_upsample_t(xg_tensor *g, xg_shape x)
+{
+    return xg__emit_to(XG_OP_upsample_t, g, NULL, x);
+}
+static xg_tensor *xg__vjp_upsample_t(xg_tensor *y, int i, xg_tensor *g)
+{
+    xg_shape s = y->in[i]->shape;
+    return xg_upsample(g, s.h, s.w);
+}
+
+/* ---- 5.7 selection ----------------------------------------------------------------------------- */
+
+static bool xg__index_fits(const xg_tensor *y, xg_shape index, xg_shape x)
+{
+    if ((index.n != 1 && index.n != x.n) || (index.c != 1 && index.c != x.c)) {
+        return xg__refuse(y, XG_ERR_SHAPE, "the index must have the batch and channels of x, or 1");
+    }
+    return true;
+}
+
+/* Indices that operations made are right; those that came in as data are looked at. */
+static bool xg__index_valid(const xg_tensor *y, const xg_tensor *index, size_t plane)
+{
+    if (index->op != XG_OP_leaf) return true;
+    for (size_t i = 0, size = xg_size(index); i < size; i++) {
+        if (!(index->data[i] >= 0) || (size_t)index->data[i] >= plane) {
+            return xg__refuse(y, XG_ERR_ARGUMENT, "an index lies outside the plane");
+        }
+    }
+    return true;
+}
+
+static bool xg__shape_gather(xg_tensor *y)
+{
+    xg_shape x = y->in[0]->shape, index = y->in[1]->shape;
+    y->shape = xg_shape4(x.n, x.c, index.h, index.w);
+    return xg__index_fits(y, index, x) && xg__index_valid(y, y->in[1], xg__plane(y->in[0]));
+}
+
+static const xg_real *xg__index_plane(const xg_tensor *index, size_t plane, int channels)
+{
+    return xg__row_of(index, (int)(plane / (size_t)channels), (int)(plane % (size_t)channels), 0);
+}
+
+static void xg__gather_planes(const void *context, size_t begin, size_t end)
+{
+    const xg__plane_job *job = (const xg__plane_job *)context;
+    const xg_tensor *index = job->y->in[1];
+    size_t count = xg__plane(job->y);
+    for (size_t plane = begin; plane < end; plane++) {
+        const xg_real *x = job->x->data + plane * xg__plane(job->x);
+        const xg_real *at = xg__index_plane(index, plane, job->y->shape.c);
+        xg_real *y = job->y->data + plane * count;
+        for (size_t p = 0; p < count; p++) y[p] = x[(size_t)at[p]];
+    }
+}
+
+static void xg__run_gather(xg_tensor *y) { xg__for_planes(y, y, xg__plane(y), xg__gather_planes); }
+
+XG_API_DEF xg_tensor *xg_gather(xg_tensor *x, xg_tensor *index)
+{
+    return xg__emit(XG_OP_gather, x, index, NULL);
+}
+static xg_tensor *xg__vjp_gather(xg_tensor *y, int i, xg_tensor *g)
+{
+    return i == 0 ? xg_scatter(g, y->in[1], y->in[0]->shape) : NULL;
+}
+
+static bool xg__shape_scatter(xg_tensor *y)
+{
+    xg_shape g = y->in[0]->shape, index = y->in[1]->shape;
+    y->shape = y->attr.to.shape;
+    if (g.n != y->shape.n || g.c != y->shape.c || g.h != index.h || g.w != index.w) {
+        return xg__refuse(y, XG_ERR_SHAPE, "the cotangent must be shaped like the gathered tensor");
+    }
+    return xg__index_fits(y, index, g) && xg__index_valid(y, y->in[1], xg__plane(y));
+}
+
+static void xg__scatter_planes(const void *context, size_t begin, size_t end)
+{
+    const xg__plane_job *job = (const xg__plane_job *)context;
+    const xg_tensor *index = job->y->in[1];
+    size_t count = xg__plane(job->x);
+    for (size_t plane = begin; plane < end; plane++) {
+        const xg_real *g = job->x->data + plane * count;
+        const xg_real *at = xg__index_plane(index, plane, job->y->shape.c);
+        xg_real *y = job->y->data + plane * xg__plane(job->y);
+        memset(y, 0, xg__plane(job->y) * sizeof *y);
+        for (size_t p = 0; p < count; p++) y[(size_t)at[p]] += g[p];
+    }
+}
+
+static void xg__run_scatter(xg_tensor *y)
+{
+    xg__for_planes(y, y, xg__plane(y) + xg__plane(y->in[0]), xg__scatter_planes);
+}
+
+XG_API_DEF xg_tensor *xg_scatter(xg_tensor *g, xg_tensor *index, xg_shape x)
+{
+    return xg__emit_to(XG_OP_scatter, g, index, x);
+}
+static xg_tensor *xg__vjp_scatter(xg_tensor *y, int i, xg_tensor *g)
+{
+    return i == 0 ? xg_gather(g, y->in[1]) : NULL;
+}
+
+static bool xg__shape_argmax(xg_tensor *y)
+{
+    xg_shape x = y->in[0]->shape;
+    y->shape = xg_shape4(x.n, 1, x.h, x.w);
+    return true;
+}
+
+static void xg__run_argmax(xg_tensor *y)
+{
+    const xg_tensor *x = y->in[0];
+    size_t plane = xg__plane(x), channels = (size_t)x->shape.c;
+    for (size_t n = 0; n < (size_t)x->shape.n; n++) {
+        const xg_real *from = x->data + n * channels * plane;
+        for (size_t p = 0; p < plane; p++) {
+            size_t best = 0;
+            for (size_t c = 1; c < channels; c++) {
+                if (from[c * plane + p] > from[best * plane + p]) best = c;
+            }
+            y->data[n * plane + p] = (xg_real)best;
+        }
+    }
+}
+
+XG_API_DEF xg_tensor *xg_argmax(xg_tensor *x) { return xg__emit1(XG_OP_argmax, x); }
+
+static bool xg__shape_max_to(xg_tensor *y) { return xg__shape_sum_to(y); }
+
+static void xg__run_max_to(xg_tensor *y)
+{
+    const xg_tensor *x = y->in[0];
+    xg_shape s = x->shape;
+    const xg_real *in = x->data;
+    for (size_t i = 0, size = xg_size(y); i < size; i++) y->data[i] = (xg_real)-INFINITY;
+    for (int n = 0; n < s.n; n++) {
+        for (int c = 0; c < s.c; c++) {
+            for (int h = 0; h < s.h; h++, in += s.w) {
+                xg_real *out = y->data + (xg__row_of(y, n, c, h) - y->data);
+                for (int w = 0; w < s.w; w++) {
+                    xg_real *best = out + (y->shape.w == 1 ? 0 : w);
+                    if (in[w] > *best || in[w] != in[w]) *best = in[w];
+                }
+            }
+        }
+    }
+}
+
+XG_API_DEF xg_tensor *xg_max_to(xg_tensor *x, xg_shape s) { return xg__emit_to(XG_OP_max_to, x, NULL, s); }
+static xg_tensor *xg__vjp_max_to(xg_tensor *y, int i, xg_tensor *g)
+{
+    xg_tensor *x = y->in[i];
+    xg_tensor *winners = xg_affine(xg_less(x, y), -1, 1);
+    return xg_mul(winners, xg_div(g, xg_sum_to(winners, y->shape)));
+}
+
+static bool xg__shape_topk_threshold(xg_tensor *y)
+{
+    xg_shape x = y->in[0]->shape;
+    int k = y->attr.one.value;
+    y->shape = xg_shape4(x.n, 1, 1, 1);
+    if (k >= 1 && (size_t)k <= xg__plane(y->in[0]) * (size_t)x.c) return true;
+    return xg__refuse(y, XG_ERR_ARGUMENT, "k must be between 1 and the numbers of a sample");
+}
+
+static int xg__descending(const void *a, const void *b)
+{
+    xg_real x = *(const xg_real *)a, y = *(const xg_real *)b;
+    return x < y ? 1 : x > y ? -1 : 0;
+}
+
+static void xg__run_topk_threshold(xg_tensor *y)
+{
+    const xg_tensor *x = y->in[0];
+    size_t size = xg__plane(x) * (size_t)x->shape.c, k = (size_t)y->attr.one.value;
+    xg__place place = xg__arena_mark(&y->tape->arena);
+    xg_real *sorted = (xg_real *)xg__take(y->tape, size * sizeof *sorted);
+    for (int n = 0; sorted && n < x->shape.n; n++) {
+        memcpy(sorted, x->data + (size_t)n * size, size * sizeof *sorted);
+        qsort(sorted, size, sizeof *sorted, xg__descending);
+        double last = (double)sorted[k - 1];       /* all of them: one below the smallest             */
+        double next = k < size ? (double)sorted[k] : last - 2;
+        y->data[n] = (xg_real)(last / 2 + next / 2);
+    }
+    xg__arena_release(&y->tape->arena, place);
+}
+
+XG_API_DEF xg_tensor *xg_topk_threshold(xg_tensor *x, int k)
+{
+    xg__attr attr;
+    attr.one.value = k;
+    return xg__emit(XG_OP_topk_threshold, x, NULL, &attr);
+}
+
+XG_API_DEF xg_tensor *xg_pick(xg_tensor *logits, const int *label)
+{
+    xg_shape s = xg_shape_of(logits);
+    return xg_sum_to(xg_mul(logits, xg_one_hot(xg_tape_of(logits), label, s.n, s.c)),
+                     xg_shape4(s.n, 1, s.h, s.w));
+}
+
+/* ---- 5.8 fused --------------------------------------------------------------------------------- */
+
+/* y = x - max over channels, the stable start of every softmax. */
+static void xg__less_max(const xg_tensor *x, xg_real *y)
+{
+    size_t plane = xg__plane(x), channels = (size_t)x->shape.c;
+    for (size_t n = 0; n < (size_t)x->shape.n; n++) {
+        const xg_real *from = x->data + n * channels * plane;
+        xg_real *to = y + n * channels * plane;
+        for (size_t p = 0; p < plane; p++) {
+            xg_real best = from[p];
+            for (size_t c = 1; c < channels; c++) {
+                if (from[c * plane + p] > best) best = from[c * plane + p];
+            }
+            for (size_t c = 0; c < channels; c++) to[c * plane + p] = from[c * plane + p] - best;
+        }
+    }
+}
+
+/* Sum over the channels of sample n at pixel p. */
+static double xg__softmax_sum(const xg_real *x, size_t n, size_t p, size_t channels, size_t plane)
+{
+    double sum = 0;
+    for (size_t c = 0; c < channels; c++) sum += (double)x[(n * channels + c) * plane + p];
+    return sum;
+}
+
+static bool xg__shape_softmax(xg_tensor *y) { return xg__shape_map(y); }
+
+static void xg__run_softmax(xg_tensor *y)
+{
+    size_t plane = xg__plane(y), channels = (size_t)y->shape.c;
+    xg__less_max(y->in[0], y->data);
+    xg__map_over(y->tape, XG__MAP_exp, y->data, y->data, xg__blocks(y), 0, 0);
+    for (size_t n = 0; n < (size_t)y->shape.n; n++) {
+        for (size_t p = 0; p < plane; p++) {
+            double sum = xg__softmax_sum(y->data, n, p, channels, plane);
+            for (size_t c = 0; c < channels; c++) {
+                xg_real *at = y->data + (n * channels + c) * plane + p;
+                *at = (xg_real)((double)*at / sum);
+            }
+        }
+    }
+}
+
+XG_API_DEF xg_tensor *xg_softmax(xg_tensor *x) { return xg__emit1(XG_OP_softmax, x); }
+static xg_tensor *xg__vjp_softmax(xg_tensor *y, int i, xg_tensor *g)
+{
+    xg_shape s = xg__with_extent(y->shape, 1, 1);
+    (void)i;
+    return xg_mul(y, xg_sub(g, xg_sum_to(xg_mul(g, y), s)));
+}
+
+static bool xg__shape_log_softmax(xg_tensor *y) { return xg__shape_map(y); }
+
+static void xg__run_log_softmax(xg_tensor *y)
+{
+    size_t plane = xg__plane(y), channels = (size_t)y->shape.c;
+    xg__place place = xg__arena_mark(&y->tape->arena);
+    xg_real *powers = (xg_real *)xg__take(y->tape, xg__blocks(y) * XG__BLOCK * sizeof *powers);
+    if (powers) {
+        xg__less_max(y->in[0], y->data);
+        xg__map_over(y->tape, XG__MAP_exp, y->data, powers, xg__blocks(y), 0, 0);
+        for (size_t n = 0; n < (size_t)y->shape.n; n++) {
+            for (size_t p = 0; p < plane; p++) {
+                double shift = log(xg__softmax_sum(powers, n, p, channels, plane));
+                for (size_t c = 0; c < channels; c++) {
+                    xg_real *at = y->data + (n * channels + c) * plane + p;
+                    *at = (xg_real)((double)*at - shift);
+                }
+            }
+        }
+    }
+    xg__arena_release(&y->tape->arena, place);
+}
+
+XG_API_DEF xg_tensor *xg_log_softmax(xg_tensor *x) { return xg__emit1(XG_OP_log_softmax, x); }
+static xg_tensor *xg__vjp_log_softmax(xg_tensor *y, int i, xg_tensor *g)
+{
+    (void)i;
+    return xg_sub(g, xg_mul(xg_exp(y), xg_sum_to(g, xg__with_extent(y->shape, 1, 1))));
+}
+
+XG_API_DEF xg_tensor *xg_normalise(xg_tensor *x, xg_shape s, double eps)
+{
+    xg_tensor *centred = xg_sub(x, xg_mean_to(x, s));
+    xg_tensor *variance = xg_mean_to(xg_square(centred), s);
+    return xg_mul(centred, xg_pow(xg_affine(variance, 1, eps), -0.5));
+}
+
+XG_API_DEF xg_tensor *xg_cross_entropy(xg_tensor *logits, const int *label,
+                                       const double *class_weight)
+{
+    xg_tape *tape = xg_tape_of(logits);
+    xg_shape s = xg_shape_of(logits);
+    xg_tensor *target = xg_one_hot(tape, label, s.n, s.c);
+    xg_real *t = xg_leaf_data(target);
+    double total = s.n;
+    if (t && class_weight) {                   /* one-hot rows, each scaled by its class's weight     */
+        total = 0;
+        for (int i = 0; i < s.n; i++) {
+            t[(size_t)i * (size_t)s.c + (size_t)label[i]] = (xg_real)class_weight[label[i]];
+            total += class_weight[label[i]];
+        }
+        if (!(total > 0)) xg_fail(tape, XG_ERR_ARGUMENT, "cross_entropy: the class weights of this "
+                                  "batch sum to %g", total);
+    }
+    return xg_affine(xg_dot(target, xg_log_softmax(logits)), -1 / total, 0);
+}
+
+XG_API_DEF xg_tensor *xg_bce_with_logits(xg_tensor *logits, xg_tensor *target)
+{
+    return xg_mean(xg_sub(xg_softplus(logits), xg_mul(logits, target)));
+}
+
+/* ---- control ----------------------------------------------------------------------------------- */
+
+static bool xg__shape_share(xg_tensor *y)
+{
+    y->shape = y->in[0]->shape;
+    y->data = y->in[0]->data;
+    return true;
+}
+
+#define xg__shape_detach xg__shape_share
+#define xg__run_detach NULL
+XG_API_DEF xg_tensor *xg_detach(xg_tensor *x) { return xg__emit1(XG_OP_detach, x); }
+
+#define xg__shape_barrier xg__shape_share
+#define xg__run_barrier NULL
+XG_API_DEF xg_tensor *xg_barrier(xg_tensor *x) { return xg__emit1(XG_OP_barrier, x); }
+static xg_tensor *xg__vjp_barrier(xg_tensor *y, int i, xg_tensor *g)
+{
+    (void)y; (void)i;
+    return g;
+}
+
+/* ---- the table of rooms, from the list --------------------------------------------------------- */
+
+#define xg__shape_leaf NULL                    /* leaves are recorded by 4.6, never emitted           */
+#define xg__run_leaf NULL
+
+#define XG__ROOM_map(name) xg__shape_map, xg__run_map, XG__MAP_##name
+#define XG__ROOM_zip(name) xg__shape_zip, xg__run_zip, XG__ZIP_##name
+#define XG__ROOM_own(name) xg__shape_##name, xg__run_##name, 0
+#define XG__RULE_rule(name) xg__vjp_##name
+#define XG__RULE_none(name) NULL
+
+static const xg__room *xg__room_of(xg_op op)
+{
+    static const xg__room rooms[XG_OP_COUNT] = {
+#define X(name, operands, kernel, gradient, formula)                                               \
+        { #name, formula, operands, XG__ROOM_##kernel(name), XG__RULE_##gradient(name) },
+        XG_OPS(X)
+#undef X
+    };
+    return &rooms[op];
+}
+
+XG_API_DEF const char *xg_op_name(xg_op op)
+{
+    return (unsigned)op < XG_OP_COUNT ? xg__room_of(op)->name : "?";
+}
+
+XG_API_DEF const char *xg_op_formula(xg_op op)
+{
+    return (unsigned)op < XG_OP_COUNT ? xg__room_of(op)->formula : "?";
+}
+/* ============================================================================================== *
+ *  [6] readings                                                                                  *
+ * ============================================================================================== */
+
+/* 6.1 The gradient sweep. It visits the nodes between the requested inputs and y, latest first, and
+ *     asks each node's rule for the cotangent of each operand that leads to an input. */
+
+/* Marks what depends on one of the inputs with a fresh number; returns the earliest input. */
+static xg_tensor *xg__walk_begin(xg_tape *tape, xg_tensor *const *x, int count)
+{
+    xg_tensor *earliest = NULL;
+    int number = ++tape->walks;
+    for (int i = 0; i < count; i++) {
+        x[i]->walk.number = number;
+        x[i]->walk.leads = false;
+        x[i]->walk.first = x[i]->walk.second = NULL;
+        if (!earliest || x[i]->id < earliest->id) earliest = x[i];
+    }
+    for (xg_tensor *node = earliest; node; node = node->next) {
+        bool depends = node->walk.number == number;
+        for (int i = 0; i < 2 && !depends; i++) {
+            depends = node->in[i] && node->in[i]->walk.number == number;
+        }
+        if (!depends || node->walk.number == number) continue;
+        node->walk.number = number;
+        node->walk.leads = false;
+        node->walk.first = node->walk.second = NULL;
+    }
+    return earliest;
+}
+
+/* What every reading needs: good tensors of one tape. */
+static bool xg__walk_allowed(const char *reading, xg_tensor *y, xg_tensor *const *x, int count)
+{
+    xg_tape *tape = y ? y->tape : NULL;
+    if (xg_failed(tape)) return false;
+    bool poison = xg__is_poison(y);
+    for (int i = 0; i < count; i++) {
+        poison = poison || xg__is_poison(x[i]);
+        if (!poison && x[i]->tape != tape) {
+            xg_fail(tape, XG_ERR_TAPE, "%s: y and x live on different tapes", reading);
+            return false;
+        }
+    }
+    if (poison) xg_fail(tape, XG_ERR_ARGUMENT, "%s: a tensor is missing or failed", reading);
+    return !poison;
+}
+
+/* Sends node's cotangent on to its operands. A cotangent that an operation broadcast is summed back
+ * here, once for all rules. */
+static void xg__walk_back(xg_tensor *node, const xg_rules *rules)
+{
+    for (int i = 0; i < 2; i++) {
+        xg_tensor *operand = node->in[i];
+        if (!operand || operand->walk.number != node->walk.number || !rules->vjp[node->op]) continue;
+        xg_tensor *part = rules->vjp[node->op](node, i, node->walk.first);
+        if (!part) continue;
+        part = xg_sum_to(part, operand->shape);
+        operand->walk.first = operand->walk.first ? xg_add(operand->walk.first, part) : part;
+    }
+}
+
+XG_API_DEF void xg_grads(xg_tensor *y, xg_tensor *seed, xg_tensor *const *x, int count,
+                         const xg_rules *rules, xg_tensor **out)
+{
+    xg_tape *tape = xg_tape_of(y);
+    for (int i = 0; i < count; i++) out[i] = xg__poison(tape);
+    if (!xg__walk_allowed("grads", y, x, count) || count < 1) return;
+    if (!seed) seed = xg_full(tape, y->shape, 1);
+    if (!xg_failed(tape) && !xg_shape_same(seed->shape, y->shape)) {
+        xg_fail(tape, XG_ERR_SHAPE, "grads: the seed must be shaped like y");
+    }
+    if (xg_failed(tape)) return;
+
+    xg_rules plain;
+    if (!rules) {
+        plain = xg_rules_plain();
+        rules = &plain;
+    }
+    xg_tensor *earliest = xg__walk_begin(tape, x, count);
+    int number = tape->walks;
+    if (y->walk.number == number) y->walk.first = seed;
+    for (xg_tensor *node = y; node && node->id >= earliest->id; node = node->prev) {
+        if (node->walk.number != number || !node->walk.first) continue;
+        xg__walk_back(node, rules);
+        if (xg_failed(tape)) return;
+    }
+    for (int i = 0; i < count; i++) {
+        out[i] = x[i]->walk.first ? x[i]->walk.first : xg_leaf(tape, x[i]->shape, NULL);
+    }
+}
+
+XG_API_DEF xg_tensor *xg_grad(xg_tensor *y, xg_tensor *x)
+{
+    xg_tensor *out;
+    xg_grads(y, NULL, &x, 1, NULL, &out);
+    return out;
+}
+
+/* 6.2 Rule tables. */
+
+XG_API_DEF xg_rules xg_rules_plain(void)
+{
+    xg_rules rules;
+    for (int op = 0; op < XG_OP_COUNT; op++) rules.vjp[op] = xg__room_of((xg_op)op)->vjp;
+    return rules;
+}
+
+XG_API_DEF xg_rules xg_rules_explain(void)
+{
+    xg_rules rules = xg_rules_plain();
+    rules.vjp[XG_OP_barrier] = NULL;
+    return rules;
+}
+
+static xg_tensor *xg__vjp_guided_relu(xg_tensor *y, int i, xg_tensor *g)
+{
+    (void)i;
+    return xg_gate(xg_relu(g), y);
+}
+
+XG_API_DEF xg_rules xg_rules_guided(void)
+{
+    xg_rules rules = xg_rules_plain();
+    rules.vjp[XG_OP_relu] = xg__vjp_guided_relu;
+    return rules;
+}
+
+static xg_tensor *xg__vjp_deconv_relu(xg_tensor *y, int i, xg_tensor *g)
+{
+    (void)y; (void)i;
+    return xg_relu(g);
+}
+
+XG_API_DEF xg_rules xg_rules_deconv(void)
+{
+    xg_rules rules = xg_rules_plain();
+    rules.vjp[XG_OP_relu] = xg__vjp_deconv_relu;
+    return rules;
+}
+
+/* 6.3 Forward readings: both carry a pair of tensors for each node between x and y. A node that does
+ *     not depend on x is a constant: its pair is (itself, itself) for bounds, (0, itself) for a split. */
+
+/* Also marks what leads to y: the tape holds other readings of the same x, which are not wanted. */
+static xg_tensor *xg__walk_between(xg_tensor *y, xg_tensor *x)
+{
+    xg_tensor *start = xg__walk_begin(y->tape, &x, 1);
+    int number = y->tape->walks;
+    y->walk.leads = y->walk.number == number;
+    for (xg_tensor *node = y; node && node->id > x->id; node = node->prev) {
+        if (node->walk.number != number || !node->walk.leads) continue;
+        for (int i = 0; i < 2; i++) {
+            if (node->in[i] && node->in[i]->walk.number == number) node->in[i]->walk.leads = true;
+        }
+    }
+    return start;
+}
+
+static bool xg__moves(const xg_tensor *node, const xg_tensor *operand)
+{
+    return operand && operand->walk.number == node->walk.number;
+}
+
+/* Runs node's operation again on other operands: how linear and monotone operations are read. */
+static xg_tensor *xg__again(const xg_tensor *node, xg_tensor *a, xg_tensor *b)
+{
+    return xg__emit(node->op, a, b, &node->attr);
+}
+
+static void xg__no_rule(const xg_tensor *node, const char *reading)
+{
+    xg_fail(node->tape, XG_ERR_RULE, "%s: %s has no rule here; use it on nets made of convolution, "
+            "dense, addition, scaling, ReLU and pooling", reading, xg_op_name(node->op));
+}
+
+/* A max-pool: gather of x at argpool of the same x. */
+static bool xg__is_maxpool(const xg_tensor *node)
+{
+    return node->op == XG_OP_gather && node->in[1]->op == XG_OP_argpool &&
+           node->in[1]->in[0] == node->in[0];
+}
+
+/* Which operand of a bilinear operation varies: 0 or 1, or -1 for both. */
+static int xg__only_moving(const xg_tensor *node)
+{
+    bool first = xg__moves(node, node->in[0]), second = xg__moves(node, node->in[1]);
+    return first && second ? -1 : first ? 0 : 1;
+}
+
+typedef enum xg__kind { XG__STUCK, XG__LINEAR, XG__RISING, XG__SELECT, XG__BILINEAR } xg__kind;
+
+/* What the forward readings need to know of an operation. RISING: monotone, not linear. */
+static xg__kind xg__kind_of(xg_op op)
+{
+    switch (op) {
+    case XG_OP_sum_to: case XG_OP_expand: case XG_OP_reshape: case XG_OP_permute: case XG_OP_flip:
+    case XG_OP_slice: case XG_OP_pad: case XG_OP_avgpool: case XG_OP_upsample: case XG_OP_concat:
+    case XG_OP_barrier: case XG_OP_detach:
+        return XG__LINEAR;
+    case XG_OP_exp: case XG_OP_log: case XG_OP_sqrt: case XG_OP_sigmoid: case XG_OP_tanh:
+    case XG_OP_softplus: case XG_OP_relu: case XG_OP_clamp: case XG_OP_max: case XG_OP_min:
+    case XG_OP_max_to:
+        return XG__RISING;
+    case XG_OP_gather:
+        return XG__SELECT;
+    case XG_OP_mul: case XG_OP_matmul: case XG_OP_conv2d:
+        return XG__BILINEAR;
+    default:
+        return XG__STUCK;
+    }
+}
+
+static xg_tensor *xg__side_of(const xg_tensor *node, xg_tensor *operand, bool second)
+{
+    if (!operand || !xg__moves(node, operand)) return operand;
+    return second ? operand->walk.second : operand->walk.first;
+}
+
+/* Bounds of a product with a constant: centre and radius, the radius through |constant|. */
+static void xg__bounds_bilinear(xg_tensor *node)
+{
+    int moving = xg__only_moving(node);
+    if (moving < 0) { xg__no_rule(node, "bounds of a product of two varying tensors"); return; }
+    xg_tensor *x = node->in[moving], *constant = node->in[1 - moving];
+    xg_tensor *centre = xg_affine(xg_add(x->walk.first, x->walk.second), 0.5, 0);
+    xg_tensor *radius = xg_affine(xg_sub(x->walk.second, x->walk.first), 0.5, 0);
+    xg_tensor *size = xg_abs(constant);
+    centre = moving ? xg__again(node, constant, centre) : xg__again(node, centre, constant);
+    radius = moving ? xg__again(node, size, radius) : xg__again(node, radius, size);
+    node->walk.first = xg_sub(centre, radius);
+    node->walk.second = xg_add(centre, radius);
+}
+
+static void xg__bounds_node(xg_tensor *node)
+{
+    xg_tensor *low[2], *high[2];
+    for (int i = 0; i < 2; i++) {
+        low[i] = xg__side_of(node, node->in[i], false);
+        high[i] = xg__side_of(node, node->in[i], true);
+    }
+    xg__kind kind = xg__kind_of(node->op);
+    bool falls = node->op == XG_OP_affine && node->attr.number.p < 0;
+    if (node->op == XG_OP_argpool) return;                 /* read by the max-pool that it serves     */
+    if (xg__is_maxpool(node)) {
+        node->walk.first = xg_maxpool(low[0], node->in[1]->attr.conv.window);
+        node->walk.second = xg_maxpool(high[0], node->in[1]->attr.conv.window);
+    } else if (kind == XG__LINEAR || kind == XG__RISING || node->op == XG_OP_affine ||
+               node->op == XG_OP_add || (kind == XG__SELECT && !xg__moves(node, node->in[1]))) {
+        node->walk.first = xg__again(node, falls ? high[0] : low[0], low[1]);
+        node->walk.second = xg__again(node, falls ? low[0] : high[0], high[1]);
+    } else if (node->op == XG_OP_sub) {
+        node->walk.first = xg_sub(low[0], high[1]);
+        node->walk.second = xg_sub(high[0], low[1]);
+    } else if (kind == XG__BILINEAR) {
+        xg__bounds_bilinear(node);
+    } else {
+        xg__no_rule(node, "bounds");
+    }
+}
+
+/* Walks from x to y, giving every node between them its pair. */
+static void xg__walk_forward(xg_tensor *y, xg_tensor *x, xg_tensor *first, xg_tensor *second,
+                             void (*read)(xg_tensor *node))
+{
+    xg_tensor *last = y->tape->last;           /* what the reading itself makes comes after           */
+    xg__walk_between(y, x);
+    int number = y->tape->walks;
+    x->walk.first = first;
+    x->walk.second = second;
+    for (xg_tensor *node = x; node != last && !xg_failed(y->tape);) {
+        node = node->next;
+        if (node->walk.number == number && node->walk.leads) read(node);
+        if (node == y) break;
+    }
+}
+
+XG_API_DEF void xg_bounds(xg_tensor *y, xg_tensor *x, xg_tensor *lo, xg_tensor *hi,
+                          xg_tensor **out_lo, xg_tensor **out_hi)
+{
+    xg_tensor *all[3];
+    all[0] = x; all[1] = lo; all[2] = hi;
+    *out_lo = *out_hi = xg__poison(xg_tape_of(y));
+    if (!xg__walk_allowed("bounds", y, all, 3)) return;
+    if (!xg_shape_same(lo->shape, x->shape) || !xg_shape_same(hi->shape, x->shape)) {
+        xg_fail(y->tape, XG_ERR_SHAPE, "bounds: lo and hi must be shaped like x");
+        return;
+    }
+    xg__walk_forward(y, x, lo, hi, xg__bounds_node);
+    if (xg_failed(y->tape)) return;
+    *out_lo = y->walk.first ? y->walk.first : y;           /* y does not depend on x: a point         */
+    *out_hi = y->walk.second ? y->walk.second : y;
+}
+
+/* A constant c added to a split goes to both parts in proportion to their size (methods 4.3). */
+static void xg__split_constant(xg_tensor *node, xg_tensor *beta, xg_tensor *gamma, xg_tensor *c)
+{
+    xg_tensor *a = xg_abs(beta);
+    xg_tensor *all = xg_affine(xg_add(a, xg_abs(gamma)), 1, 1e-19);
+    xg_tensor *share = xg_mul(c, xg_div(a, all));
+    node->walk.first = xg_add(beta, share);
+    node->walk.second = xg_sub(xg_add(gamma, c), share);
+}
+
+static void xg__split_node(xg_tensor *node)
+{
+    int moving = xg__only_moving(node);
+    xg_tensor *x = node->in[moving < 0 ? 0 : moving];
+    xg_tensor *beta = x->walk.first, *gamma = x->walk.second;
+    xg__kind kind = xg__kind_of(node->op);
+    bool pairwise = kind == XG__LINEAR || node->op == XG_OP_add || node->op == XG_OP_sub;
+    if (node->op == XG_OP_argpool) return;
+    if (node->op == XG_OP_relu) {
+        node->walk.first = xg_relu(beta);
+        node->walk.second = xg_sub(xg_relu(xg_add(beta, gamma)), node->walk.first);
+    } else if (node->op == XG_OP_affine) {
+        xg_tensor *c = xg_scalar(node->tape, node->attr.number.q);
+        xg__split_constant(node, xg_affine(beta, node->attr.number.p, 0),
+                           xg_affine(gamma, node->attr.number.p, 0), c);
+    } else if (kind == XG__SELECT) {
+        node->walk.first = xg_gather(beta, node->in[1]);
+        node->walk.second = xg_gather(gamma, node->in[1]);
+    } else if (pairwise && (moving < 0 || !node->in[1])) {
+        xg_tensor *other = node->in[1];
+        node->walk.first = xg__again(node, beta, other ? other->walk.first : NULL);
+        node->walk.second = xg__again(node, gamma, other ? other->walk.second : NULL);
+    } else if (pairwise && node->op != XG_OP_concat) {
+        bool minus = node->op == XG_OP_sub;
+        xg_tensor *c = node->in[1 - moving];
+        if (minus && moving == 1) { beta = xg_neg(beta); gamma = xg_neg(gamma); }
+        if (minus && moving == 0) c = xg_neg(c);
+        xg__split_constant(node, beta, gamma, c);
+    } else if (kind == XG__BILINEAR && moving >= 0) {
+        xg_tensor *c = node->in[1 - moving];
+        node->walk.first = moving ? xg__again(node, c, beta) : xg__again(node, beta, c);
+        node->walk.second = moving ? xg__again(node, c, gamma) : xg__again(node, gamma, c);
+    } else {
+        xg__no_rule(node, "split");
+    }
+}
+
+XG_API_DEF void xg_split(xg_tensor *y, xg_tensor *x, xg_tensor *part,
+                         xg_tensor **beta, xg_tensor **gamma)
+{
+    xg_tensor *both[2];
+    both[0] = x; both[1] = part;
+    *beta = *gamma = xg__poison(xg_tape_of(y));
+    if (!xg__walk_allowed("split", y, both, 2)) return;
+    if (!xg_shape_same(part->shape, x->shape)) {
+        xg_fail(y->tape, XG_ERR_SHAPE, "split: the part must be shaped like x");
+        return;
+    }
+    xg__walk_forward(y, x, part, xg_sub(x, part), xg__split_node);
+    if (xg_failed(y->tape)) return;
+    *beta = y->walk.first ? y->walk.first : xg_leaf(y->tape, y->shape, NULL);
+    *gamma = y->walk.second ? y->walk.second : y;
+}
+
+/* 6.4 Gradient check. s_0 = <f(x), r>; s_k = sum_i <d s_(k-1) / d x_i, v_i>: the k-th derivative along
+ *     random directions, which central differences of s_(k-1) along the same v must match. */
+
+enum { XG__CHECK_ORDERS = 4, XG__CHECK_INPUTS = 16 };
+
+typedef struct xg__check {
+    xg_function f;
+    void       *user;
+    int         count;
+    xg_rng      directions;                    /* restarted for every evaluation                      */
+    xg_tensor  *moved[XG__CHECK_INPUTS];       /* leaves that hold x + h v                            */
+} xg__check;
+
+/* s_order at the values that the leaves hold now. */
+static double xg__check_value(xg__check *check, int order)
+{
+    xg_tape *tape = xg_tape_of(check->moved[0]);
+    xg_mark mark = xg_tape_mark(tape);
+    xg_rng rng = check->directions;
+    xg_tensor *y = check->f(check->moved, check->count, check->user);
+    xg_tensor *s = xg_dot(y, xg_randn(tape, xg_shape_of(y), &rng));
+    for (int k = 0; k < order; k++) {
+        xg_tensor *g[XG__CHECK_INPUTS], *sum = NULL;
+        xg_grads(s, NULL, check->moved, check->count, NULL, g);
+        for (int i = 0; i < check->count; i++) {
+            xg_tensor *along = xg_dot(g[i], xg_randn(tape, xg_shape_of(check->moved[i]), &rng));
+            sum = sum ? xg_add(sum, along) : along;
+        }
+        s = sum;
+    }
+    double value = xg_item(s);
+    xg_tape_release(tape, mark);
+    return value;
+}
+
+/* Moves every leaf by h along the direction that s_order uses. */
+static void xg__check_move(xg__check *check, xg_tensor *const *x, int order, double h)
+{
+    xg_tape *tape = xg_tape_of(check->moved[0]);
+    xg_mark mark = xg_tape_mark(tape);
+    xg_rng rng = check->directions;
+    xg_shape shape = xg_shape_of(check->f(check->moved, check->count, check->user));
+    xg_randn(tape, shape, &rng);
+    for (int k = 0; k < order; k++) {
+        for (int i = 0; i < check->count; i++) {
+            xg_tensor *v = xg_randn(tape, xg_shape_of(x[i]), &rng);
+            if (k < order - 1 || xg_failed(tape)) continue;
+            for (size_t j = 0; j < xg_size(v); j++) {
+                check->moved[i]->data[j] = (xg_real)((double)xg_data(x[i])[j] +
+                                                     h * (double)xg_data(v)[j]);
+            }
+        }
+    }
+    xg_tape_release(tape, mark);
+}
+
+XG_API_DEF double xg_gradcheck(xg_function f, void *user, xg_tensor *const *x, int count, int orders,
+                               double step, xg_rng *rng)
+{
+    xg_tape *tape = count > 0 ? xg_tape_of(x[0]) : NULL;
+    if (!xg_failed(tape) && (count > XG__CHECK_INPUTS || orders < 1 || orders > XG__CHECK_ORDERS)) {
+        xg_fail(tape, XG_ERR_ARGUMENT, "gradcheck: at most %d inputs and orders 1 to %d",
+                XG__CHECK_INPUTS, XG__CHECK_ORDERS);
+    }
+    if (xg_failed(tape)) return (double)NAN;
+    xg__check check;
+    memset(&check, 0, sizeof check);
+    check.f = f;
+    check.user = user;
+    check.count = count;
+    check.directions = xg_rng_seed(xg_rng_next(rng));
+    double h = step > 0 ? step : 1e-5, worst = 0;
+
+    xg_mark mark = xg_tape_mark(tape);
+    for (int i = 0; i < count; i++) check.moved[i] = xg_leaf(tape, xg_shape_of(x[i]), xg_data(x[i]));
+    for (int order = 1; order <= orders && !xg_failed(tape); order++) {
+        xg__check_move(&check, x, order, 0);
+        double exact = xg__check_value(&check, order);
+        xg__check_move(&check, x, order, h);
+        double above = xg__check_value(&check, order - 1);
+        xg__check_move(&check, x, order, -h);
+        double below = xg__check_value(&check, order - 1);
+        double estimate = (above - below) / (2 * h);
+        double scale = fabs(exact) > fabs(estimate) ? fabs(exact) : fabs(estimate);
+        double error = fabs(exact - estimate) / (scale > 1 ? scale : 1);
+        if (!(error <= worst)) worst = error;  /* a NaN is the worst                                  */
+    }
+    xg_tape_release(tape, mark);
+    return xg_failed(tape) ? (double)NAN : worst;
+}
+/* ============================================================================================== *
+ *  [7] models                                                                                    *
+ * ============================================================================================== */
+
+/* 7.1 The parameter store: entries in order of creation, found by name through a hash table, all in
+ *     one arena that only grows. Leaves on a tape alias the entries' numbers without copying. */
+
+/* A vector of optimiser state beside an entry, as long as the entry. */
+typedef struct xg__slot {
+    struct xg__slot *next;
+    const char *optim;             /* whose state it is                                           */
+    int         which;             /* 0: momentum or first moment, 1: second moment               */
+    xg_real    *data;
+} xg__slot;
+
+typedef struct xg__entry {
+    const char *name;
+    xg_shape    shape;
+    bool        trainable, frozen;
+    xg_real    *data;              /* starts on 64 bytes and is padded to 64: kernels rely on it  */
+    xg__slot   *slots;
+} xg__entry;
+
+/* How many steps an optimiser has taken. */
+typedef struct xg__steps {
+    struct xg__steps *next;
+    const char *optim;
+    int64_t     steps;
+} xg__steps;
+
+struct xg_params {
+    xg__arena   arena;
+    xg_config   config;            /* for clones                                                  */
+    xg_error    error;
+    xg__entry  *entry;
+    int         count, capacity;
+    int        *bucket;            /* 2 x capacity, a power of two: an entry's index + 1, or 0    */
+    xg__steps  *steps;             /* in order of creation                                        */
+    xg_tensor **leaf, **grad;      /* lists for a training step, as long as `entry`: a step then  */
+    int        *chosen;            /*   never needs memory for them                               */
+};
+
+enum { XG__FIRST_CAPACITY = 64, XG__NAME_SIZE = 256 };
+
+static void xg__params_fail(xg_params *params, xg_code code, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    xg__set_error(&params->error, code, format, arguments);
+    va_end(arguments);
+}
+
+/* Zeroed memory that lives as long as the store, zeroed up to the padding. */
+static void *xg__params_take(xg_params *params, size_t bytes)
+{
+    size_t padded = (bytes + 63) / 64 * 64;
+    void *memory = xg__arena_take(&params->arena, padded);
+    if (memory) {
+        memset(memory, 0, padded);
+    } else {
+        xg__params_fail(params, XG_ERR_MEMORY, "out of memory: %.1f MB more for parameters or "
+                        "optimiser state", (double)padded / 1e6);
+    }
+    return memory;
+}
+
+XG_API_DEF xg_params *xg_params_new(const xg_config *config)
+{
+    xg_config chosen;
+    memset(&chosen, 0, sizeof chosen);
+    if (config) chosen = *config;
+    xg__arena arena;                       /* the store lives in its own arena                    */
+    xg__arena_open(&arena, &chosen);
+    xg_params *params = (xg_params *)xg__arena_take(&arena, sizeof *params);
+    if (!params) { xg__arena_close(&arena); return NULL; }
+    memset(params, 0, sizeof *params);
+    params->arena = arena;
+    params->config = chosen;
+    return params;
+}
+
+XG_API_DEF void xg_params_free(xg_params *params)
+{
+    if (!params) return;
+    xg__arena arena = params->arena;       /* a copy: the original lies in what is freed          */
+    xg__arena_close(&arena);
+}
+
+XG_API_DEF const xg_error *xg_params_error(const xg_params *params)
+{
+    static const xg_error none = { XG_ERR_MEMORY, "no store: xg_params_new returned NULL" };
+    return params ? &params->error : &none;
+}
+
+XG_API_DEF void xg_params_clear_error(xg_params *params)
+{
+    if (params) memset(&params->error, 0, sizeof params->error);
+}
+
+static bool xg__params_has(const xg_params *params, int i)
+{
+    return params && i >= 0 && i < params->count;
+}
+
+XG_API_DEF int xg_params_count(const xg_params *params)
+{
+    return params ? params->count : 0;
+}
+
+XG_API_DEF const char *xg_params_name(const xg_params *params, int i)
+{
+    return xg__params_has(params, i) ? params->entry[i].name : "";
+}
+
+XG_API_DEF xg_shape xg_params_shape(const xg_params *params, int i)
+{
+    return xg__params_has(params, i) ? params->entry[i].shape : xg_shape4(0, 0, 0, 0);
+}
+
+XG_API_DEF xg_real *xg_params_data(xg_params *params, int i)
+{
+    return xg__params_has(params, i) ? params->entry[i].data : NULL;
+}
+
+XG_API_DEF bool xg_params_trainable(const xg_params *params, int i)
+{
+    return xg__params_has(params, i) && params->entry[i].trainable && !params->entry[i].frozen;
+}
+
+/* The place in the hash table where a name stands, or where it would go. */
+static int *xg__params_bucket(const xg_params *params, const char *name)
+{
+    uint32_t mask = (uint32_t)params->capacity * 2 - 1;
+    uint32_t at = xg__hash(name) & mask;
+    while (params->bucket[at] && strcmp(params->entry[params->bucket[at] - 1].name, name)) {
+        at = (at + 1) & mask;              /* half of the table is free, so this ends             */
+    }
+    return &params->bucket[at];
+}
+
+XG_API_DEF int xg_params_find(const xg_params *params, const char *name)
+{
+    if (!params || !params->count || !name) return -1;
+    return *xg__params_bucket(params, name) - 1;
+}
+
+/* Writes the hash table anew, for the first `count` entries: later ones are gone. */
+static void xg__params_cut(xg_params *params, int count)
+{
+    params->count = count;
+    if (!params->bucket) return;
+    memset(params->bucket, 0, 2 * (size_t)params->capacity * sizeof *params->bucket);
+    for (int i = 0; i < count; i++) {
+        *xg__params_bucket(params, params->entry[i].name) = i + 1;
+    }
+}
+
+/* Doubles the room for entries. On failure nothing changes. */
+static bool xg__params_grow(xg_params *params)
+{
+    int capacity = params->capacity ? 2 * params->capacity : XG__FIRST_CAPACITY;
+    size_t n = (size_t)capacity;
+    xg__place before = xg__arena_mark(&params->arena);
+    xg_params next = *params;
+    next.capacity = capacity;
+    next.entry = (xg__entry *)xg__params_take(params, n * sizeof *next.entry);
+    next.bucket = (int *)xg__params_take(params, 2 * n * sizeof *next.bucket);
+    next.leaf = (xg_tensor **)xg__params_take(params, n * sizeof *next.leaf);
+    next.grad = (xg_tensor **)xg__params_take(params, n * sizeof *next.grad);
+    next.chosen = (int *)xg__params_take(params, n * sizeof *next.chosen);
+    if (!next.entry || !next.bucket || !next.leaf || !next.grad || !next.chosen) {
+        xg__arena_release(&params->arena, before);
+        return false;
+    }
+    for (int i = 0; i < params->count; i++) next.entry[i] = params->entry[i];
+    next.arena = params->arena;            /* taking memory moved it on                           */
+    *params = next;
+    xg__params_cut(params, params->count);
+    return true;
+}
+
+/* A new entry of zeros, its index; -1 without memory. The caller knows that the name is new. */
+static int xg__params_insert(xg_params *params, const char *name, xg_shape s, bool trainable)
+{
+    if (params->count == params->capacity && !xg__params_grow(params)) return -1;
+    xg__place before = xg__arena_mark(&params->arena);
+    xg__entry entry;
+    memset(&entry, 0, sizeof entry);
+    char *text = (char *)xg__params_take(params, strlen(name) + 1);
+    if (text) entry.data = (xg_real *)xg__params_take(params, xg_shape_size(s) * sizeof(xg_real));
+    if (!entry.data) {
+        xg__arena_release(&params->arena, before);
+        return -1;
+    }
+    strcpy(text, name);
+    entry.name = text;
+    entry.shape = s;
+    entry.trainable = trainable;
+    *xg__params_bucket(params, name) = params->count + 1;
+    params->entry[params->count] = entry;
+    return params->count++;
+}
+
+XG_API_DEF int xg_params_add(xg_params *params, const char *name, xg_shape s, bool trainable)
+{
+    if (!params) return -1;
+    if (!name || !name[0] || !xg__shape_valid(s)) {
+        xg__params_fail(params, XG_ERR_ARGUMENT, "params_add: '%.80s' [%d %d %d %d] needs a name "
+                        "and extents of at least 1", name ? name : "", s.n, s.c, s.h, s.w);
+        return -1;
+    }
+    int found = xg_params_find(params, name);
+    if (found < 0) return xg__params_insert(params, name, s, trainable);
+    xg_shape old = params->entry[found].shape;
+    if (xg_shape_same(old, s)) return found;
+    xg__params_fail(params, XG_ERR_SHAPE, "params_add: '%.80s' is [%d %d %d %d] already, not "
+                    "[%d %d %d %d]", name, old.n, old.c, old.h, old.w, s.n, s.c, s.h, s.w);
+    return -1;
+}
+
+static bool xg__starts_with(const char *text, const char *prefix)
+{
+    return !prefix || !strncmp(text, prefix, strlen(prefix));
+}
+
+XG_API_DEF void xg_params_freeze(xg_params *params, const char *prefix, bool frozen)
+{
+    for (int i = 0; i < xg_params_count(params); i++) {
+        if (xg__starts_with(params->entry[i].name, prefix)) params->entry[i].frozen = frozen;
+    }
+}
+
+XG_API_DEF size_t xg_params_size(const xg_params *params)
+{
+    size_t size = 0;
+    for (int i = 0; i < xg_params_count(params); i++) {
+        if (xg_params_trainable(params, i)) size += xg_shape_size(params->entry[i].shape);
+    }
+    return size;
+}
+
+XG_API_DEF xg_params *xg_params_clone(const xg_params *params)
+{
+    if (!params || params->config.fixed) return NULL;      /* a fixed buffer holds one store only */
+    xg_params *copy = xg_params_new(&params->config);
+    for (int i = 0; copy && i < params->count; i++) {
+        const xg__entry *from = &params->entry[i];
+        int at = xg__params_insert(copy, from->name, from->shape, from->trainable);
+        if (at < 0) { xg_params_free(copy); return NULL; }
+        copy->entry[at].frozen = from->frozen;
+        memcpy(copy->entry[at].data, from->data, xg_shape_size(from->shape) * sizeof(xg_real));
+    }
+    return copy;
+}
+
+/* Optimiser state: step counts by optimiser, vectors by entry, optimiser and number. */
+
+static xg__steps *xg__steps_find(xg_params *params, const char *optim, bool create)
+{
+    xg__steps **link = &params->steps;
+    while (*link && strcmp((*link)->optim, optim)) link = &(*link)->next;
+    if (*link || !create) return *link;
+    size_t length = strlen(optim) + 1;
+    xg__steps *steps = (xg__steps *)xg__params_take(params, sizeof *steps + length);
+    if (!steps) return NULL;
+    steps->optim = (const char *)memcpy(steps + 1, optim, length);
+    *link = steps;
+    return steps;
+}
+
+static int64_t xg__steps_get(const xg_params *params, const char *optim)
+{
+    for (const xg__steps *at = params ? params->steps : NULL; at; at = at->next) {
+        if (!strcmp(at->optim, optim)) return at->steps;
+    }
+    return 0;
+}
+
+static bool xg__steps_set(xg_params *params, const char *optim, int64_t steps)
+{
+    xg__steps *found = xg__steps_find(params, optim, true);
+    if (found) found->steps = steps;
+    return found != NULL;
+}
+
+static int xg__steps_count(const xg_params *params)
+{
+    int count = 0;
+    for (const xg__steps *at = params->steps; at; at = at->next) count++;
+    return count;
+}
+
+static const char *xg__steps_name(const xg_params *params, int i)
+{
+    const xg__steps *at = params->steps;
+    while (at && i-- > 0) at = at->next;
+    return at ? at->optim : "";
+}
+
+/* The state vector, zeros when it is new; NULL when absent (or without memory, if create). */
+static xg_real *xg__slot_get(xg_params *params, int entry, const char *optim, int which,
+                             bool create)
+{
+    if (!xg__params_has(params, entry)) return NULL;
+    xg__entry *owner = &params->entry[entry];
+    for (xg__slot *slot = owner->slots; slot; slot = slot->next) {
+        if (slot->which == which && !strcmp(slot->optim, optim)) return slot->data;
+    }
+    xg__steps *steps = create ? xg__steps_find(params, optim, true) : NULL;
+    if (!steps) return NULL;
+    xg__place before = xg__arena_mark(&params->arena);
+    size_t bytes = xg_shape_size(owner->shape) * sizeof(xg_real);
+    xg__slot *slot = (xg__slot *)xg__params_take(params, sizeof *slot);
+    if (slot) slot->data = (xg_real *)xg__params_take(params, bytes);
+    if (!slot || !slot->data) {
+        xg__arena_release(&params->arena, before);
+        return NULL;
+    }
+    slot->optim = steps->optim;
+    slot->which = which;
+    slot->next = owner->slots;
+    owner->slots = slot;
+    return slot->data;
+}
+
+/* Scopes: where in the tree of names a model is being built. */
+
+XG_API_DEF xg_scope xg_scope_new(xg_tape *tape, xg_params *params, xg_rng *rng, bool train)
+{
+    xg_scope s;
+    memset(&s, 0, sizeof s);
+    s.tape = tape;
+    s.params = params;
+    s.rng = rng;
+    s.train = train;
+    return s;
+}
+
+/* Writes prefix + name + tail, or fails the tape when that is too long. */
+static bool xg__full_name(const xg_scope *s, const char *name, const char *tail, char *out,
+                          size_t size)
+{
+    int length = snprintf(out, size, "%s%s%s", s->prefix, name, tail);
+    if (length >= 0 && (size_t)length < size) return true;
+    xg_fail(s->tape, XG_ERR_ARGUMENT, "the name '%.60s...' has more than %d characters", out,
+            (int)size - 1);
+    return false;
+}
+
+XG_API_DEF xg_scope xg_in(const xg_scope *s, const char *name)
+{
+    xg_scope inner = *s;
+    if (!xg__full_name(s, name, ".", inner.prefix, sizeof inner.prefix)) inner = *s;
+    return inner;
+}
+
+XG_API_DEF xg_scope xg_in_at(const xg_scope *s, const char *name, int i)
+{
+    char tail[24];
+    snprintf(tail, sizeof tail, ".%d.", i);
+    xg_scope inner = *s;
+    if (!xg__full_name(s, name, tail, inner.prefix, sizeof inner.prefix)) inner = *s;
+    return inner;
+}
+
+/* How weights start. */
+
+static void xg__fill_normal(xg_real *w, size_t size, double deviation, xg_rng *rng)
+{
+    for (size_t i = 0; i < size; i++) w[i] = (xg_real)(deviation * xg_rng_normal(rng));
+}
+
+static void xg__fill_uniform(xg_real *w, size_t size, double range, xg_rng *rng)
+{
+    for (size_t i = 0; i < size; i++) w[i] = (xg_real)(range * (2 * xg_rng_uniform(rng) - 1));
+}
+
+/* A kernel that copies channel i to channel i: ones at the centre taps of the diagonal. */
+static void xg__fill_identity(xg_real *w, xg_shape s, double gain)
+{
+    size_t plane = (size_t)s.h * (size_t)s.w;
+    size_t centre = (size_t)(s.h / 2) * (size_t)s.w + (size_t)(s.w / 2);
+    for (size_t i = 0; i < (size_t)s.n && i < (size_t)s.c; i++) {
+        w[(i * (size_t)s.c + i) * plane + centre] = (xg_real)gain;
+    }
+}
+
+static void xg__fill(xg_real *w, xg_shape s, xg_init init, double gain, xg_rng *rng)
+{
+    size_t size = xg_shape_size(s);
+    double plane = (double)s.h * s.w;
+    double fan_in = s.c * plane, fan_out = s.n * plane;
+    switch (init) {
+    case XG_INIT_ZERO: break;
+    case XG_INIT_ONE: for (size_t i = 0; i < size; i++) w[i] = (xg_real)gain; break;
+    case XG_INIT_IDENTITY: xg__fill_identity(w, s, gain); break;
+    case XG_INIT_KAIMING: xg__fill_normal(w, size, gain * sqrt(2 / fan_in), rng); break;
+    case XG_INIT_KAIMING_FAN_OUT: xg__fill_normal(w, size, gain * sqrt(2 / fan_out), rng); break;
+    case XG_INIT_XAVIER: xg__fill_uniform(w, size, gain * sqrt(6 / (fan_in + fan_out)), rng); break;
+    case XG_INIT_LECUN_UNIFORM: xg__fill_uniform(w, size, gain / sqrt(fan_in), rng); break;
+    }
+}
+
+/* The entry of that name, new and filled if need be; -1 after failing the tape. */
+static int xg__param_entry(xg_scope *s, const char *full, xg_shape shape, xg_init init, double gain,
+                           bool trainable)
+{
+    int at = xg_params_find(s->params, full);
+    if (at >= 0) {
+        xg_shape old = s->params->entry[at].shape;
+        if (xg_shape_same(old, shape)) return at;
+        xg_fail(s->tape, XG_ERR_SHAPE, "parameter '%.80s' is [%d %d %d %d] in the store, and "
+                "[%d %d %d %d] is wanted here", full, old.n, old.c, old.h, old.w, shape.n, shape.c,
+                shape.h, shape.w);
+        return -1;
+    }
+    bool random = init != XG_INIT_ZERO && init != XG_INIT_ONE && init != XG_INIT_IDENTITY;
+    if ((random && !s->rng) || !xg__shape_valid(shape)) {
+        xg_fail(s->tape, XG_ERR_ARGUMENT, "parameter '%.80s' [%d %d %d %d] is new: it needs "
+                "extents of at least 1%s", full, shape.n, shape.c, shape.h, shape.w,
+                s->rng ? "" : ", and the scope a random generator");
+        return -1;
+    }
+    at = xg__params_insert(s->params, full, shape, trainable);
+    if (at >= 0) xg__fill(s->params->entry[at].data, shape, init, gain, s->rng);
+    else xg_fail(s->tape, XG_ERR_MEMORY, "out of memory for parameter '%.80s'", full);
+    return at;
+}
+
+static xg_tensor *xg__param_leaf(xg_scope *s, const char *name, xg_shape shape, xg_init init,
+                                 double gain, bool trainable)
+{
+    char full[XG__NAME_SIZE];
+    if (xg_failed(s->tape)) return xg__poison(s->tape);
+    if (!s->params) {
+        xg_fail(s->tape, XG_ERR_ARGUMENT, "parameter '%.80s': the scope has no store", name);
+        return xg__poison(s->tape);
+    }
+    if (!xg__full_name(s, name, "", full, sizeof full)) return xg__poison(s->tape);
+    int at = xg__param_entry(s, full, shape, init, gain == 0 ? 1 : gain, trainable);
+    if (at < 0) return xg__poison(s->tape);
+    xg__entry *entry = &s->params->entry[at];
+    if (!trainable && entry->trainable) entry->trainable = false;  /* created from a file's names */
+
+    xg_tensor *leaf = xg__find_owned(s->tape, s->params, full);
+    if (leaf) return leaf;
+    leaf = xg__alias_leaf(s->tape, shape, entry->data);
+    xg__name_owned(leaf, s->params, full);
+    return leaf;
+}
+
+XG_API_DEF xg_tensor *xg_param(xg_scope *s, const char *name, xg_shape shape, xg_init init,
+                               double gain)
+{
+    return xg__param_leaf(s, name, shape, init, gain, true);
+}
+
+XG_API_DEF xg_tensor *xg_buffer(xg_scope *s, const char *name, xg_shape shape, xg_init init)
+{
+    return xg__param_leaf(s, name, shape, init, 1, false);
+}
+
+/* Those leaves that an optimiser restricted to names starting with `only` may change. */
+static int xg__params_leaves(xg_params *params, xg_tape *tape, const char *only, xg_tensor **out,
+                             int max)
+{
+    int found = 0;
+    for (int i = 0; i < xg_params_count(params); i++) {
+        const char *name = params->entry[i].name;
+        if (!xg_params_trainable(params, i) || !xg__starts_with(name, only)) continue;
+        xg_tensor *leaf = xg__find_owned(tape, params, name);
+        if (!leaf) continue;
+        if (found < max) out[found] = leaf;
+        found++;
+    }
+    return found;
+}
+
+XG_API_DEF int xg_params_leaves(xg_params *params, xg_tape *tape, xg_tensor **out, int max)
+{
+    return xg__params_leaves(params, tape, NULL, out, max);
+}
+
+/* 7.2 Layers: functions of public operations. Each names what it makes, so that "layer1.0.conv2"
+ *     can be found on the tape. Vectors of one number a channel are [c,1,1,1] in the store. */
+
+static xg_tensor *xg__named(const xg_scope *s, const char *name, xg_tensor *x)
+{
+    char full[XG__NAME_SIZE];
+    if (xg_failed(s->tape) || !xg__full_name(s, name, "", full, sizeof full)) {
+        return xg__poison(s->tape);
+    }
+    return xg_name(x, full);
+}
+
+/* Is there an input to take a shape from? If not, wrong weights would enter the store. */
+static bool xg__layer_ready(const xg_scope *s, const char *name, const xg_tensor *x)
+{
+    if (xg_failed(s->tape)) return false;
+    if (xg__is_poison(x)) {
+        xg_fail(s->tape, XG_ERR_ARGUMENT, "layer '%.80s': there is no input", name);
+    } else if (x->tape != s->tape) {
+        xg_fail(s->tape, XG_ERR_TAPE, "layer '%.80s': the input is not on the scope's tape", name);
+    }
+    return !xg_failed(s->tape);
+}
+
+/* A vector of the store, laid out to broadcast over samples and positions. */
+static xg_tensor *xg__per_channel(xg_tensor *vector)
+{
+    return xg_reshape(vector, xg_shape4(1, xg_shape_of(vector).n, 1, 1));
+}
+
+static xg_tensor *xg__bias(xg_scope *s, xg_tensor *y, xg_init init, double gain)
+{
+    xg_shape vector = xg_shape4(xg_shape_of(y).c, 1, 1, 1);
+    return xg_add(y, xg__per_channel(xg_param(s, "bias", vector, init, gain)));
+}
+
+/* The convolutions' defaults, and whether channels divide into groups. */
+static bool xg__layer_window(const xg_scope *s, const char *name, const xg_tensor *x, int channels,
+                             xg_window *k)
+{
+    *k = xg__window(*k);
+    if (k->groups > 0 && channels > 0 && x->shape.c % k->groups == 0 && channels % k->groups == 0) {
+        return true;
+    }
+    xg_fail(s->tape, XG_ERR_SHAPE, "layer '%.80s': %d to %d channels in %d groups", name,
+            x->shape.c, channels, k->groups);
+    return false;
+}
+
+XG_API_DEF xg_tensor *xg_conv(xg_scope *s, const char *name, xg_tensor *x, int channels,
+                              const xg_conv_options *o)
+{
+    xg_conv_options k;
+    memset(&k, 0, sizeof k);
+    if (o) k = *o;
+    if (!xg__layer_ready(s, name, x) || !xg__layer_window(s, name, x, channels, &k.window)) {
+        return xg__poison(s->tape);
+    }
+    xg_init init = k.zero_init ? XG_INIT_ZERO : k.init ? k.init : XG_INIT_KAIMING;
+    xg_shape shape = xg_shape4(channels, x->shape.c / k.window.groups, k.window.kh, k.window.kw);
+    xg_scope inner = xg_in(s, name);
+    xg_tensor *y = xg_conv2d(x, xg_param(&inner, "weight", shape, init, k.gain), k.window);
+    if (k.bias) y = xg__bias(&inner, y, XG_INIT_ZERO, 1);
+    return xg__named(s, name, y);
+}
+
+/* x [n,i,1,1] and w [o,i,1,1] to [n,o,1,1]: a matrix product over the whole batch. */
+static xg_tensor *xg__linear(xg_tensor *x, xg_tensor *w)
+{
+    xg_shape a = xg_shape_of(x), b = xg_shape_of(w);
+    xg_tensor *rows = xg_reshape(x, xg_shape4(1, 1, a.n, a.c));
+    xg_tensor *columns = xg_reshape(w, xg_shape4(1, 1, b.n, b.c));
+    return xg_reshape(xg_matmul(rows, columns, false, true), xg_shape4(a.n, b.n, 1, 1));
+}
+
+static xg_tensor *xg__dense(xg_scope *s, const char *name, xg_tensor *x, int features, bool bias,
+                            xg_init init)
+{
+    if (!xg__layer_ready(s, name, x)) return xg__poison(s->tape);
+    xg_scope inner = xg_in(s, name);
+    xg_tensor *flat = xg_flatten(x);
+    int inputs = xg_shape_of(flat).c;
+    xg_tensor *w = xg_param(&inner, "weight", xg_shape4(features, inputs, 1, 1), init, 1);
+    xg_tensor *y = xg__linear(flat, w);
+    /* A bias starts in the range of the weights; its own fan-in is 1. */
+    if (bias) y = xg__bias(&inner, y, init, 1 / sqrt((double)inputs));
+    return xg__named(s, name, y);
+}
+
+XG_API_DEF xg_tensor *xg_dense(xg_scope *s, const char *name, xg_tensor *x, int features, bool bias)
+{
+    return xg__dense(s, name, x, features, bias, XG_INIT_LECUN_UNIFORM);
+}
+
+/* Batch norm: the parts of one layer, vectors laid out over channels. */
+typedef struct xg__norm {
+    xg_tensor *weight, *bias;                      /* bias NULL when uncentred                    */
+    xg_tensor *running_mean, *running_var;         /* leaves; the mean is NULL when uncentred     */
+    double     eps, momentum;
+} xg__norm;
+
+static xg__norm xg__norm_params(xg_scope *s, int channels, const xg_norm_options *o)
+{
+    xg__norm n;
+    memset(&n, 0, sizeof n);
+    xg_shape vector = xg_shape4(channels, 1, 1, 1);
+    xg_init start = o->zero_gain ? XG_INIT_ZERO : XG_INIT_ONE;
+    n.weight = xg__per_channel(xg_param(s, "weight", vector, start, 1));
+    if (!o->uncentred) {
+        n.bias = xg__per_channel(xg_param(s, "bias", vector, XG_INIT_ZERO, 1));
+        n.running_mean = xg_buffer(s, "running_mean", vector, XG_INIT_ZERO);
+    }
+    n.running_var = xg_buffer(s, "running_var", vector, XG_INIT_ONE);
+    n.eps = o->eps > 0 ? o->eps : 1e-5;
+    n.momentum = o->momentum > 0 ? o->momentum : 0.1;
+    return n;
+}
+
+/* weight / sqrt(var + eps) */
+static xg_tensor *xg__norm_scale(const xg__norm *n, xg_tensor *var)
+{
+    return xg_div(n->weight, xg_sqrt(xg_affine(var, 1, n->eps)));
+}
+
+/* Running statistics become a scale and a shift: two operations on the batch. */
+static xg_tensor *xg__norm_eval(const xg__norm *n, xg_tensor *x)
+{
+    xg_tensor *scale = xg__norm_scale(n, xg__per_channel(n->running_var));
+    xg_tensor *y = xg_mul(x, scale);
+    if (!n->bias) return y;
+    return xg_add(y, xg_sub(n->bias, xg_mul(xg__per_channel(n->running_mean), scale)));
+}
+
+/* A running statistic moves when the training step has succeeded, unless its entry is frozen. */
+static void xg__norm_track(xg_scope *s, xg_tensor *running, xg_tensor *value, double momentum)
+{
+    if (xg_failed(s->tape)) return;
+    int at = xg_params_find(s->params, xg_name_of(running));
+    if (at < 0 || s->params->entry[at].frozen) return;
+    xg__defer_update(s->tape, running->data, value, momentum);
+}
+
+/* Batch statistics. The centred values serve the variance and the result alike. */
+static xg_tensor *xg__norm_train(xg_scope *s, const xg__norm *n, xg_tensor *x)
+{
+    xg_shape per_channel = xg_shape4(1, xg_shape_of(x).c, 1, 1);
+    double count = (double)xg_size(x) / per_channel.c;
+    xg_tensor *mean = xg_mean_to(x, per_channel);
+    xg_tensor *centred = xg_sub(x, mean);
+    xg_tensor *var = xg_mean_to(xg_square(centred), per_channel);
+    if (!n->bias) {
+        /* Uncentred (methods 2.5.3): the mean stays in, the running variance is the biased one, and
+         * to explanations the scale is a constant factor, part of a dynamic weight. */
+        xg__norm_track(s, n->running_var, var, n->momentum);
+        return xg_mul(x, xg_barrier(xg__norm_scale(n, var)));
+    }
+    xg__norm_track(s, n->running_mean, mean, n->momentum);
+    xg__norm_track(s, n->running_var, xg_affine(var, count / (count - 1), 0), n->momentum);
+    return xg_add(xg_mul(centred, xg__norm_scale(n, var)), n->bias);
+}
+
+XG_API_DEF xg_tensor *xg_batch_norm(xg_scope *s, const char *name, xg_tensor *x,
+                                    const xg_norm_options *o)
+{
+    xg_norm_options k;
+    memset(&k, 0, sizeof k);
+    if (o) k = *o;
+    if (!xg__layer_ready(s, name, x)) return xg__poison(s->tape);
+    bool batch = s->train && !k.frozen;
+    if (batch && !k.uncentred && xg_size(x) == (size_t)x->shape.c) {
+        xg_fail(s->tape, XG_ERR_SHAPE, "layer '%.80s': a batch with one value a channel has no "
+                "variance to train with", name);
+        return xg__poison(s->tape);
+    }
+    xg_scope inner = xg_in(s, name);
+    xg__norm n = xg__norm_params(&inner, x->shape.c, &k);
+    return xg__named(s, name, batch ? xg__norm_train(s, &n, x) : xg__norm_eval(&n, x));
+}
+
+XG_API_DEF xg_tensor *xg_dropout(xg_scope *s, xg_tensor *x, double p)
+{
+    if (!s->train || p == 0) return x;
+    if (!(p > 0 && p < 1) || !s->rng) {
+        xg_fail(s->tape, XG_ERR_ARGUMENT, "dropout: needs a rate in [0, 1), here %g, and the scope "
+                "a random generator", p);
+        return xg__poison(s->tape);
+    }
+    xg_tensor *mask = xg_leaf(s->tape, xg_shape_of(x), NULL);
+    xg_real *m = xg_leaf_data(mask);
+    for (size_t i = 0, size = m ? xg_size(mask) : 0; i < size; i++) {
+        m[i] = xg_rng_uniform(s->rng) < p ? 0 : (xg_real)(1 / (1 - p));
+    }
+    return xg_mul(x, mask);
+}
+
+/* B-cos (Bohle et al. 2022; methods 2.5.3): out = |cos|^(B-1) lin, where lin is the product with
+ * weights of unit length and cos its cosine with the patch. */
+
+static xg_tensor *xg__unit_rows(xg_tensor *w)
+{
+    return xg_div(w, xg_sqrt(xg_sum_to(xg_square(w), xg_shape4(xg_shape_of(w).n, 1, 1, 1))));
+}
+
+/* The length of every patch, each group apart: [n groups, 1, oh, ow]. */
+static xg_tensor *xg__patch_norm(xg_tensor *x, xg_window k)
+{
+    xg_shape s = xg_shape_of(x);
+    int rows = s.n * k.groups;
+    xg_tensor *square = xg_reshape(xg_square(x), xg_shape4(rows, s.c / k.groups, s.h, s.w));
+    square = xg_sum_to(square, xg_shape4(rows, 1, s.h, s.w));
+    k.groups = 1;
+    if (k.kh * k.kw > 1 || k.stride > 1 || k.pad > 0) square = xg_avgpool(square, k);
+    return xg_sqrt(xg_affine(square, k.kh * k.kw, 1e-6));
+}
+
+/* The best of `candidates` neighbouring channels: a selection, hence linear to explanations. */
+static xg_tensor *xg__maxout(xg_tensor *x, int candidates)
+{
+    xg_shape s = xg_shape_of(x);
+    if (candidates == 1) return x;
+    int c = s.c / candidates;
+    xg_tensor *rows = xg_reshape(x, xg_shape4(s.n, c, candidates, s.h * s.w));
+    rows = xg_max_to(rows, xg_shape4(s.n, c, 1, s.h * s.w));
+    return xg_reshape(rows, xg_shape4(s.n, c, s.h, s.w));
+}
+
+/* lin |cos|^(B-1). The factor is the dynamic part of the weight: explanations hold it constant,
+ * while training goes through it, which detaching it would forbid. */
+static xg_tensor *xg__bcos_scale(xg_tensor *linear, xg_tensor *norm, const xg_bcos_options *o)
+{
+    xg_shape s = xg_shape_of(linear), rows = xg_shape_of(norm);
+    xg_tensor *grouped = xg_reshape(linear, xg_shape4(rows.n, s.c * s.n / rows.n, s.h, s.w));
+    xg_tensor *factor = xg_div(xg_abs(grouped), norm);
+    if (o->b != 2) factor = xg_pow(xg_affine(factor, 1, 1e-6), o->b - 1);
+    factor = o->detach ? xg_detach(factor) : xg_barrier(factor);
+    return xg_reshape(xg_mul(grouped, factor), s);
+}
+
+static bool xg__bcos_defaults(const xg_scope *s, const char *name, const xg_bcos_options *o,
+                              xg_bcos_options *k)
+{
+    memset(k, 0, sizeof *k);
+    if (o) *k = *o;
+    if (k->b == 0) k->b = 2;
+    if (k->maxout == 0) k->maxout = 1;
+    if (k->b >= 1 && k->maxout >= 1 && k->maxout <= 1024) return true;
+    xg_fail(s->tape, XG_ERR_ARGUMENT, "layer '%.80s': needs B >= 1 and maxout in [1, 1024], here "
+            "%g and %d", name, k->b, k->maxout);
+    return false;
+}
+
+XG_API_DEF xg_tensor *xg_bcos_conv(xg_scope *s, const char *name, xg_tensor *x, int channels,
+                                   const xg_bcos_options *o)
+{
+    xg_bcos_options k;
+    if (!xg__layer_ready(s, name, x) || !xg__bcos_defaults(s, name, o, &k) ||
+        !xg__layer_window(s, name, x, channels, &k.window)) return xg__poison(s->tape);
+    xg_window window = k.window;
+    int inputs = x->shape.c / window.groups;
+    xg_shape shape = xg_shape4(channels * k.maxout, inputs, window.kh, window.kw);
+    xg_scope inner = xg_in(s, name);
+    xg_tensor *w = xg_param(&inner, "weight", shape, XG_INIT_KAIMING_FAN_OUT, 1);
+    xg_tensor *y = xg__maxout(xg_conv2d(x, xg__unit_rows(w), window), k.maxout);
+    if (k.b != 1) y = xg__bcos_scale(y, xg__patch_norm(x, window), &k);
+    return xg__named(s, name, y);
+}
+
+XG_API_DEF xg_tensor *xg_bcos_dense(xg_scope *s, const char *name, xg_tensor *x, int features,
+                                    const xg_bcos_options *o)
+{
+    xg_bcos_options k;
+    if (!xg__layer_ready(s, name, x) || !xg__bcos_defaults(s, name, o, &k)) {
+        return xg__poison(s->tape);
+    }
+    xg_window whole = { 1, 1, 1, 0, 1, 1 };
+    xg_tensor *flat = xg_flatten(x);
+    xg_shape shape = xg_shape4(features * k.maxout, xg_shape_of(flat).c, 1, 1);
+    xg_scope inner = xg_in(s, name);
+    xg_tensor *w = xg_param(&inner, "weight", shape, XG_INIT_KAIMING_FAN_OUT, 1);
+    xg_tensor *y = xg__maxout(xg__linear(flat, xg__unit_rows(w)), k.maxout);
+    if (k.b != 1) y = xg__bcos_scale(y, xg__patch_norm(flat, whole), &k);
+    return xg__named(s, name, y);
+}
+
+XG_API_DEF xg_tensor *xg_bcos_input(xg_tensor *x)
+{
+    return xg_concat(x, xg_affine(x, -1, 1), 1);
+}
+
+/* 7.3 Networks. */
+
+static xg_window xg__square_window(int kernel, int stride, int pad)
+{
+    xg_window k;
+    memset(&k, 0, sizeof k);
+    k.kh = k.kw = kernel;
+    k.stride = stride;
+    k.pad = pad;
+    return k;
+}
+
+/* "layer3": the name of the i-th thing, i from 1. */
+static xg_tensor *xg__named_at(const xg_scope *s, const char *name, int i, xg_tensor *x)
+{
+    char text[32];
+    snprintf(text, sizeof text, "%.16s%d", name, i);
+    return xg__named(s, text, x);
+}
+
+XG_API_DEF xg_tensor *xg_mlp(xg_scope *s, xg_tensor *x, const xg_mlp_options *o)
+{
+    int hidden = o && o->hidden ? o->hidden : 512;
+    int layers = o && o->layers ? o->layers : 2;
+    int classes = o && o->classes ? o->classes : 10;
+    x = xg__named(s, "input", x);
+    for (int i = 1; i <= layers; i++) {
+        char name[24];
+        snprintf(name, sizeof name, "fc%d", i);
+        x = xg__named_at(s, "layer", i, xg_relu(xg_dense(s, name, x, hidden, true)));
+    }
+    return xg_dense(s, "fc", xg__named(s, "features", x), classes, true);
+}
+
+static xg_tensor *xg__cnn_layer(xg_scope *s, xg_tensor *x, int i, int channels, bool batch_norm)
+{
+    char conv[24], norm[24];
+    snprintf(conv, sizeof conv, "conv%d", i);
+    snprintf(norm, sizeof norm, "bn%d", i);
+    xg_conv_options k;
+    memset(&k, 0, sizeof k);
+    k.window = xg__square_window(3, 1, 1);
+    k.bias = !batch_norm;                  /* a norm has its own                                  */
+    x = xg_conv(s, conv, x, channels, &k);
+    if (batch_norm) x = xg_batch_norm(s, norm, x, NULL);
+    return xg__named_at(s, "layer", i, xg_maxpool(xg_relu(x), xg__square_window(2, 2, 0)));
+}
+
+XG_API_DEF xg_tensor *xg_cnn(xg_scope *s, xg_tensor *x, const xg_cnn_options *o)
+{
+    xg_cnn_options k;
+    memset(&k, 0, sizeof k);
+    if (o) k = *o;
+    if (!k.width) k.width = 16;
+    if (!k.layers) k.layers = 3;
+    if (!k.classes) k.classes = 10;
+    if (k.width < 1 || k.width > 4096 || k.layers < 1 || k.layers > 12) {
+        xg_fail(s->tape, XG_ERR_ARGUMENT, "cnn: needs a width in [1, 4096] and 1 to 12 layers, "
+                "here %d and %d", k.width, k.layers);
+    }
+    x = xg__named(s, "input", x);
+    for (int i = 0; i < k.layers && !xg_failed(s->tape); i++) {
+        x = xg__cnn_layer(s, x, i + 1, k.width << i, k.batch_norm);
+    }
+    x = xg__named(s, "features", x);
+    if (k.global_pool) x = xg_global_avgpool(x);
+    if (k.hidden) x = xg_relu(xg_dense(s, "fc1", x, k.hidden, true));
+    return xg_dense(s, "fc", x, k.classes, true);
+}
+
+/* Residual networks: He et al. 2016 with torchvision's names and, for CIFAR depths, the shortcuts
+ * without weights (option A); the B-cos and the bias-free Fixup families of the same shape. */
+typedef struct xg__resnet_plan {
+    int  depth;
+    bool bottleneck, cifar;
+    int  stages, blocks[4];
+} xg__resnet_plan;
+
+static const xg__resnet_plan xg__resnet_plans[] = {
+    { 18, false, false, 4, { 2, 2, 2, 2 } },
+    { 34, false, false, 4, { 3, 4, 6, 3 } },
+    { 50, true,  false, 4, { 3, 4, 6, 3 } },
+    { 20, false, true,  3, { 3, 3, 3, 0 } },
+    { 32, false, true,  3, { 5, 5, 5, 0 } },
+    { 44, false, true,  3, { 7, 7, 7, 0 } },
+    { 56, false, true,  3, { 9, 9, 9, 0 } }
+};
+
+typedef struct xg__resnet {
+    xg__resnet_plan   plan;
+    xg_resnet_options o;           /* defaults resolved                                           */
+    double branch_gain;            /* Fixup: how small a residual branch starts                   */
+} xg__resnet;
+
+/* Resolves the options; fails the tape when there is no such network. */
+static bool xg__resnet_open(xg_scope *s, const xg_resnet_options *o, xg__resnet *r)
+{
+    memset(r, 0, sizeof *r);
+    if (o) r->o = *o;
+    if (!r->o.depth) r->o.depth = 18;
+    for (size_t i = 0; i < sizeof xg__resnet_plans / sizeof xg__resnet_plans[0]; i++) {
+        if (xg__resnet_plans[i].depth == r->o.depth) r->plan = xg__resnet_plans[i];
+    }
+    if (!r->o.stages) r->o.stages = r->plan.stages;
+    if (!r->o.classes) r->o.classes = r->plan.cifar ? 10 : 1000;
+    if (r->o.logit_bias == 0) r->o.logit_bias = log(0.001 / 0.999);
+    if (!r->plan.depth || r->o.stages < 1 || r->o.stages > r->plan.stages) {
+        xg_fail(s->tape, XG_ERR_ARGUMENT, "resnet: no network of depth %d with %d stages",
+                r->o.depth, r->o.stages);
+        return false;
+    }
+    if (r->o.folded && r->o.family != XG_FAMILY_PLAIN) {
+        xg_fail(s->tape, XG_ERR_ARGUMENT, "resnet: only the plain family has norms to fold");
+        return false;
+    }
+    /* Zhang et al. 2019: L^(-1/(2m-2)) for L branches of m convolutions. */
+    int branches = 0;
+    for (int i = 0; i < r->o.stages; i++) branches += r->plan.blocks[i];
+    r->branch_gain = pow(branches, r->plan.bottleneck ? -0.25 : -0.5);
+    return true;
+}
+
+/* One convolution with what its family puts behind it. */
+typedef struct xg__unit {
+    const char *conv, *norm;
+    int    channels, kernel, stride;
+    double gain;                   /* Fixup: of the initial weights; 0 for the last of a branch   */
+} xg__unit;
+
+static xg_tensor *xg__resnet_unit(const xg__resnet *r, xg_scope *s, xg_tensor *x, xg__unit u)
+{
+    bool bcos = r->o.family == XG_FAMILY_BCOS, fixup = r->o.family == XG_FAMILY_X;
+    xg_window window = xg__square_window(u.kernel, u.stride, u.kernel / 2);
+    if (bcos) {
+        xg_bcos_options k;
+        memset(&k, 0, sizeof k);
+        k.window = window;
+        x = xg_bcos_conv(s, u.conv, x, u.channels, &k);
+    } else {
+        xg_conv_options k;
+        memset(&k, 0, sizeof k);
+        k.window = window;
+        k.bias = r->o.folded;
+        k.init = XG_INIT_KAIMING_FAN_OUT;
+        k.zero_init = fixup && u.gain == 0;
+        if (fixup) k.gain = u.gain;
+        x = xg_conv(s, u.conv, x, u.channels, &k);
+    }
+    if (fixup || r->o.folded) return x;
+    xg_norm_options k;
+    memset(&k, 0, sizeof k);
+    k.uncentred = bcos;
+    k.frozen = r->o.frozen_norm;
+    return xg_batch_norm(s, u.norm, x, &k);
+}
+
+/* B-cos networks are linear between their dynamic factors: they have no other non-linearity. */
+static xg_tensor *xg__resnet_relu(const xg__resnet *r, xg_tensor *x)
+{
+    return r->o.family == XG_FAMILY_BCOS ? x : xg_relu(x);
+}
+
+static xg_tensor *xg__resnet_shortcut(const xg__resnet *r, xg_scope *s, xg_tensor *x, int channels,
+                                      int stride)
+{
+    xg_shape from = xg_shape_of(x);
+    if (stride == 1 && from.c == channels) return x;
+    if (!r->plan.cifar) {
+        xg__unit project = { "0", "1", channels, 1, stride, 1 };
+        xg_scope inner = xg_in(s, "downsample");
+        return xg__resnet_unit(r, &inner, x, project);
+    }
+    /* Option A: every second row and column, zeros for the new channels on both sides. */
+    x = xg_avgpool(x, xg__square_window(1, stride, 0));
+    xg_shape cut = xg_shape_of(x);
+    xg_shape at = xg_shape4(0, (channels - from.c) / 2, 0, 0);
+    return xg_pad(x, at, xg_shape4(cut.n, channels, cut.h, cut.w));
+}
+
+static xg_tensor *xg__resnet_block(const xg__resnet *r, xg_scope *s, xg_tensor *x, int width,
+                                   int stride)
+{
+    static const xg__unit basic[2] = {             /* channels in widths; stride 0: the block's   */
+        { "conv1", "bn1", 1, 3, 0, 1 }, { "conv2", "bn2", 1, 3, 1, 0 }
+    };
+    static const xg__unit deep[3] = {
+        { "conv1", "bn1", 1, 1, 1, 1 }, { "conv2", "bn2", 1, 3, 0, 1 },
+        { "conv3", "bn3", 4, 1, 1, 0 }
+    };
+    const xg__unit *units = r->plan.bottleneck ? deep : basic;
+    int count = r->plan.bottleneck ? 3 : 2, channels = 0;
+    xg_tensor *y = x;
+    for (int i = 0; i < count; i++) {
+        xg__unit u = units[i];
+        u.channels = channels = u.channels * width;
+        if (u.stride == 0) u.stride = stride;
+        u.gain *= r->branch_gain;
+        if (i > 0) y = xg__resnet_relu(r, y);
+        y = xg__resnet_unit(r, s, y, u);
+    }
+    return xg__resnet_relu(r, xg_add(y, xg__resnet_shortcut(r, s, x, channels, stride)));
+}
+
+static xg_tensor *xg__resnet_stem(const xg__resnet *r, xg_scope *s, xg_tensor *x)
+{
+    bool small = r->plan.cifar || r->o.small_input;
+    xg__unit u = { "conv1", "bn1", r->plan.cifar ? 16 : 64, small ? 3 : 7, small ? 1 : 2, 1 };
+    x = xg__resnet_relu(r, xg__resnet_unit(r, s, x, u));
+    if (small) return x;
+    xg_window pool = xg__square_window(3, 2, 1);
+    return r->o.family == XG_FAMILY_BCOS ? xg_avgpool(x, pool) : xg_maxpool(x, pool);
+}
+
+static xg_tensor *xg__resnet_head(const xg__resnet *r, xg_scope *s, xg_tensor *x)
+{
+    const char *name = r->plan.cifar ? "linear" : "fc";
+    if (r->o.family == XG_FAMILY_BCOS) {           /* classify every position, then average       */
+        x = xg_global_avgpool(xg_bcos_conv(s, name, x, r->o.classes, NULL));
+        return xg_affine(x, 1, r->o.logit_bias);
+    }
+    xg_init init = r->o.family == XG_FAMILY_X ? XG_INIT_ZERO : XG_INIT_LECUN_UNIFORM;
+    return xg__dense(s, name, xg_global_avgpool(x), r->o.classes, true, init);
+}
+
+XG_API_DEF xg_tensor *xg_resnet(xg_scope *s, xg_tensor *x, const xg_resnet_options *o)
+{
+    xg__resnet r;
+    if (!xg__resnet_open(s, o, &r)) return xg__poison(s->tape);
+    int first = r.plan.cifar ? 16 : 64;
+    x = xg__resnet_stem(&r, s, xg__named(s, "input", x));
+    for (int i = 0; i < r.o.stages; i++) {
+        char stage[24];
+        snprintf(stage, sizeof stage, "layer%d", i + 1);
+        for (int j = 0; j < r.plan.blocks[i]; j++) {
+            xg_scope inner = xg_in_at(s, stage, j);
+            x = xg__resnet_block(&r, &inner, x, first << i, i > 0 && j == 0 ? 2 : 1);
+        }
+        x = xg__named(s, stage, x);
+    }
+    return xg__resnet_head(&r, s, xg__named(s, "features", x));
+}
+
+/* SqueezeNet 1.1 (Iandola et al. 2016). */
+
+static xg_tensor *xg__conv_relu(xg_scope *s, const char *name, xg_tensor *x, int channels,
+                                xg_window window)
+{
+    xg_conv_options k;
+    memset(&k, 0, sizeof k);
+    k.window = window;
+    k.bias = true;
+    return xg_relu(xg_conv(s, name, x, channels, &k));
+}
+
+/* 3x3 maximum, stride 2, where the last window may hang over the edge. The zeros that complete it
+ * never win over what a ReLU made. */
+static xg_tensor *xg__ceil_pool(xg_tensor *x)
+{
+    xg_shape s = xg_shape_of(x);
+    xg_shape even = xg_shape4(s.n, s.c, s.h + (s.h + 1) % 2, s.w + (s.w + 1) % 2);
+    if (!xg_shape_same(s, even)) x = xg_pad(x, xg_shape4(0, 0, 0, 0), even);
+    return xg_maxpool(x, xg__square_window(3, 2, 0));
+}
+
+static xg_tensor *xg__fire(xg_scope *s, int i, xg_tensor *x, int squeeze, int expand)
+{
+    char name[40];
+    snprintf(name, sizeof name, "fire%d/squeeze1x1", i);
+    x = xg__conv_relu(s, name, x, squeeze, xg__square_window(1, 1, 0));
+    snprintf(name, sizeof name, "fire%d/expand1x1", i);
+    xg_tensor *narrow = xg__conv_relu(s, name, x, expand, xg__square_window(1, 1, 0));
+    snprintf(name, sizeof name, "fire%d/expand3x3", i);
+    xg_tensor *wide = xg__conv_relu(s, name, x, expand, xg__square_window(3, 1, 1));
+    return xg__named_at(s, "fire", i, xg_concat(narrow, wide, 1));
+}
+
+XG_API_DEF xg_tensor *xg_squeezenet(xg_scope *s, xg_tensor *x)
+{
+    static const struct { int squeeze, expand; bool pool; } fires[8] = {
+        { 16, 64, true },   { 16, 64, false },  { 32, 128, true },  { 32, 128, false },
+        { 48, 192, true },  { 48, 192, false }, { 64, 256, false }, { 64, 256, false }
+    };                                             /* pool: before it                             */
+    x = xg__named(s, "input", x);
+    x = xg__conv_relu(s, "conv1", x, 64, xg__square_window(3, 2, 0));
+    for (int i = 0; i < 8; i++) {
+        if (fires[i].pool) x = xg__ceil_pool(x);
+        x = xg__fire(s, i + 2, x, fires[i].squeeze, fires[i].expand);
+    }
+    x = xg_dropout(s, xg__named(s, "features", x), 0.5);
+    return xg_global_avgpool(xg__conv_relu(s, "conv10", x, 1000, xg__square_window(1, 1, 1)));
+}
+
+/* MobileNetV2 (Sandler et al. 2018), norms folded; convolutions are numbered in order. */
+
+typedef struct xg__mobile {
+    xg_scope *scope;
+    int       next;                /* number of the next convolution                              */
+} xg__mobile;
+
+/* "Same" padding: an output for every stride-th input; an odd zero goes to the bottom and right. */
+static xg_tensor *xg__same_pad(xg_tensor *x, xg_window *k)
+{
+    xg_shape s = xg_shape_of(x);
+    int rows = (s.h - 1) / k->stride * k->stride + k->kh - s.h;
+    int columns = (s.w - 1) / k->stride * k->stride + k->kw - s.w;
+    if (rows < 0) rows = 0;
+    if (columns < 0) columns = 0;
+    if (rows == columns && rows % 2 == 0) {        /* the same on every side: no copy             */
+        k->pad = rows / 2;
+        return x;
+    }
+    return xg_pad(x, xg_shape4(0, 0, rows / 2, columns / 2),
+                  xg_shape4(s.n, s.c, s.h + rows, s.w + columns));
+}
+
+/* The ReLU of a ReLU6 is one of its own, for readings that have rules for ReLUs. */
+static xg_tensor *xg__mobile_conv(xg__mobile *m, xg_tensor *x, int channels, int kernel, int stride,
+                                  bool depthwise, bool relu6)
+{
+    char name[24];
+    snprintf(name, sizeof name, "c%02d", m->next++);
+    xg_conv_options k;
+    memset(&k, 0, sizeof k);
+    k.window = xg__square_window(kernel, stride, 0);
+    k.bias = true;
+    if (depthwise) k.window.groups = channels;
+    x = xg__same_pad(x, &k.window);
+    x = xg_conv(m->scope, name, x, channels, &k);
+    return relu6 ? xg_clamp(xg_relu(x), 0, 6) : x;
+}
+
+/* Widen, filter each channel, narrow; around it a shortcut where the shapes allow one. */
+static xg_tensor *xg__mobile_block(xg__mobile *m, xg_tensor *x, int expand, int channels,
+                                   int stride)
+{
+    int inputs = xg_shape_of(x).c, inside = inputs * expand;
+    xg_tensor *y = x;
+    if (expand > 1) y = xg__mobile_conv(m, y, inside, 1, 1, false, true);
+    y = xg__mobile_conv(m, y, inside, 3, stride, true, true);
+    y = xg__mobile_conv(m, y, channels, 1, 1, false, false);
+    return stride == 1 && inputs == channels ? xg_add(x, y) : y;
+}
+
+XG_API_DEF xg_tensor *xg_mobilenet_v2(xg_scope *s, xg_tensor *x)
+{
+    static const struct { int expand, channels, blocks, stride; } stages[7] = {
+        { 1, 16, 1, 1 }, { 6, 24, 2, 2 }, { 6, 32, 3, 2 }, { 6, 64, 4, 2 },
+        { 6, 96, 3, 1 }, { 6, 160, 3, 2 }, { 6, 320, 1, 1 }
+    };
+    xg__mobile m = { s, 0 };
+    x = xg__mobile_conv(&m, xg__named(s, "input", x), 32, 3, 2, false, true);
+    for (int i = 0; i < 7; i++) {
+        for (int j = 0; j < stages[i].blocks; j++) {
+            int stride = j == 0 ? stages[i].stride : 1;
+            x = xg__mobile_block(&m, x, stages[i].expand, stages[i].channels, stride);
+        }
+        x = xg__named_at(s, "layer", i + 1, x);
+    }
+    x = xg__named(s, "features", xg__mobile_conv(&m, x, 1280, 1, 1, false, true));
+    return xg__mobile_conv(&m, xg_global_avgpool(x), 1001, 1, 1, false, false);
+}
+
+/* 7.4 Optimisers. A step first computes and checks everything, then takes all memory that it needs,
+ *     and only then changes numbers: it happens wholly or not at all. */
+
+static xg_optim xg__optim_defaults(const xg_optim *o)
+{
+    xg_optim r;
+    memset(&r, 0, sizeof r);
+    if (o) r = *o;
+    if (r.lr == 0) r.lr = r.kind == XG_SGD ? 0.01 : 0.001;
+    if (r.beta1 == 0) r.beta1 = 0.9;
+    if (r.beta2 == 0) r.beta2 = 0.999;
+    if (r.eps == 0) r.eps = 1e-8;
+    if (r.factor == 0) r.factor = 0.1;
+    if (!r.slot) r.slot = "optim";
+    return r;
+}
+
+/* What is wrong with the options, or NULL. Comparisons are written so that NaN fails them. */
+static const char *xg__optim_wrong(const xg_optim *o)
+{
+    if (o->kind != XG_SGD && o->kind != XG_ADAM && o->kind != XG_ADAMW) return "no such kind";
+    if (!(o->lr > 0) || !isfinite(o->lr)) return "lr must be positive";
+    if (!(o->momentum >= 0 && o->momentum < 1)) return "momentum must be in [0, 1)";
+    if (o->nesterov && o->momentum == 0) return "nesterov needs momentum";
+    if (!(o->beta1 > 0 && o->beta1 < 1)) return "beta1 must be in (0, 1)";
+    if (!(o->beta2 > 0 && o->beta2 < 1)) return "beta2 must be in (0, 1)";
+    if (!(o->eps > 0)) return "eps must be positive";
+    if (!(o->weight_decay >= 0) || !isfinite(o->weight_decay)) return "weight_decay is negative";
+    if (!(o->clip_norm >= 0)) return "clip_norm is negative";
+    if (o->warmup < 0) return "warmup is negative";
+    if (o->schedule == XG_COSINE && o->total <= o->warmup) return "total must exceed warmup";
+    if (o->schedule == XG_STEP && o->every < 1) return "every must be at least 1";
+    return NULL;
+}
+
+XG_API_DEF double xg_optim_lr(const xg_optim *o, int64_t step)
+{
+    xg_optim r = xg__optim_defaults(o);
+    double lr = r.lr;
+    if (step < 0) step = 0;
+    if (r.schedule == XG_STEP && r.every > 0) {
+        lr *= pow(r.factor, (double)(step / r.every));
+    } else if (r.schedule == XG_COSINE && r.total > r.warmup && step >= r.warmup) {
+        double along = (double)(step - r.warmup) / (r.total - r.warmup);
+        lr *= 0.5 * (1 + cos(3.14159265358979323846 * (along < 1 ? along : 1)));
+    }
+    return step < r.warmup ? lr * (double)(step + 1) / r.warmup : lr;
+}
+
+XG_API_DEF int64_t xg_optim_steps(const xg_optim *o, const xg_params *params)
+{
+    return xg__steps_get(params, xg__optim_defaults(o).slot);
+}
+
+/* Sum of squares in double over eight lanes, in an order that is always the same. Not finite if a
+ * number is not. */
+static double xg__sum_squares(const xg_real *x, size_t size)
+{
+    double lane[8] = { 0, 0, 0, 0, 0, 0, 0, 0 }, sum = 0;
+    size_t i = 0;
+    for (; i + 8 <= size; i += 8) {
+        for (size_t j = 0; j < 8; j++) lane[j] += (double)x[i + j] * (double)x[i + j];
+    }
+    for (; i < size; i++) lane[i % 8] += (double)x[i] * (double)x[i];
+    for (int j = 0; j < 8; j++) sum += lane[j];
+    return sum;
+}
+
+/* The numbers of one step, as the loops want them. */
+typedef struct xg__rates {
+    xg_real lr, scale, decay, momentum;            /* scale: of the gradient, from clipping       */
+    xg_real beta1, beta2, fresh1, fresh2;          /* fresh: 1 - beta                             */
+    xg_real rate, root, eps, keep;                 /* Adam: lr and 1/sqrt corrected for bias      */
+} xg__rates;                                       /* keep: what decoupled decay leaves of w      */
+
+static xg__rates xg__rates_of(const xg_optim *o, int64_t steps, double scale)
+{
+    xg__rates r;
+    double lr = xg_optim_lr(o, steps), t = (double)steps + 1;
+    r.lr = (xg_real)lr;
+    r.scale = (xg_real)scale;
+    r.decay = (xg_real)(o->kind == XG_ADAMW ? 0 : o->weight_decay);
+    r.momentum = (xg_real)o->momentum;
+    r.beta1 = (xg_real)o->beta1;
+    r.beta2 = (xg_real)o->beta2;
+    r.fresh1 = (xg_real)(1 - o->beta1);
+    r.fresh2 = (xg_real)(1 - o->beta2);
+    r.rate = (xg_real)(lr / (1 - pow(o->beta1, t)));
+    r.root = (xg_real)(1 / sqrt(1 - pow(o->beta2, t)));
+    r.eps = (xg_real)o->eps;
+    r.keep = (xg_real)(o->kind == XG_ADAMW ? 1 - lr * o->weight_decay : 1);
+    return r;
+}
+
+static void xg__update_plain(xg_real *w, const xg_real *g, size_t size, const xg__rates *r)
+{
+    xg_real lr = r->lr, scale = r->scale, decay = r->decay;
+    for (size_t i = 0; i < size; i++) w[i] -= lr * (scale * g[i] + decay * w[i]);
+}
+
+static void xg__update_momentum(xg_real *w, const xg_real *g, xg_real *v, size_t size,
+                                const xg__rates *r, bool nesterov)
+{
+    xg_real lr = r->lr, scale = r->scale, decay = r->decay, momentum = r->momentum;
+    xg_real now = nesterov ? 1 : 0, ahead = nesterov ? momentum : 1;
+    for (size_t i = 0; i < size; i++) {
+        xg_real d = scale * g[i] + decay * w[i];
+        v[i] = momentum * v[i] + d;
+        w[i] -= lr * (now * d + ahead * v[i]);
+    }
+}
+
+static void xg__update_adam(xg_real *w, const xg_real *g, xg_real *m, xg_real *v, size_t size,
+                            const xg__rates *rates)
+{
+    const xg__rates r = *rates;
+    for (size_t i = 0; i < size; i++) {
+        xg_real d = r.scale * g[i] + r.decay * w[i];
+        m[i] = r.beta1 * m[i] + r.fresh1 * d;
+        v[i] = r.beta2 * v[i] + r.fresh2 * d * d;
+        xg_real deviation = (xg_real)sqrt((double)v[i]) * r.root;
+        w[i] = r.keep * w[i] - r.rate * m[i] / (deviation + r.eps);
+    }
+}
+
+/* Finds the store's entry behind every leaf: chosen[i] becomes the index of entry i's gradient, or
+ * -1. Leaves come in store order as a rule, so the search goes on from the last hit. */
+static bool xg__optim_match(const xg_optim *o, xg_params *params, xg_tape *tape,
+                            xg_tensor *const *leaf, xg_tensor *const *grad, int count)
+{
+    for (int i = 0; i < params->count; i++) params->chosen[i] = -1;
+    int at = 0, chosen = 0;
+    for (int k = 0; k < count; k++) {
+        int tries = 0;
+        while (tries < params->count && params->entry[at].data != leaf[k]->data) {
+            at = (at + 1) % params->count;
+            tries++;
+        }
+        if (tries == params->count || params->chosen[at] >= 0) {
+            xg_fail(tape, XG_ERR_ARGUMENT, "optimiser: leaf %d '%.80s' %s", k, xg_name_of(leaf[k]),
+                    tries == params->count ? "is not of this store" : "is given twice");
+            return false;
+        }
+        if (!xg_shape_same(leaf[k]->shape, xg_shape_of(grad[k]))) {
+            xg_fail(tape, XG_ERR_SHAPE, "optimiser: the gradient of '%.80s' has another shape",
+                    params->entry[at].name);
+            return false;
+        }
+        if (!xg_params_trainable(params, at)) continue;
+        if (!xg__starts_with(params->entry[at].name, o->only)) continue;
+        params->chosen[at] = k;
+        chosen++;
+    }
+    if (chosen == 0) {
+        xg_fail(tape, XG_ERR_NAME, "optimiser: the tape used no trainable parameter of this store "
+                "whose name starts with '%.80s'", o->only ? o->only : "");
+    }
+    return chosen > 0;
+}
+
+/* How much to scale gradients by; negative after failing the tape because one is not finite. */
+static double xg__optim_clip(const xg_optim *o, xg_params *params, xg_tape *tape,
+                             xg_tensor *const *grad)
+{
+    double total = 0;
+    for (int i = 0; i < params->count; i++) {
+        if (params->chosen[i] < 0) continue;
+        xg_tensor *g = grad[params->chosen[i]];
+        double squares = xg__sum_squares(xg_data(g), xg_size(g));
+        if (!isfinite(squares)) {
+            xg_fail(tape, XG_ERR_NONFINITE, "optimiser: the gradient of '%.80s' is not finite; "
+                    "nothing was changed", params->entry[i].name);
+            return -1;
+        }
+        total += squares;
+    }
+    double norm = sqrt(total);
+    return o->clip_norm > 0 && norm > o->clip_norm ? o->clip_norm / norm : 1;
+}
+
+static int xg__optim_slots(const xg_optim *o)
+{
+    return o->kind != XG_SGD ? 2 : o->momentum > 0 ? 1 : 0;
+}
+
+/* All state exists before any of it changes. */
+static bool xg__optim_reserve(const xg_optim *o, xg_params *params, xg_tape *tape)
+{
+    bool fine = xg__steps_find(params, o->slot, true) != NULL;
+    for (int i = 0; i < params->count && fine; i++) {
+        for (int which = 0; which < xg__optim_slots(o) && params->chosen[i] >= 0; which++) {
+            if (!xg__slot_get(params, i, o->slot, which, true)) fine = false;
+        }
+    }
+    if (!fine) {
+        xg_fail(tape, XG_ERR_MEMORY, "optimiser: out of memory for its state; nothing was changed");
+    }
+    return fine;
+}
+
+static void xg__optim_update(const xg_optim *o, xg_params *params, xg_tensor *const *grad,
+                             const xg__rates *rates)
+{
+    for (int i = 0; i < params->count; i++) {
+        if (params->chosen[i] < 0) continue;
+        const xg_real *g = xg_data(grad[params->chosen[i]]);
+        xg_real *w = params->entry[i].data;
+        size_t size = xg_shape_size(params->entry[i].shape);
+        xg_real *first = xg__slot_get(params, i, o->slot, 0, false);
+        xg_real *second = xg__slot_get(params, i, o->slot, 1, false);
+        switch (xg__optim_slots(o)) {
+        case 0:  xg__update_plain(w, g, size, rates); break;
+        case 1:  xg__update_momentum(w, g, first, size, rates, o->nesterov); break;
+        default: xg__update_adam(w, g, first, second, size, rates); break;
+        }
+    }
+}
+
+XG_API_DEF xg_code xg_optim_apply(const xg_optim *o, xg_params *params, xg_tensor *const *leaf,
+                                  xg_tensor *const *grad, int count)
+{
+    xg_tape *tape = count > 0 ? xg_tape_of(leaf[0]) : NULL;
+    if (!params || count < 1) {
+        xg_fail(tape, XG_ERR_ARGUMENT, "optimiser: there is no store or no gradient");
+        return XG_ERR_ARGUMENT;
+    }
+    if (xg_failed(tape)) return xg_tape_error(tape)->code;
+    xg_optim r = xg__optim_defaults(o);
+    const char *wrong = xg__optim_wrong(&r);
+    if (wrong) {
+        xg_fail(tape, XG_ERR_ARGUMENT, "optimiser: %s", wrong);
+        return XG_ERR_ARGUMENT;
+    }
+    if (!xg__optim_match(&r, params, tape, leaf, grad, count)) return xg_tape_error(tape)->code;
+    double scale = xg__optim_clip(&r, params, tape, grad);
+    if (scale < 0 || !xg__optim_reserve(&r, params, tape)) return xg_tape_error(tape)->code;
+
+    int64_t steps = xg__steps_get(params, r.slot);
+    xg__rates rates = xg__rates_of(&r, steps, scale);
+    xg__optim_update(&r, params, grad, &rates);
+    xg__steps_set(params, r.slot, steps + 1);
+    xg__commit_updates(tape);
+    return XG_ERR_OK;
+}
+
+XG_API_DEF xg_code xg_optim_step(const xg_optim *o, xg_params *params, xg_tensor *loss)
+{
+    xg_tape *tape = xg_tape_of(loss);
+    if (xg_failed(tape)) return xg_tape_error(tape)->code;
+    double value = xg_item(loss);
+    if (!params) {
+        xg_fail(tape, XG_ERR_ARGUMENT, "optimiser: there is no store");
+    } else if (xg_size(loss) != 1) {
+        xg_fail(tape, XG_ERR_SHAPE, "optimiser: the loss must be one number, it has %.0f",
+                (double)xg_size(loss));
+    } else if (!isfinite(value)) {
+        xg_fail(tape, XG_ERR_NONFINITE, "optimiser: the loss is %g; nothing was changed", value);
+    }
+    if (xg_failed(tape)) return xg_tape_error(tape)->code;
+
+    const char *only = o ? o->only : NULL;
+    int count = xg__params_leaves(params, tape, only, params->leaf, params->count);
+    if (count == 0) {
+        xg_fail(tape, XG_ERR_NAME, "optimiser: the tape used no trainable parameter of this store "
+                "whose name starts with '%.80s'", only ? only : "");
+        return XG_ERR_NAME;
+    }
+    xg_grads(loss, NULL, params->leaf, count, NULL, params->grad);
+    return xg_optim_apply(o, params, params->leaf, params->grad, count);
+}
+/* ============================================================================================== *
+ *  [8] attribute                                                                                 *
+ * ============================================================================================== */
+
+/* Every map is an expression in public operations: a loss on it is differentiated like any other,
+ * and the gradient that reaches the weights through ds/du is exact, to whatever order. Nothing is
+ * detached unless a switch says so. */
+
+/* 8.1 Gradient family. */
+
+/* A map adds up the channels with their signs: [n,c,h,w] -> [n,1,h,w]. */
+static xg_tensor *xg__channel_sum(xg_tensor *x)
+{
+    xg_shape s = xg_shape_of(x);
+    return xg_sum_to(x, xg_shape4(s.n, 1, s.h, s.w));
+}
+
+static xg_tensor *xg__read_with(xg_tensor *score, xg_tensor *u, const xg_rules *rules)
+{
+    xg_tensor *gradient = NULL;
+    xg_grads(score, NULL, &u, 1, rules, &gradient);
+    return gradient;
+}
+
+XG_API_DEF xg_tensor *xg_gradient(xg_tensor *score, xg_tensor *u)
+{
+    return xg__channel_sum(xg_grad(score, u));
+}
+
+/* u is not held constant: at a hidden layer the loss reaches the weights through ds/du and through
+ * u. */
+XG_API_DEF xg_tensor *xg_input_x_gradient(xg_tensor *score, xg_tensor *u)
+{
+    return xg__channel_sum(xg_mul(u, xg_grad(score, u)));
+}
+
+/* Only this reading takes the dynamic weights for constants. The result contains them as ordinary
+ * tensors, so the derivative of a loss on the map does pass through them. */
+XG_API_DEF xg_tensor *xg_bcos_map(xg_tensor *score, xg_tensor *u)
+{
+    xg_rules explain = xg_rules_explain();
+    return xg__channel_sum(xg_mul(u, xg__read_with(score, u, &explain)));
+}
+
+XG_API_DEF xg_tensor *xg_guided_backprop(xg_tensor *score, xg_tensor *u)
+{
+    xg_rules guided = xg_rules_guided();
+    return xg__channel_sum(xg__read_with(score, u, &guided));
+}
+
+XG_API_DEF xg_tensor *xg_deconvnet(xg_tensor *score, xg_tensor *u)
+{
+    xg_rules deconv = xg_rules_deconv();
+    return xg__channel_sum(xg__read_with(score, u, &deconv));
+}
+
+XG_API_DEF xg_tensor *xg_grad_cam(xg_tensor *score, xg_tensor *u, const xg_grad_cam_options *o)
+{
+    xg_shape s = xg_shape_of(u);
+    xg_tensor *alpha = xg_mean_to(xg_grad(score, u), xg_shape4(s.n, s.c, 1, 1));
+    if (o && o->stop_gradient_weights) alpha = xg_detach(alpha);
+    xg_tensor *map = xg__channel_sum(xg_mul(alpha, u));
+    return o && o->keep_negative ? map : xg_relu(map);
+}
+
+/* 8.2 Path family.
+ *
+ * With delta = x - baseline and g(t) = the gradient of the labelled logits at baseline + t delta,
+ *     map = 1/S sum_k sum_c delta_c g_c(t_k),   t_k = (k + 1/2) / S.
+ * The sum over k is taken one network pass at a time: pass, add to a leaf, release. Training does
+ * not need the S passes at once either. Given the cotangent a = d loss / d map, the derivative of
+ * the loss by a weight is 1/S sum_k d <a delta, g(t_k)> / d weight: again one pass a term. */
+
+typedef struct xg__path {
+    xg_scope  *s;
+    xg_net     net;
+    const int *label;
+    xg_tensor *from;      /* the baseline; NULL stands for zeros                               */
+    xg_tensor *delta;     /* x - baseline                                                      */
+    int        steps;
+} xg__path;
+
+static bool xg__path_open(xg__path *p, xg_scope *s, xg_net net, xg_tensor *x, const int *label,
+                          const xg_path_options *o)
+{
+    p->s = s;
+    p->net = net;
+    p->label = label;
+    p->steps = o && o->steps ? o->steps : 32;
+    p->from = o ? o->baseline : NULL;
+    p->delta = x;
+    if (xg_failed(s->tape)) return false;
+    if (!net || !label || p->steps < 1) {
+        xg_fail(s->tape, XG_ERR_ARGUMENT, "integrated_gradients: needs a network, labels and at "
+                "least one step; got%s%s and %d steps", net ? "" : " no network,",
+                label ? " labels" : " no labels", p->steps);
+        return false;
+    }
+    if (xg_tape_of(x) != s->tape) {
+        xg_fail(s->tape, XG_ERR_TAPE, "integrated_gradients: x is not on the scope's tape");
+        return false;
+    }
+    if (p->from) p->delta = xg_sub(x, p->from);      /* also refuses what does not fit         */
+    xg_shape a = xg_shape_of(x), b = xg_shape_of(p->delta);
+    if (!xg_failed(s->tape) && !xg_shape_same(a, b)) {
+        xg_fail(s->tape, XG_ERR_SHAPE, "integrated_gradients: a baseline cannot be larger than x "
+                "[%d %d %d %d]; together they span [%d %d %d %d]",
+                a.n, a.c, a.h, a.w, b.n, b.c, b.h, b.w);
+    }
+    return !xg_failed(s->tape);
+}
+
+/* g(t) of one step. The point is a constant, whatever x was made from. Each step starts from the
+ * same random state: with dropout the path then belongs to one network, and a second pass meets
+ * the same masks as the first. Only the drawing of first weights moves the caller's generator. */
+static xg_tensor *xg__path_gradient(const xg__path *p, int step)
+{
+    double t = (step + 0.5) / p->steps;
+    xg_tensor *point = xg_affine(p->delta, t, 0.0);
+    if (p->from) point = xg_add(p->from, point);
+    point = xg_detach(point);
+
+    xg_scope here = *p->s;
+    xg_rng rng = here.rng ? *here.rng : xg_rng_seed(0);
+    if (here.rng) here.rng = &rng;
+    int known = xg_params_count(here.params);
+    xg_tensor *score = xg_pick(p->net(&here, point), p->label);
+    if (here.rng && xg_params_count(here.params) != known) *p->s->rng = rng;
+    return xg_grad(score, point);
+}
+
+/* sum += scale * part, in place: `sum` is a leaf that was made before the step's mark. */
+static void xg__accumulate(xg_tensor *sum, xg_tensor *part, double scale)
+{
+    const xg_real *from = xg_data(part);
+    xg_real *to = xg_leaf_data(sum);
+    if (!to) return;                                 /* the tape failed on the way             */
+    for (size_t i = 0, size = xg_size(sum); i < size; i++) {
+        to[i] = (xg_real)((double)to[i] + scale * (double)from[i]);
+    }
+}
+
+XG_API_DEF xg_tensor *xg_integrated_gradients(xg_scope *s, xg_net net, xg_tensor *x,
+                                              const int *label, const xg_path_options *o)
+{
+    xg__path path;
+    if (!xg__path_open(&path, s, net, x, label, o)) return xg__poison(s->tape);
+    xg_shape shape = xg_shape_of(x);
+    shape.c = 1;
+    xg_tensor *map = xg_leaf(s->tape, shape, NULL);
+    for (int step = 0; step < path.steps && !xg_failed(s->tape); step++) {
+        xg_mark mark = xg_tape_mark(s->tape);
+        xg_tensor *gradient = xg__path_gradient(&path, step);
+        xg__accumulate(map, xg__channel_sum(xg_mul(path.delta, gradient)), 1.0 / path.steps);
+        xg_tape_release(s->tape, mark);
+    }
+    return xg_failed(s->tape) ? xg__poison(s->tape) : map;
+}
+
+/* The leaves that the network of this step reads. A weight that was on the tape before the mark is
+ * used again; one that first came up within the step has another leaf each time, of the same name.
+ */
+static void xg__leaves_here(const xg_scope *s, xg_tensor *const *leaf, int count, xg_tensor **here)
+{
+    for (int i = 0; i < count; i++) {
+        xg_tensor *found = xg__find_owned(s->tape, s->params, xg_name_of(leaf[i]));
+        here[i] = found ? found : leaf[i];
+    }
+}
+
+/* One step of the second pass: adds d <seed, g(t)> / d leaf[i] to out[i]. `room` has 2 count
+ * places. */
+static void xg__path_pull(const xg__path *p, int step, xg_tensor *seed, xg_tensor *const *leaf,
+                          int count, xg_tensor **room, xg_tensor **out)
+{
+    xg_tensor **here = room, **part = room + count;
+    xg_mark mark = xg_tape_mark(p->s->tape);
+    xg_tensor *gradient = xg__path_gradient(p, step);
+    xg__leaves_here(p->s, leaf, count, here);
+    xg_grads(gradient, seed, here, count, NULL, part);
+    for (int i = 0; i < count && !xg_failed(p->s->tape); i++) xg__accumulate(out[i], part[i], 1.0);
+    xg_tape_release(p->s->tape, mark);
+}
+
+XG_API_DEF void xg_integrated_gradients_vjp(xg_scope *s, xg_net net, xg_tensor *x, const int *label,
+                                            const xg_path_options *o, xg_tensor *cotangent,
+                                            xg_tensor *const *leaf, int count, xg_tensor **out)
+{
+    xg__path path;
+    bool good = xg__path_open(&path, s, net, x, label, o);
+    xg_shape a = xg_shape_of(cotangent), b = xg_shape_of(x);
+    if (good && (a.n != b.n || a.c != 1 || a.h != b.h || a.w != b.w)) {
+        xg_fail(s->tape, XG_ERR_SHAPE, "integrated_gradients_vjp: the cotangent [%d %d %d %d] is "
+                "not shaped like the map of x [%d %d %d %d]",
+                a.n, a.c, a.h, a.w, b.n, b.c, b.h, b.w);
+    }
+    for (int i = 0; i < count; i++) out[i] = xg_leaf(s->tape, xg_shape_of(leaf[i]), NULL);
+    if (xg_failed(s->tape) || count < 1) return;
+
+    xg_tensor *seed = xg_mul(xg_affine(cotangent, 1.0 / path.steps, 0.0), path.delta);
+    xg_tensor **room = (xg_tensor **)xg__take(s->tape, 2 * (size_t)count * sizeof *room);
+    for (int step = 0; step < path.steps && !xg_failed(s->tape); step++) {
+        xg__path_pull(&path, step, seed, leaf, count, room, out);
+    }
+    if (!xg_failed(s->tape)) return;
+    for (int i = 0; i < count; i++) out[i] = xg__poison(s->tape);    /* nothing half-summed    */
+}
+
+/* 8.3 Post-processing (methods 2.3). */
+
+/* max(A, 0) as a clamp: its derivative at exactly 0 is 1, where that of a ReLU is 0, so that a map
+ * which is zero somewhere can still grow there. The published losses count on it. */
+static xg_tensor *xg__positive(xg_tensor *map)
+{
+    return xg_clamp(map, 0.0, HUGE_VAL);
+}
+
+/* A / max|A| of each sample. The maximum is part of the expression (ties share its gradient); a
+ * sample of zeros is divided by 1, so it stays and its gradient passes unchanged. */
+static xg_tensor *xg__over_peak(xg_tensor *map)
+{
+    xg_tensor *peak = xg_max_to(xg_abs(map), xg_shape4(xg_shape_of(map).n, 1, 1, 1));
+    xg_tensor *all_zero = xg_affine(xg_step(peak), -1.0, 1.0);       /* 1 - [peak > 0]         */
+    return xg_div(map, xg_add(peak, all_zero));
+}
+
+XG_API_DEF xg_tensor *xg_postprocess(xg_tensor *map, const xg_post *o)
+{
+    xg_tape *tape = xg_tape_of(map);
+    xg_shape s = xg_shape_of(map);
+    if (xg_failed(tape) || !o) return map;
+    if (s.c != 1) {
+        xg_fail(tape, XG_ERR_SHAPE, "postprocess: a map has one channel, this one is [%d %d %d %d]",
+                s.n, s.c, s.h, s.w);
+        return xg__poison(tape);
+    }
+    if (o->h < 0 || o->w < 0 || (o->h > 0) != (o->w > 0)) {
+        xg_fail(tape, XG_ERR_ARGUMENT, "postprocess: up-sampling wants two extents of at least 1, "
+                "or none; got h = %d, w = %d", o->h, o->w);
+        return xg__poison(tape);
+    }
+    if (o->positive) map = xg__positive(map);
+    if (o->normalise) map = xg__over_peak(map);
+    if (o->h > 0 && (o->h != s.h || o->w != s.w)) map = xg_upsample(map, o->h, o->w);
+    return map;
+}
+/* ============================================================================================== *
+ *  [9] guide                                                                                     *
+ * ============================================================================================== */
+
+/* 9.1 Names and defaults of the losses. */
+
+XG_API_DEF const char *xg_loss_name(xg_loss loss)
+{
+    switch (loss) {
+    case XG_LOSS_ENERGY: return "energy";
+    case XG_LOSS_L1:     return "l1";
+    case XG_LOSS_PPCE:   return "ppce";
+    case XG_LOSS_RRR:    return "rrr";
+    }
+    return "unknown";
+}
+
+XG_API_DEF xg_post xg_loss_post(xg_loss loss)
+{
+    xg_post post;
+    memset(&post, 0, sizeof post);
+    post.positive = loss == XG_LOSS_L1 || loss == XG_LOSS_PPCE;
+    post.normalise = post.positive || loss == XG_LOSS_RRR;
+    return post;
+}
+
+/* 9.2 The losses of each sample (methods 2.4): map and mask [n,1,h,w] in, [n,1,1,1] out. Where a
+ *     division or a logarithm has no value, a selector puts 1 in its place; selectors are constants
+ *     to every derivative, so no branch that was not taken can leak a NaN. */
+
+static xg_tensor *xg__per_sample(xg_tensor *x)
+{
+    return xg_sum_to(x, xg_shape4(xg_shape_of(x).n, 1, 1, 1));
+}
+
+/* x where choose is 0, and 1 where it is 1. */
+static xg_tensor *xg__or_one(xg_tensor *x, xg_tensor *choose)
+{
+    return xg_add(xg_mul(x, xg_affine(choose, -1.0, 1.0)), choose);
+}
+
+/* 1 - N/D, N = sum M A+, D = sum A+. Too little energy to divide by (D < 1e-7, decided sample by
+ * sample): 1 - N, whose gradient -M still pulls energy into the mask. */
+static xg_tensor *xg__loss_energy(xg_tensor *map, xg_tensor *mask)
+{
+    xg_tensor *energy = xg__positive(map);
+    xg_tensor *all = xg__per_sample(energy);
+    xg_tensor *inside = xg__per_sample(xg_mul(mask, energy));
+    xg_tensor *faint = xg_less(all, xg_scalar(xg_tape_of(map), 1e-7));
+    return xg_affine(xg_div(inside, xg__or_one(all, faint)), -1.0, 1.0);
+}
+
+/* mean |M - A|. */
+static xg_tensor *xg__loss_l1(xg_tensor *map, xg_tensor *mask)
+{
+    return xg_mean_to(xg_abs(xg_sub(mask, map)), xg_shape4(xg_shape_of(map).n, 1, 1, 1));
+}
+
+/* Below this the logarithm is cut off: e^-100, or the smallest float whose reciprocal is finite. */
+static double xg__log_floor(void)
+{
+    return sizeof(xg_real) == sizeof(double) ? exp(-100.0) : 1.2e-38;
+}
+
+/* -sum M log A / sum M. Gradient by A: -M / (A sum M) for 0 < A < 1, and
+ *     at A = 1 and above   0, value 0: the published code is a cross-entropy, which is flat there
+ *     at A = 0 and below   0, value 100: the floor is a constant. (The published code divides by
+ *                          1e-12 instead and gets -1e12, which no optimiser survives.)
+ * An empty mask gives 0 here; xg_guide does not count such a sample at all. */
+static xg_tensor *xg__loss_ppce(xg_tensor *map, xg_tensor *mask)
+{
+    xg_tape *tape = xg_tape_of(map);
+    xg_tensor *lit = xg_less(xg_scalar(tape, xg__log_floor()), map);
+    xg_tensor *live = xg_mul(lit, xg_less(map, xg_scalar(tape, 1.0)));
+    xg_tensor *value = xg__or_one(map, xg_affine(live, -1.0, 1.0));
+    xg_tensor *cost = xg_sub(xg_affine(lit, -100.0, 100.0), xg_log(value));
+    xg_tensor *area = xg__per_sample(mask);
+    xg_tensor *empty = xg_affine(xg_step(area), -1.0, 1.0);
+    return xg_div(xg__per_sample(xg_mul(mask, cost)), xg__or_one(area, empty));
+}
+
+/* sum (1 - M) A^2: a sum over pixels, not a mean, as the published lambdas assume. */
+static xg_tensor *xg__loss_rrr(xg_tensor *map, xg_tensor *mask)
+{
+    return xg__per_sample(xg_mul(xg_affine(mask, -1.0, 1.0), xg_square(map)));
+}
+
+/* 9.3 From samples to a number. */
+
+static bool xg__guide_fits(xg_tensor *map, xg_tensor *mask, const xg_guide_options *o)
+{
+    xg_tape *tape = xg_tape_of(map);
+    xg_shape a = xg_shape_of(map), b = xg_shape_of(mask);
+    if (xg_failed(tape)) return false;
+    if (xg_tape_of(mask) != tape) {
+        xg_fail(tape, XG_ERR_TAPE, "guide: map and mask live on different tapes");
+    } else if ((int)o->loss < 0 || (int)o->loss > (int)XG_LOSS_RRR) {
+        xg_fail(tape, XG_ERR_ARGUMENT, "guide: there is no loss number %d", (int)o->loss);
+    } else if (a.n != b.n || a.c != 1 || b.c != 1) {
+        xg_fail(tape, XG_ERR_SHAPE, "guide: map and mask want one channel and the same samples, "
+                "got map [%d %d %d %d], mask [%d %d %d %d]",
+                a.n, a.c, a.h, a.w, b.n, b.c, b.h, b.w);
+    } else if (o->raw ? a.h != b.h || a.w != b.w : a.h > b.h || a.w > b.w) {
+        xg_fail(tape, XG_ERR_SHAPE, "guide: the mask must have %s, got map [%d %d %d %d], mask "
+                "[%d %d %d %d]", o->raw ? "the size of a raw map" : "at least the size of the map",
+                a.n, a.c, a.h, a.w, b.n, b.c, b.h, b.w);
+    }
+    return !xg_failed(tape);
+}
+
+/* The sum of a mask; -1 if a value is below 0 or above 1, NaN if one is NaN. */
+static double xg__mask_area(const xg_real *mask, size_t count)
+{
+    double area = 0.0;
+    bool outside = false;
+    for (size_t i = 0; i < count; i++) {
+        outside |= mask[i] < 0 || mask[i] > 1;
+        area += (double)mask[i];
+    }
+    return outside ? -1.0 : area;
+}
+
+/* Whether weights and masks are sound; the sentence names the first sample that is not. */
+static bool xg__sample_sound(xg_tape *tape, int sample, double area, double weight)
+{
+    if (isnan(area) || isnan(weight) || isinf(weight)) {
+        xg_fail(tape, XG_ERR_NONFINITE, "guide: the %s of sample %d is not finite",
+                isnan(area) ? "mask" : "weight", sample);
+    } else if (area < 0.0 || weight < 0.0) {
+        xg_fail(tape, XG_ERR_ARGUMENT, area < 0.0
+                ? "guide: the mask of sample %d has values outside [0, 1]"
+                : "guide: the weight of sample %d is negative", sample);
+    }
+    return !xg_failed(tape);
+}
+
+/* How much each sample counts, [n,1,1,1]; PPCE does not count samples with an empty mask. */
+static xg_tensor *xg__sample_weights(xg_tensor *mask, const xg_guide_options *o, int *counting)
+{
+    xg_tape *tape = xg_tape_of(mask);
+    xg_shape s = xg_shape_of(mask);
+    size_t plane = (size_t)s.h * (size_t)s.w;
+    xg_tensor *weights = xg_leaf(tape, xg_shape4(s.n, 1, 1, 1), NULL);
+    const xg_real *m = xg_data(mask);
+    xg_real *w = xg_leaf_data(weights);
+    *counting = 0;
+    for (int i = 0; w && i < s.n; i++) {
+        double area = xg__mask_area(m + (size_t)i * plane, plane);
+        double weight = o->weight ? (double)o->weight[i] : 1.0;
+        if (!xg__sample_sound(tape, i, area, weight)) break;
+        if (o->loss == XG_LOSS_PPCE && area <= 0.0) weight = 0.0;
+        w[i] = (xg_real)weight;
+        *counting += weight > 0.0;
+    }
+    return xg_failed(tape) ? xg__poison(tape) : weights;
+}
+
+static xg_tensor *xg__loss_each(xg_loss loss, xg_tensor *map, xg_tensor *mask)
+{
+    switch (loss) {
+    case XG_LOSS_ENERGY: return xg__loss_energy(map, mask);
+    case XG_LOSS_L1:     return xg__loss_l1(map, mask);
+    case XG_LOSS_PPCE:   return xg__loss_ppce(map, mask);
+    case XG_LOSS_RRR:    return xg__loss_rrr(map, mask);
+    }
+    return xg__poison(xg_tape_of(map));
+}
+
+/* Samples that do not count are taken out of the map itself, not only out of the sum: whatever
+ * stands there, infinities included, adds exactly 0 to the loss and gets exactly 0 as gradient. */
+XG_API_DEF xg_tensor *xg_guide(xg_tensor *map, xg_tensor *mask, const xg_guide_options *o)
+{
+    xg_guide_options chosen;
+    memset(&chosen, 0, sizeof chosen);
+    if (o) chosen = *o;
+    if (!xg__guide_fits(map, mask, &chosen)) return xg__poison(xg_tape_of(map));
+    int counting = 0;
+    xg_tensor *weights = xg__sample_weights(mask, &chosen, &counting);
+    if (counting < xg_shape_of(map).n) map = xg_gate(map, weights);
+    if (!chosen.raw) {
+        xg_post post = xg_loss_post(chosen.loss);
+        post.h = xg_shape_of(mask).h;
+        post.w = xg_shape_of(mask).w;
+        map = xg_postprocess(map, &post);
+    }
+    xg_tensor *total = xg_dot(xg__loss_each(chosen.loss, map, mask), weights);
+    if (!chosen.mean) return total;
+    return xg_affine(total, 1.0 / (counting > 0 ? counting : 1), 0.0);
+}
+
+/* 9.4 Masks from boxes (methods 1.1, 2.10). */
+
+/* One edge: scaled, clipped to [0, size-1], truncated. Multiplying first keeps whole results whole:
+ * 150 of 300 is pixel 112 of 224, not the one before it. */
+static double xg__box_edge(double edge, double extent, int size)
+{
+    return floor(fmin(fmax(edge * size / extent, 0.0), (double)(size - 1)));
+}
+
+/* One axis of a box, as pixels begin <= p < end; begin = end where nothing is left to dilate. */
+static void xg__box_axis(double low, double high, double extent, int size, double dilation,
+                         int *begin, int *end)
+{
+    double last = size - 1;
+    double a = xg__box_edge(low, extent, size);
+    double b = xg__box_edge(high, extent, size);
+    double grow = dilation > 0.0 ? floor(fmin(dilation * (b - a), last)) : 0.0;
+    *begin = (int)fmax(a - grow, 0.0);
+    *end = b > a ? (int)fmin(b + grow, last) : *begin;
+}
+
+static bool xg__box_usable(xg_box box, double width, double height)
+{
+    return isfinite(box.x0) && isfinite(box.y0) && isfinite(box.x1) && isfinite(box.y1)
+        && isfinite(width) && isfinite(height) && width > 0.0 && height > 0.0;
+}
+
+/* The last row and the last column belong to no box: clipped to size-1, upper edge exclusive. A
+ * box thinner than one pixel of the mask leaves nothing, dilated or not; so does one turned inside
+ * out. */
+XG_API_DEF void xg_mask_box(xg_real *mask, int h, int w, xg_box box, double width, double height,
+                            double dilation)
+{
+    int x0, x1, y0, y1;
+    if (!mask || h < 1 || w < 1 || !xg__box_usable(box, width, height)) return;
+    xg__box_axis(box.x0, box.x1, width, w, dilation, &x0, &x1);
+    xg__box_axis(box.y0, box.y1, height, h, dilation, &y0, &y1);
+    for (int y = y0; y < y1; y++) {
+        for (int x = x0; x < x1; x++) mask[(size_t)y * (size_t)w + (size_t)x] = 1;
+    }
+}
+/* ============================================================================================== *
+ *  [10] measure                                                                                  *
+ * ============================================================================================== */
+
+/* Everything here computes in double on plain arrays. A NaN in a map makes its score NaN: a broken
+ * explanation must not pass for one that points nowhere. */
+
+/* 10.1 Localisation (methods 2.7). */
+
+/* A+ of one pixel; the comparison lets NaN through. */
+static double xg__above_zero(xg_real a)
+{
+    return a < 0 ? 0.0 : (double)a;
+}
+
+XG_API_DEF double xg_epg(const xg_real *map, const xg_real *mask, size_t count)
+{
+    double all = 0.0, inside = 0.0;
+    for (size_t i = 0; i < count; i++) {
+        double a = xg__above_zero(map[i]);
+        all += a;
+        inside += (double)mask[i] * a;
+    }
+    return all < 1e-7 ? 0.0 : inside / all;
+}
+
+/* The range of A+; false if the map holds a NaN. */
+static bool xg__positive_range(const xg_real *map, size_t count, double *least, double *most)
+{
+    *least = count ? xg__above_zero(map[0]) : 0.0;
+    *most = *least;
+    for (size_t i = 0; i < count; i++) {
+        double a = xg__above_zero(map[i]);
+        if (isnan(a)) return false;
+        if (a < *least) *least = a;
+        if (a > *most) *most = a;
+    }
+    return true;
+}
+
+/* A flat map has no range to stretch: it is divided by its maximum and so lies everywhere at 1, or
+ * at 0 when it is all zero. The same when the range is below 1e-7, the published threshold. */
+XG_API_DEF double xg_iou(const xg_real *map, const xg_real *mask, size_t count, double threshold)
+{
+    double least, most;
+    if (!xg__positive_range(map, count, &least, &most)) return (double)NAN;
+    bool stretch = most - least >= 1e-7;
+    double offset = stretch ? least : 0.0;
+    double range = stretch ? most - least : most > 0.0 ? most : 1.0;
+    size_t both = 0, either = 0;
+    for (size_t i = 0; i < count; i++) {
+        bool shown = (xg__above_zero(map[i]) - offset) / range > threshold;
+        bool wanted = (double)mask[i] > 0.5;
+        both += shown && wanted;
+        either += shown || wanted;
+    }
+    return either ? (double)both / (double)either : 0.0;
+}
+
+/* 10.2 Accuracy. */
+
+/* Whether `label` is the first best of a row; a row with a NaN is never right. */
+static bool xg__first_best(const xg_real *row, int label, int classes)
+{
+    if (label < 0 || label >= classes) return false;
+    for (int k = 0; k < classes; k++) {
+        bool fits = k < label ? row[k] < row[label] : row[k] <= row[label];
+        if (!fits) return false;
+    }
+    return true;
+}
+
+XG_API_DEF double xg_accuracy(const xg_real *logits, const int *label, int n, int classes)
+{
+    int right = 0;
+    for (int i = 0; i < n; i++) {
+        right += xg__first_best(logits + (size_t)i * (size_t)classes, label[i], classes);
+    }
+    return n > 0 ? (double)right / n : (double)NAN;
+}
+
+/* 10.3 Accuracy by group. Groups nobody belongs to count nowhere; without any sample all is NaN. */
+
+enum { XG__GROUPS = 64 };      /* as many as struct xg_groups has places                          */
+
+XG_API_DEF void xg_groups_add(xg_groups *g, int group, bool right)
+{
+    if (group < 0 || group >= XG__GROUPS) return;
+    if (group >= g->count) g->count = group + 1;
+    g->seen[group]++;
+    g->right[group] += right ? 1 : 0;
+}
+
+XG_API_DEF double xg_groups_accuracy(const xg_groups *g, int group)
+{
+    if (group < 0 || group >= XG__GROUPS || g->seen[group] < 1) return (double)NAN;
+    return (double)g->right[group] / (double)g->seen[group];
+}
+
+XG_API_DEF double xg_groups_overall(const xg_groups *g)
+{
+    int64_t seen = 0, right = 0;
+    for (int i = 0; i < XG__GROUPS; i++) {
+        seen += g->seen[i];
+        right += g->right[i];
+    }
+    return seen > 0 ? (double)right / (double)seen : (double)NAN;
+}
+
+XG_API_DEF double xg_groups_mean(const xg_groups *g)
+{
+    double sum = 0.0;
+    int groups = 0;
+    for (int i = 0; i < XG__GROUPS; i++) {
+        if (g->seen[i] < 1) continue;
+        sum += xg_groups_accuracy(g, i);
+        groups++;
+    }
+    return groups ? sum / groups : (double)NAN;
+}
+
+XG_API_DEF double xg_groups_worst(const xg_groups *g)
+{
+    double worst = (double)NAN;
+    for (int i = 0; i < XG__GROUPS; i++) {
+        double here = xg_groups_accuracy(g, i);
+        if (isnan(worst) || here < worst) worst = here;    /* false for an empty group's NaN     */
+    }
+    return worst;
+}
+
+/* 10.4 Multi-label F1. */
+
+/* A target above one half is a positive; a NaN logit is none. */
+XG_API_DEF void xg_f1_add(xg_f1 *f, const xg_real *logits, const xg_real *target, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        bool said = logits[i] >= 0, is = (double)target[i] > 0.5;
+        f->tp += said && is;
+        f->fp += said && !is;
+        f->fn += !said && is;
+    }
+}
+
+XG_API_DEF double xg_f1_value(const xg_f1 *f)
+{
+    int64_t all = 2 * f->tp + f->fp + f->fn;
+    return all > 0 ? 2.0 * (double)f->tp / (double)all : 0.0;
+}
+/* ============================================================================================== *
+ *  [11] files                                                                                    *
+ * ============================================================================================== */
+
+/* Two formats, both a short text in front of plain numbers:
+ *
+ *     npy           "\x93NUMPY" | version, 2 bytes | length, 2 or 4 bytes | a Python dict | numbers
+ *     safetensors   length of the header, 8 bytes | a JSON object | the numbers of all tensors
+ *
+ * Everything in a file is suspect. Sizes are checked before memory is asked for, ranges before they
+ * are read, and all of a file before anything in a store changes. Numbers are taken apart byte by
+ * byte, so neither alignment nor the byte order of the machine matters.
+ *
+ * This section reads the entries, slots and step counts of the store in [7] and adds to it with
+ * xg_params_add, xg__slot_get and xg__steps_set, which copy the names they are given. */
+
+/* 11.1 Bytes. */
+
+/* Sets an error that is not set yet: as everywhere, the first sentence stays. */
+static void xg__complain(xg_error *error, xg_code code, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    xg__set_error(error, code, format, arguments);
+    va_end(arguments);
+}
+
+/* Memory for the length of one call. It must not come from the arena's end that grows, where entries
+ * of the store may be added meanwhile: a fixed buffer lends its far end, anything else its allocator.
+ * What was lent last is given back first. */
+typedef struct xg__loan { void *memory; size_t bytes; } xg__loan;
+
+static xg__loan xg__borrow(xg__arena *a, uint64_t bytes)
+{
+    xg__loan loan = { NULL, 0 };
+    if (bytes > SIZE_MAX / 2) return loan;
+    loan.bytes = xg__round_up(xg__max((size_t)bytes, 1));
+    if (!a->fixed) {
+        loan.memory = a->alloc(a->user, loan.bytes);
+    } else if (a->first && a->first->bytes - (a->current ? a->used : 0) >= loan.bytes) {
+        a->first->bytes -= loan.bytes;
+        loan.memory = xg__chunk_pieces(a->first) + a->first->bytes;
+    }
+    return loan;
+}
+
+static void xg__give_back(xg__arena *a, xg__loan loan)
+{
+    if (!loan.memory) return;
+    if (a->fixed) a->first->bytes += loan.bytes;
+    else a->release(a->user, loan.memory);
+}
+
+/* Where bytes come from: memory, or an open file. How many are left is known from the start for
+ * both, so a header that promises more is caught before anything is allocated for it. */
+typedef struct xg__source {
+    const unsigned char *at;
+    uint64_t left;
+#ifndef XG_NO_STDIO
+    FILE *file;                            /* NULL: memory                                           */
+#endif
+} xg__source;
+
+static xg__source xg__source_memory(const void *bytes, size_t count)
+{
+    xg__source s;
+    memset(&s, 0, sizeof s);
+    s.at = (const unsigned char *)bytes;
+    s.left = bytes ? count : 0;
+    return s;
+}
+
+static bool xg__source_read(xg__source *s, void *out, size_t count)
+{
+    if (count > s->left) return false;
+    s->left -= count;
+#ifndef XG_NO_STDIO
+    if (s->file) return fread(out, 1, count, s->file) == count;
+#endif
+    if (count > 0) memcpy(out, s->at, count);
+    s->at += count;
+    return true;
+}
+
+#ifndef XG_NO_STDIO
+/* Opens a file and finds its size. Folders open well on some systems, but cannot be read. */
+static xg__source xg__source_open(const char *path, xg_error *error)
+{
+    xg__source s = xg__source_memory(NULL, 0);
+    if (!path) {
+        xg__complain(error, XG_ERR_ARGUMENT, "no path was given");
+        return s;
+    }
+    s.file = fopen(path, "rb");
+    if (!s.file) {
+        xg__complain(error, XG_ERR_IO, "it cannot be opened");
+        return s;
+    }
+    bool readable = fgetc(s.file) != EOF || !ferror(s.file);
+    long size = readable && fseek(s.file, 0, SEEK_END) == 0 ? ftell(s.file) : -1;
+    if (size < 0 || fseek(s.file, 0, SEEK_SET) != 0) {
+        xg__complain(error, XG_ERR_IO, "it cannot be read, or is no file");
+    } else {
+        s.left = (uint64_t)size;
+    }
+    return s;
+}
+
+static void xg__source_close(xg__source *s)
+{
+    if (s->file) fclose(s->file);
+    s->file = NULL;
+}
+#endif
+
+/* A cursor over a header that cannot leave it. After a failure it stands at the end, where all that
+ * follows fails too, and the first sentence stays: parsers need not check every step. */
+typedef struct xg__cursor {
+    const unsigned char *start, *at, *end;
+    xg_error *error;
+} xg__cursor;
+
+static void xg__cursor_fail(xg__cursor *c, xg_code code, const char *what)
+{
+    xg__complain(c->error, code, "byte %lu of the header: %s",
+                 (unsigned long)(c->at - c->start), what);
+    c->at = c->end;
+}
+
+static bool xg__cursor_failed(const xg__cursor *c) { return c->error->code != XG_ERR_OK; }
+
+/* The next character that is not white space, or -1 at the end. */
+static int xg__cursor_peek(xg__cursor *c)
+{
+    while (c->at < c->end && (*c->at == ' ' || *c->at == '\t' || *c->at == '\n' || *c->at == '\r')) {
+        c->at++;
+    }
+    return c->at < c->end ? *c->at : -1;
+}
+
+static bool xg__cursor_accept(xg__cursor *c, char wanted)
+{
+    if (xg__cursor_peek(c) != wanted) return false;
+    c->at++;
+    return true;
+}
+
+static void xg__cursor_expect(xg__cursor *c, char wanted)
+{
+    char what[] = "expected ?";
+    what[9] = wanted;
+    if (!xg__cursor_accept(c, wanted)) xg__cursor_fail(c, XG_ERR_FORMAT, what);
+}
+
+/* A whole number as JSON and Python write it: digits only, no sign, no zero in front. */
+static uint64_t xg__cursor_number(xg__cursor *c)
+{
+    uint64_t value = 0;
+    const int first = xg__cursor_peek(c);
+    const unsigned char *start = c->at;
+    for (; c->at < c->end && *c->at >= '0' && *c->at <= '9'; c->at++) {
+        const uint64_t digit = (uint64_t)(*c->at - '0');
+        if (value > (UINT64_MAX - digit) / 10) {
+            xg__cursor_fail(c, XG_ERR_FORMAT, "the number is too large");
+            return 0;
+        }
+        value = value * 10 + digit;
+    }
+    if (c->at == start) xg__cursor_fail(c, XG_ERR_FORMAT, "expected a whole number");
+    else if (first == '0' && c->at > start + 1)
+        xg__cursor_fail(c, XG_ERR_FORMAT, "a number starts with 0");
+    return value;
+}
+
+/* 11.2 Numbers. */
+
+/* An unsigned integer of `size` bytes. */
+static uint64_t xg__load_bits(const unsigned char *bytes, size_t size, bool big_endian)
+{
+    uint64_t bits = 0;
+    for (size_t i = 0; i < size; i++) bits = bits << 8 | bytes[big_endian ? i : size - 1 - i];
+    return bits;
+}
+
+static xg_real xg__from_f64(uint64_t bits)
+{
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return (xg_real)x;
+}
+
+static xg_real xg__from_f32(uint64_t bits)
+{
+    const uint32_t low = (uint32_t)bits;
+    float x;
+    memcpy(&x, &low, sizeof x);
+    return (xg_real)x;
+}
+
+/* bfloat16 is the upper half of a float. */
+static xg_real xg__from_bf16(uint64_t bits) { return xg__from_f32(bits << 16); }
+
+/* Half precision: a sign, 5 bits of exponent with bias 15, 10 bits of mantissa. A float has bias 127
+ * and 23 bits, so a normal number moves 13 bits up and its exponent gains 112. */
+static xg_real xg__from_f16(uint64_t bits)
+{
+    const uint64_t sign = (bits & 0x8000) << 16, mantissa = bits & 1023;
+    const uint64_t exponent = (bits >> 10) & 31;
+    const xg_real tiny = (xg_real)mantissa / (xg_real)16777216;    /* subnormal: mantissa / 2^24     */
+    if (exponent == 0) return sign ? -tiny : tiny;
+    if (exponent == 31) return xg__from_f32(sign | 0x7f800000 | mantissa << 13);
+    return xg__from_f32(sign | (exponent + 112) << 23 | mantissa << 13);
+}
+
+/* Two's complement of `width` bits, written so that no cast depends on the compiler. */
+static xg_real xg__from_signed(uint64_t bits, int width)
+{
+    const uint64_t sign = (uint64_t)1 << (width - 1);
+    if (!(bits & sign)) return (xg_real)bits;
+    return -(xg_real)((~bits & (sign - 1)) + 1);
+}
+
+static xg_real xg__from_i64(uint64_t bits)  { return xg__from_signed(bits, 64); }
+static xg_real xg__from_i32(uint64_t bits)  { return xg__from_signed(bits, 32); }
+static xg_real xg__from_i16(uint64_t bits)  { return xg__from_signed(bits, 16); }
+static xg_real xg__from_i8(uint64_t bits)   { return xg__from_signed(bits, 8); }
+static xg_real xg__from_u8(uint64_t bits)   { return (xg_real)bits; }
+static xg_real xg__from_bool(uint64_t bits) { return (xg_real)(bits != 0); }
+
+/* What a number is called in either format, its size, and its value from its bits. */
+typedef struct xg__dtype {
+    char     safetensors[8], npy[4];
+    size_t   size;
+    xg_real (*value)(uint64_t bits);
+} xg__dtype;
+
+static const xg__dtype xg__dtypes[] = {
+    { "F64", "f8", 8, xg__from_f64 }, { "F32",  "f4", 4, xg__from_f32 },
+    { "F16", "f2", 2, xg__from_f16 }, { "BF16", "",   2, xg__from_bf16 },
+    { "I64", "i8", 8, xg__from_i64 }, { "I32",  "i4", 4, xg__from_i32 },
+    { "I16", "i2", 2, xg__from_i16 }, { "I8",   "i1", 1, xg__from_i8 },
+    { "U8",  "u1", 1, xg__from_u8 },  { "BOOL", "b1", 1, xg__from_bool }
+};
+
+/* The one that holds xg_real without loss: what is written. */
+static const xg__dtype *xg__dtype_own(void)
+{
+    return &xg__dtypes[sizeof(xg_real) == 8 ? 0 : 1];
+}
+
+static const xg__dtype *xg__dtype_find(const char *name, bool npy)
+{
+    for (size_t i = 0; i < sizeof xg__dtypes / sizeof xg__dtypes[0]; i++) {
+        const xg__dtype *type = &xg__dtypes[i];
+        if (name[0] && !strcmp(npy ? type->npy : type->safetensors, name)) return type;
+    }
+    return NULL;
+}
+
+static void xg__decode(const xg__dtype *type, bool big_endian, const unsigned char *bytes,
+                       xg_real *out, size_t count)
+{
+    for (size_t i = 0; i < count; i++, bytes += type->size) {
+        out[i] = type->value(xg__load_bits(bytes, type->size, big_endian));
+    }
+}
+
+/* Extents as a file lists them, and their product; rank may be more than the four that are kept. */
+typedef struct xg__extents { uint64_t axis[4], count; int rank; } xg__extents;
+
+static xg__extents xg__extents_none(void)
+{
+    xg__extents e;
+    memset(&e, 0, sizeof e);
+    e.count = 1;
+    return e;
+}
+
+static void xg__extents_add(xg__extents *e, uint64_t extent, xg__cursor *c)
+{
+    if (extent != 0 && e->count > UINT64_MAX / extent) {
+        xg__cursor_fail(c, XG_ERR_FORMAT, "the shape is too large");
+        return;
+    }
+    e->count *= extent;
+    if (e->rank < 4) e->axis[e->rank] = extent;
+    if (e->rank < 5) e->rank++;            /* 5 stands for any rank above 4                          */
+}
+
+/* The extents as a shape, missing axes 1: [O,F] is n = O, c = F. False: no shape of ours. */
+static bool xg__extents_shape(const xg__extents *e, xg_shape *shape)
+{
+    int axis[4] = { 1, 1, 1, 1 };
+    if (e->rank > 4) return false;
+    for (int i = 0; i < e->rank; i++) {
+        if (e->axis[i] < 1 || e->axis[i] > INT_MAX) return false;
+        axis[i] = (int)e->axis[i];
+    }
+    *shape = xg_shape4(axis[0], axis[1], axis[2], axis[3]);
+    return xg__shape_valid(*shape);
+}
+
+#ifndef XG_NO_STDIO
+
+/* 11.3 Writing: to a temporary file beside the target, which takes the target's name when all is well.
+ *      A full disk or a crash leaves the old file as it was. */
+
+/* Where bytes go. Without a file they are only counted: a header is composed twice, first to learn
+ * its length, and needs no memory. */
+typedef struct xg__sink {
+    FILE *file;
+    uint64_t bytes;
+    bool failed;
+} xg__sink;
+
+#define XG__PATH_MAX 4096
+
+#ifdef _WIN32
+/* rename() does not replace a file here; this does. Declared by hand: windows.h defines too much. */
+#ifdef __cplusplus
+extern "C"
+#endif
+__declspec(dllimport) int __stdcall MoveFileExA(const char *from, const char *to, unsigned long how);
+static bool xg__rename(const char *from, const char *to) { return MoveFileExA(from, to, 1) != 0; }
+#else
+static bool xg__rename(const char *from, const char *to) { return rename(from, to) == 0; }
+#endif
+
+static void xg__put(xg__sink *s, const void *bytes, size_t count)
+{
+    s->bytes += count;
+    if (s->file && !s->failed) s->failed = fwrite(bytes, 1, count, s->file) != count;
+}
+
+static void xg__put_text(xg__sink *s, const char *text) { xg__put(s, text, strlen(text)); }
+
+static void xg__put_number(xg__sink *s, uint64_t value)
+{
+    char digits[20];
+    size_t at = sizeof digits;
+    do digits[--at] = (char)('0' + value % 10); while ((value /= 10) != 0);
+    xg__put(s, digits + at, sizeof digits - at);
+}
+
+/* An unsigned integer, little-endian. */
+static void xg__store_bits(unsigned char *bytes, uint64_t bits, size_t size)
+{
+    for (size_t i = 0; i < size; i++) bytes[i] = (unsigned char)((bits >> 8 * i) & 255);
+}
+
+static uint64_t xg__real_bits(xg_real x)
+{
+#ifdef XG_DOUBLE
+    uint64_t bits;
+#else
+    uint32_t bits;
+#endif
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+static void xg__put_reals(xg__sink *s, const xg_real *x, size_t count)
+{
+    unsigned char block[512 * sizeof(xg_real)];
+    for (size_t i = 0, n = 0; i < count; i += n) {
+        n = xg__min(512, count - i);
+        for (size_t k = 0; k < n; k++) {
+            xg__store_bits(block + k * sizeof(xg_real), xg__real_bits(x[i + k]), sizeof(xg_real));
+        }
+        xg__put(s, block, n * sizeof(xg_real));
+    }
+}
+
+/* Opens path.tmp, whose name is left in `temporary`. A device is no target: the rename at the end
+ * would put a file in its place. */
+static xg__sink xg__save_begin(const char *path, char *temporary, xg_error *error)
+{
+    xg__sink s;
+    memset(&s, 0, sizeof s);
+    if (!path || !path[0]) {
+        xg__complain(error, XG_ERR_ARGUMENT, "no path was given");
+    } else if (strlen(path) + 5 > XG__PATH_MAX || !strncmp(path, "/dev/", 5)) {
+        xg__complain(error, XG_ERR_IO, "'%.160s' cannot be replaced by a file", path);
+    } else {
+        strcpy(temporary, path);
+        strcat(temporary, ".tmp");
+        s.file = fopen(temporary, "wb");
+        if (!s.file) {
+            xg__complain(error, XG_ERR_IO, "'%.160s' cannot be created; does its folder exist, and "
+                         "may you write there?", temporary);
+        }
+    }
+    return s;
+}
+
+/* Every write counts, the flush and the close too: a full disk may show only there. */
+static void xg__save_end(xg__sink *s, const char *path, const char *temporary, xg_error *error)
+{
+    if (!s->file) return;
+    bool good = fflush(s->file) == 0 && !s->failed && !ferror(s->file);
+    good = fclose(s->file) == 0 && good;
+    s->file = NULL;
+    if (good && xg__rename(temporary, path)) return;
+    remove(temporary);
+    xg__complain(error, XG_ERR_IO, good ? "'%.160s' cannot be replaced"
+                                        : "'%.160s' cannot be written; is the disk full?", path);
+}
+#endif /* XG_NO_STDIO */
+
+/* 11.4 npy: {'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), } and then the numbers. */
+
+#define XG__NPY_HEADER 4096   /* far more than four axes need                                        */
+
+typedef struct xg__npy {
+    const xg__dtype *type;
+    bool big_endian;
+    xg_shape shape;
+} xg__npy;
+
+/* A Python string without escapes, in either quotes. */
+static void xg__npy_string(xg__cursor *c, char *out, size_t size)
+{
+    const int quote = xg__cursor_peek(c);
+    size_t length = 0;
+    out[0] = 0;
+    if (quote != '\'' && quote != '"') xg__cursor_fail(c, XG_ERR_FORMAT, "expected a string");
+    else c->at++;
+    while (c->at < c->end && *c->at != quote && *c->at != '\\' && length + 1 < size) {
+        out[length++] = (char)*c->at++;
+    }
+    out[length] = 0;
+    if (c->at < c->end && *c->at == quote) c->at++;
+    else xg__cursor_fail(c, XG_ERR_FORMAT, "the string is not one of npy's");
+}
+
+/* '<f4': byte order, kind, bytes. Numbers of one byte have no order and are written '|u1'. */
+static void xg__npy_descr(xg__cursor *c, xg__npy *npy)
+{
+    char text[24];
+    if (xg__cursor_peek(c) == '[') {
+        xg__cursor_fail(c, XG_ERR_UNSUPPORTED, "records of several fields are not supported");
+        return;
+    }
+    xg__npy_string(c, text, sizeof text);
+    npy->type = text[0] ? xg__dtype_find(text + 1, true) : NULL;
+    npy->big_endian = text[0] == '>';
+    if (!npy->type || !strchr("<>|", text[0]) || (text[0] == '|' && npy->type->size > 1)) {
+        xg__cursor_fail(c, XG_ERR_UNSUPPORTED, "this type of number is not supported");
+    }
+}
+
+static bool xg__npy_word(xg__cursor *c, const char *word)
+{
+    const size_t length = strlen(word);
+    xg__cursor_peek(c);
+    if ((size_t)(c->end - c->at) < length || memcmp(c->at, word, length) != 0) return false;
+    c->at += length;
+    return true;
+}
+
+static void xg__npy_order(xg__cursor *c)
+{
+    if (xg__npy_word(c, "False")) return;
+    if (!xg__npy_word(c, "True")) xg__cursor_fail(c, XG_ERR_FORMAT, "expected True or False");
+    else xg__cursor_fail(c, XG_ERR_UNSUPPORTED, "the array is in Fortran order (first axis fastest); "
+                         "save it again after numpy.ascontiguousarray");
+}
+
+/* (), (3,), (2, 3): a tuple of one needs its comma. */
+static void xg__npy_shape(xg__cursor *c, xg__npy *npy)
+{
+    xg__extents e = xg__extents_none();
+    xg__cursor_expect(c, '(');
+    while (!xg__cursor_failed(c) && !xg__cursor_accept(c, ')')) {
+        xg__extents_add(&e, xg__cursor_number(c), c);
+        if (e.rank == 1 || xg__cursor_peek(c) != ')') xg__cursor_expect(c, ',');
+    }
+    if (!xg__cursor_failed(c) && !xg__extents_shape(&e, &npy->shape)) {
+        xg__cursor_fail(c, XG_ERR_UNSUPPORTED, "only up to four axes of at least 1 are supported");
+    }
+}
+
+/* The dict: three keys, each once, in any order. */
+static void xg__npy_dict(xg__cursor *c, xg__npy *npy)
+{
+    static const char *const keys[3] = { "descr", "fortran_order", "shape" };
+    int seen = 0;
+    xg__cursor_expect(c, '{');
+    while (!xg__cursor_failed(c) && !xg__cursor_accept(c, '}')) {
+        char key[16];
+        int i = 0;
+        xg__npy_string(c, key, sizeof key);
+        while (i < 3 && strcmp(key, keys[i]) != 0) i++;
+        if (i == 3 || (seen & (1 << i))) xg__cursor_fail(c, XG_ERR_FORMAT, "an unknown or second key");
+        seen |= 1 << i;
+        xg__cursor_expect(c, ':');
+        if (i == 0) xg__npy_descr(c, npy);
+        if (i == 1) xg__npy_order(c);
+        if (i == 2) xg__npy_shape(c, npy);
+        if (xg__cursor_peek(c) != '}') xg__cursor_expect(c, ',');
+    }
+    if (xg__cursor_peek(c) != -1) xg__cursor_fail(c, XG_ERR_FORMAT, "text after the dict");
+    if (seen != 7) xg__cursor_fail(c, XG_ERR_FORMAT, "a key is missing");
+}
+
+static void xg__npy_header(xg__source *s, xg__npy *npy, xg_error *error)
+{
+    unsigned char head[12], text[XG__NPY_HEADER];
+    if (!xg__source_read(s, head, 8) || memcmp(head, "\x93NUMPY", 6) != 0) {
+        xg__complain(error, XG_ERR_FORMAT, "this is no npy file");
+        return;
+    }
+    if (head[6] < 1 || head[6] > 3 || head[7] != 0) {
+        xg__complain(error, XG_ERR_UNSUPPORTED, "npy version %d.%d", head[6], head[7]);
+        return;
+    }
+    const size_t size = head[6] == 1 ? 2 : 4;
+    if (!xg__source_read(s, head + 8, size)) {
+        xg__complain(error, XG_ERR_FORMAT, "the npy header ends early");
+        return;
+    }
+    const uint64_t length = xg__load_bits(head + 8, size, false);
+    if (length > sizeof text || !xg__source_read(s, text, (size_t)length)) {
+        xg__complain(error, XG_ERR_FORMAT, "the length of the npy header is wrong");
+        return;
+    }
+    xg__cursor c = { text, text, text + (size_t)length, error };
+    xg__npy_dict(&c, npy);
+}
+
+/* Header first, then the numbers a block at a time, straight into the leaf. */
+static xg_tensor *xg__npy_read(xg_tape *tape, xg__source *s, xg_error *error)
+{
+    xg__npy npy = { NULL, false, { 1, 1, 1, 1 } };
+    xg__npy_header(s, &npy, error);
+    if (error->code != XG_ERR_OK) return NULL;
+    const size_t size = xg_shape_size(npy.shape), block = 512;
+    if (s->left % npy.type->size != 0 || s->left / npy.type->size != size) {
+        xg__complain(error, XG_ERR_FORMAT, "the shape asks for %.0f numbers of %d bytes, the file "
+                     "has %.0f bytes left", (double)size, (int)npy.type->size, (double)s->left);
+        return NULL;
+    }
+    xg_tensor *leaf = xg_leaf(tape, npy.shape, NULL);
+    xg_real *out = xg_leaf_data(leaf);
+    for (size_t i = 0; out && i < size; i += block) {
+        unsigned char bytes[512 * 8];
+        const size_t count = xg__min(block, size - i);
+        if (!xg__source_read(s, bytes, count * npy.type->size)) {
+            xg__complain(error, XG_ERR_IO, "reading failed");
+            return NULL;
+        }
+        xg__decode(npy.type, npy.big_endian, bytes, out + i, count);
+    }
+    return leaf;
+}
+
+/* A failed tape answers every request for a leaf with poison. */
+static xg_tensor *xg__npy_fail(xg_tape *tape, const char *where, const xg_error *error)
+{
+    xg_fail(tape, error->code, "npy '%.100s': %s", where, error->text);
+    return xg_leaf(tape, xg_shape4(1, 1, 1, 1), NULL);
+}
+
+XG_API_DEF xg_tensor *xg_npy_parse(xg_tape *tape, const void *bytes, size_t count)
+{
+    xg_error error = { XG_ERR_OK, "" };
+    xg__source s = xg__source_memory(bytes, count);
+    xg_tensor *leaf = xg__npy_read(tape, &s, &error);
+    return error.code == XG_ERR_OK ? leaf : xg__npy_fail(tape, "(memory)", &error);
+}
+
+#ifndef XG_NO_STDIO
+XG_API_DEF xg_tensor *xg_npy_load(xg_tape *tape, const char *path)
+{
+    xg_error error = { XG_ERR_OK, "" };
+    xg_tensor *leaf = NULL;
+    xg__source s = xg__source_open(path, &error);
+    if (error.code == XG_ERR_OK) leaf = xg__npy_read(tape, &s, &error);
+    xg__source_close(&s);
+    return error.code == XG_ERR_OK ? leaf : xg__npy_fail(tape, path ? path : "", &error);
+}
+
+/* Always four axes. Spaces fill the header so that the numbers start at a multiple of 64. */
+XG_API_DEF xg_code xg_npy_save(xg_tensor *x, const char *path)
+{
+    char temporary[XG__PATH_MAX], dict[192];
+    unsigned char head[10];
+    xg_error error = { XG_ERR_OK, "" };
+    xg_tape *tape = xg_tape_of(x);
+    const xg_real *data = xg_data(x);
+    const xg_shape s = xg_shape_of(x);
+    if (!tape) return XG_ERR_ARGUMENT;
+    if (xg_failed(tape)) return xg_tape_error(tape)->code;
+    int length = snprintf(dict, sizeof dict, "{'descr': '<%s', 'fortran_order': False, "
+                          "'shape': (%d, %d, %d, %d), }", xg__dtype_own()->npy, s.n, s.c, s.h, s.w);
+    while ((10 + length + 1) % 64 != 0) dict[length++] = ' ';
+    dict[length++] = '\n';
+    xg__sink sink = xg__save_begin(path, temporary, &error);
+    memcpy(head, "\x93NUMPY\x01\x00", 8);
+    xg__store_bits(head + 8, (uint64_t)length, 2);
+    xg__put(&sink, head, sizeof head);
+    xg__put(&sink, dict, (size_t)length);
+    xg__put_reals(&sink, data, xg_size(x));
+    xg__save_end(&sink, path, temporary, &error);
+    if (error.code != XG_ERR_OK) xg_fail(tape, error.code, "npy: %s", error.text);
+    return error.code;
+}
+#endif
+
+/* 11.5 JSON, as much as the header of a safetensors file may hold: objects, strings, arrays of whole
+ *      numbers. The depth is known, so nothing recurses. */
+
+/* Texts go, without escapes and with a 0 at the end, into a pool of one byte more than the header has:
+ * a string never grows, and its quotes leave room for the 0. */
+typedef struct xg__json { xg__cursor c; char *pool; } xg__json;
+
+/* The bytes of the UTF-8 character at s, or 0 if it is none: too long for what it encodes, a half of
+ * a pair, or beyond Unicode (RFC 3629). */
+static size_t xg__utf8(const unsigned char *s, size_t left)
+{
+    if (left == 0) return 0;
+    if (s[0] < 0x80) return 1;
+    const size_t length = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2;
+    if (s[0] < 0xc2 || s[0] > 0xf4 || length > left) return 0;
+    for (size_t i = 1; i < length; i++) {
+        if ((s[i] & 0xc0) != 0x80) return 0;
+    }
+    if (s[0] == 0xe0 && s[1] < 0xa0) return 0;
+    if (s[0] == 0xed && s[1] > 0x9f) return 0;
+    if (s[0] == 0xf0 && s[1] < 0x90) return 0;
+    if (s[0] == 0xf4 && s[1] > 0x8f) return 0;
+    return length;
+}
+
+static size_t xg__utf8_put(char *out, uint32_t code)
+{
+    const size_t length = code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4;
+    static const uint32_t lead[5] = { 0, 0, 0xc0, 0xe0, 0xf0 };
+    for (size_t i = length; i-- > 1; code >>= 6) out[i] = (char)(unsigned char)(0x80 | (code & 63));
+    out[0] = (char)(unsigned char)(lead[length] | code);
+    return length;
+}
+
+/* The four digits of \uXXXX. */
+static uint32_t xg__json_hex(xg__cursor *c)
+{
+    static const char digits[] = "0123456789abcdef0123456789ABCDEF";
+    uint32_t value = 0;
+    for (int i = 0; i < 4; i++) {
+        const void *found = c->at < c->end ? memchr(digits, *c->at, 32) : NULL;
+        if (!found) {
+            xg__cursor_fail(c, XG_ERR_FORMAT, "expected four hexadecimal digits");
+            return 0;
+        }
+        value = value << 4 | ((uint32_t)((const char *)found - digits) & 15);
+        c->at++;
+    }
+    return value;
+}
+
+/* What follows a backslash. Characters beyond 16 bits come as a pair of halves. */
+static size_t xg__json_escape(xg__cursor *c, char *out)
+{
+    static const char names[] = "\"\\/bfnrt", values[] = "\"\\/\b\f\n\r\t";
+    const void *found = c->at < c->end ? memchr(names, *c->at, 8) : NULL;
+    if (found) {
+        c->at++;
+        *out = values[(const char *)found - names];
+        return 1;
+    }
+    if (c->at == c->end || *c->at != 'u') {
+        xg__cursor_fail(c, XG_ERR_FORMAT, "no such escape");
+        return 0;
+    }
+    c->at++;
+    uint32_t code = xg__json_hex(c);
+    if (code >= 0xd800 && code < 0xdc00 && c->end - c->at > 2 && c->at[0] == '\\' && c->at[1] == 'u') {
+        c->at += 2;
+        const uint32_t low = xg__json_hex(c);
+        if (low >= 0xdc00 && low < 0xe000) code = 0x10000 + (code - 0xd800) * 0x400 + (low - 0xdc00);
+    }
+    if (code == 0 || (code >= 0xd800 && code < 0xe000)) {
+        xg__cursor_fail(c, XG_ERR_FORMAT, "the escape is no character that a text may hold");
+        return 0;
+    }
+    return xg__utf8_put(out, code);
+}
+
+/* A string, copied to the pool. "" after a failure. */
+static const char *xg__json_string(xg__json *j)
+{
+    xg__cursor *c = &j->c;
+    char *text = j->pool, *out = text;
+    xg__cursor_expect(c, '"');
+    while (c->at < c->end && *c->at != '"') {
+        const size_t length = xg__utf8(c->at, (size_t)(c->end - c->at));
+        if (*c->at == '\\') {
+            c->at++;
+            out += xg__json_escape(c, out);
+        } else if (length == 0 || *c->at < 0x20) {
+            xg__cursor_fail(c, XG_ERR_FORMAT, "a string holds something that is not UTF-8 text");
+        } else {
+            memcpy(out, c->at, length);
+            out += length;
+            c->at += length;
+        }
+    }
+    if (c->at == c->end) {
+        xg__cursor_fail(c, XG_ERR_FORMAT, "a string does not end");
+        *text = 0;
+        return text;
+    }
+    c->at++;
+    *out = 0;
+    j->pool = out + 1;
+    return text;
+}
+
+/* Steps through the members of an object or array: false at its end, and after a failure. */
+static bool xg__json_more(xg__json *j, char close, bool *first)
+{
+    if (xg__cursor_failed(&j->c) || xg__cursor_accept(&j->c, close)) return false;
+    if (!*first) xg__cursor_expect(&j->c, ',');
+    *first = false;
+    return !xg__cursor_failed(&j->c);
+}
+
+/* 11.6 safetensors: what a file says. It is read, checked and indexed as a whole. */
+
+#define XG__HEADER_MAX 100000000.0   /* bytes of header, as the format limits it                     */
+
+enum { XG__LOAD_NEW = -1, XG__LOAD_NOT = -2 };
+
+/* A tensor of the file. Its range counts from the end of the header. */
+typedef struct xg__stored {
+    const char *name;                      /* first: what xg__by_name compares                       */
+    const xg__dtype *type;                 /* NULL: not known here                                   */
+    xg__extents extents;
+    uint64_t begin, end;
+    xg_shape shape;                        /* once it is known to be one of ours                     */
+    int  entry;                            /* where it goes in the store, or one of XG__LOAD_...     */
+    bool buffer, frozen;                   /* what the metadata says of it                           */
+} xg__stored;
+
+/* A text of the metadata. */
+typedef struct xg__meta { const char *key, *value; } xg__meta;
+
+typedef struct xg__weights {
+    const unsigned char *data;
+    uint64_t bytes;                        /* of data                                                */
+    xg__stored *stored;
+    xg__meta   *pair;
+    const void **sorted;                   /* of `stored`, for checks and for finding names          */
+    int  count, pairs;
+    bool lenient;
+    bool checkpoint;                       /* holds optimiser state too                              */
+    xg_error *error;
+} xg__weights;
+
+/* Both xg__stored and xg__meta begin with their name. */
+static int xg__by_name(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+static int xg__by_range(const void *a, const void *b)
+{
+    const xg__stored *x = (const xg__stored *)a, *y = (const xg__stored *)b;
+    if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
+    return x->end < y->end ? -1 : x->end > y->end;
+}
+
+/* Lets item[root] of a heap of `count` sink to its place. */
+static void xg__sift(const void **item, size_t root, size_t count,
+                     int (*order)(const void *, const void *))
+{
+    const void *moved = item[root];
+    for (size_t child; (child = 2 * root + 1) < count; root = child) {
+        if (child + 1 < count && order(item[child], item[child + 1]) < 0) child++;
+        if (order(moved, item[child]) >= 0) break;
+        item[root] = item[child];
+    }
+    item[root] = moved;
+}
+
+/* Heap sort: no memory, and no order of names in a hostile file makes it slow. */
+static void xg__sort(const void **item, size_t count, int (*order)(const void *, const void *))
+{
+    for (size_t i = count / 2; i-- > 0;) xg__sift(item, i, count, order);
+    for (size_t i = count; i-- > 1;) {
+        const void *largest = item[0];
+        item[0] = item[i];
+        item[i] = largest;
+        xg__sift(item, 0, i, order);
+    }
+}
+
+/* The tensor of that name, or NULL; `sorted` is by name. */
+static xg__stored *xg__weights_find(const xg__weights *w, const char *name)
+{
+    int low = 0, high = w->count;
+    while (low < high) {
+        const int middle = low + (high - low) / 2;
+        const xg__stored *found = (const xg__stored *)w->sorted[middle];
+        const int order = strcmp(name, found->name);
+        if (order == 0) return w->stored + (found - w->stored);
+        if (order < 0) high = middle;
+        else low = middle + 1;
+    }
+    return NULL;
+}
+
+/* {"dtype": "F32", "shape": [2,3], "data_offsets": [0,24]}: each key once, in any order. */
+static void xg__weights_tensor(xg__weights *w, xg__json *j, const char *name)
+{
+    xg__cursor *c = &j->c;
+    xg__stored t;
+    int seen = 0, ends = 0;
+    memset(&t, 0, sizeof t);
+    t.name = name;
+    t.extents = xg__extents_none();
+    xg__cursor_expect(c, '{');
+    for (bool first = true; xg__json_more(j, '}', &first);) {
+        char *pool = j->pool;              /* neither key nor type is kept                           */
+        const char *key = xg__json_string(j);
+        const int bit = !strcmp(key, "dtype") ? 1 : !strcmp(key, "shape") ? 2
+                      : !strcmp(key, "data_offsets") ? 4 : 0;
+        if (!bit || (seen & bit)) xg__cursor_fail(c, XG_ERR_FORMAT, "an unknown or second key");
+        seen |= bit;
+        xg__cursor_expect(c, ':');
+        if (bit == 1) t.type = xg__dtype_find(xg__json_string(j), false);
+        else xg__cursor_expect(c, '[');
+        for (bool head = true; bit != 1 && xg__json_more(j, ']', &head);) {
+            const uint64_t number = xg__cursor_number(c);
+            if (bit == 2) xg__extents_add(&t.extents, number, c);
+            else if (ends < 2) *(ends++ ? &t.end : &t.begin) = number;
+            else xg__cursor_fail(c, XG_ERR_FORMAT, "data_offsets are two numbers");
+        }
+        j->pool = pool;
+    }
+    if (seen != 7 || ends != 2) xg__cursor_fail(c, XG_ERR_FORMAT, "the tensor lacks something");
+    if (!xg__cursor_failed(c)) w->stored[w->count++] = t;
+}
+
+static void xg__weights_metadata(xg__weights *w, xg__json *j)
+{
+    xg__cursor_expect(&j->c, '{');
+    for (bool first = true; xg__json_more(j, '}', &first);) {
+        xg__meta p;
+        p.key = xg__json_string(j);
+        xg__cursor_expect(&j->c, ':');
+        p.value = xg__json_string(j);
+        if (!xg__cursor_failed(&j->c)) w->pair[w->pairs++] = p;
+    }
+}
+
+static void xg__weights_header(xg__weights *w, xg__json *j)
+{
+    bool metadata = false;
+    xg__cursor_expect(&j->c, '{');
+    for (bool first = true; xg__json_more(j, '}', &first);) {
+        const char *name = xg__json_string(j);
+        const bool special = !strcmp(name, "__metadata__");
+        if (special && metadata) xg__cursor_fail(&j->c, XG_ERR_FORMAT, "a second __metadata__");
+        xg__cursor_expect(&j->c, ':');
+        if (special) xg__weights_metadata(w, j);
+        else xg__weights_tensor(w, j, name);
+        metadata = metadata || special;
+    }
+    if (xg__cursor_peek(&j->c) != -1) xg__cursor_fail(&j->c, XG_ERR_FORMAT, "text after the object");
+}
+
+/* Does its range hold what its type and shape ask for? */
+static void xg__weights_check(xg__weights *w, const xg__stored *t)
+{
+    if (t->begin > t->end || t->end > w->bytes) {
+        xg__complain(w->error, XG_ERR_FORMAT, "tensor '%.80s': its range leaves the file", t->name);
+    } else if (!t->type && !w->lenient) {
+        xg__complain(w->error, XG_ERR_UNSUPPORTED, "tensor '%.80s': its type of number is not known",
+                     t->name);
+    } else if (t->type && ((t->end - t->begin) % t->type->size != 0
+                           || (t->end - t->begin) / t->type->size != t->extents.count)) {
+        xg__complain(w->error, XG_ERR_FORMAT, "tensor '%.80s': its shape asks for %.0f numbers of %d "
+                     "bytes, its range has %.0f bytes", t->name, (double)t->extents.count,
+                     (int)t->type->size, (double)(t->end - t->begin));
+    }
+}
+
+/* Ranges never overlap. Strictly, they leave nothing over, not between them and not at the end. */
+static void xg__weights_layout(xg__weights *w)
+{
+    uint64_t reached = 0;
+    for (int i = 0; i < w->count; i++) w->sorted[i] = &w->stored[i];
+    xg__sort(w->sorted, (size_t)w->count, xg__by_range);
+    for (int i = 0; i < w->count; i++) {
+        const xg__stored *t = (const xg__stored *)w->sorted[i];
+        xg__weights_check(w, t);
+        if (t->begin < reached) {
+            xg__complain(w->error, XG_ERR_FORMAT, "tensor '%.80s' overlaps another", t->name);
+        } else if (t->begin > reached && !w->lenient) {
+            xg__complain(w->error, XG_ERR_FORMAT, "there is a gap before tensor '%.80s'", t->name);
+        }
+        reached = t->end;
+    }
+    if (reached != w->bytes && !w->lenient) {
+        xg__complain(w->error, XG_ERR_FORMAT, "bytes are left over after the last tensor");
+    }
+}
+
+/* Sorts by name and refuses a name that comes twice. */
+static void xg__weights_unique(xg__weights *w, int count)
+{
+    xg__sort(w->sorted, (size_t)count, xg__by_name);
+    for (int i = 1; i < count; i++) {
+        if (xg__by_name(w->sorted[i - 1], w->sorted[i]) == 0) {
+            xg__complain(w->error, XG_ERR_FORMAT, "the name '%.80s' comes twice",
+                         *(const char *const *)w->sorted[i]);
+        }
+    }
+}
+
+static const char *xg__weights_text(const xg__weights *w, const char *key)
+{
+    for (int i = 0; i < w->pairs; i++) {
+        if (!strcmp(w->pair[i].key, key)) return w->pair[i].value;
+    }
+    return "";
+}
+
+/* The length of the header, 0 if it cannot be. */
+static size_t xg__weights_length(const unsigned char *bytes, size_t count, xg_error *error)
+{
+    const uint64_t length = count < 8 ? 0 : xg__load_bits(bytes, 8, false);
+    if (length < 2 || length > count - 8 || (double)length > XG__HEADER_MAX) {
+        xg__complain(error, XG_ERR_FORMAT, "this is no safetensors file, or it is cut short");
+    } else if (bytes[8] != '{') {
+        xg__complain(error, XG_ERR_FORMAT, "the header does not start with {");
+    } else {
+        return (size_t)length;
+    }
+    return 0;
+}
+
+/* Indexes a whole file. The index lies in *loan, the caller's to give back in any case. A tensor takes
+ * four colons of header and a text one, so counting colons bounds the memory. */
+static bool xg__weights_read(xg__weights *w, xg__arena *arena, xg__loan *loan,
+                             const unsigned char *bytes, size_t count)
+{
+    const size_t length = xg__weights_length(bytes, count, w->error);
+    uint64_t colons = 0;
+    if (length == 0) return false;
+    for (size_t i = 0; i < length; i++) colons += bytes[8 + i] == ':';
+    *loan = xg__borrow(arena, (colons / 4 + 1) * sizeof(xg__stored) + length + 1
+                              + (colons + 1) * (sizeof(xg__meta) + sizeof(void *)));
+    if (!loan->memory) {
+        xg__complain(w->error, XG_ERR_MEMORY, "out of memory for the index of the file");
+        return false;
+    }
+    w->stored = (xg__stored *)loan->memory;
+    w->pair = (xg__meta *)(void *)(w->stored + colons / 4 + 1);
+    w->sorted = (const void **)(void *)(w->pair + colons + 1);
+    w->data = bytes + 8 + length;
+    w->bytes = count - 8 - length;
+
+    xg__json j = { { bytes + 8, bytes + 8, bytes + 8 + length, w->error },
+                   (char *)(void *)(w->sorted + colons + 1) };
+    xg__weights_header(w, &j);
+    if (w->error->code != XG_ERR_OK) return false;
+    for (int i = 0; i < w->pairs; i++) w->sorted[i] = &w->pair[i];
+    xg__weights_unique(w, w->pairs);
+    xg__weights_layout(w);
+    xg__weights_unique(w, w->count);
+    w->checkpoint = !strcmp(xg__weights_text(w, "xguide.checkpoint"), "1");
+    return w->error->code == XG_ERR_OK;
+}
+
+/* 11.7 safetensors: from the file to the store, in four steps. Only the last changes anything:
+ *
+ *     read      index the file and check it                                            (11.6)
+ *     plan      for each tensor of the file, where it goes; the report
+ *     reserve   new entries and state, still zero: whatever may run out of memory
+ *     commit    copy the numbers, which cannot fail                                               */
+
+/* Appends a name to a list of the report; "..." once there is no room. */
+static void xg__list_add(char list[512], const char *name)
+{
+    const size_t used = strlen(list), length = strlen(name);
+    if (used >= 3 && !strcmp(list + used - 3, "...")) return;
+    if (used > 0) strcat(list, ", ");
+    strcat(list, used + length + 2 + 2 + 3 < 512 ? name : "...");
+}
+
+/* Are these the same numbers in the same order? Extents of 1 do not count: a bias is [64] in files. */
+static bool xg__shape_alike(xg_shape a, xg_shape b)
+{
+    const int x[5] = { a.n, a.c, a.h, a.w, 0 }, y[5] = { b.n, b.c, b.h, b.w, 0 };
+    int i = 0, k = 0;
+    for (;;) {
+        while (x[i] == 1) i++;
+        while (y[k] == 1) k++;
+        if (x[i] != y[k]) return false;
+        if (x[i] == 0) return true;
+        i++;
+        k++;
+    }
+}
+
+/* Tensors of a checkpoint that belong to an optimiser: "optim:<its slot>:<which>:<parameter>". */
+static bool xg__is_state(const xg__weights *w, const xg__stored *t)
+{
+    return w->checkpoint && xg__starts_with(t->name, "optim:");
+}
+
+/* Can what is wanted be loaded at all? */
+static bool xg__load_can(xg__weights *w, xg__stored *t)
+{
+    if (!t->type || !t->name[0]) {
+        xg__complain(w->error, XG_ERR_UNSUPPORTED, "tensor '%.80s' has no name or no known type of "
+                     "number", t->name);
+    } else if (!xg__extents_shape(&t->extents, &t->shape)) {
+        xg__complain(w->error, XG_ERR_UNSUPPORTED, "tensor '%.80s': only up to four axes of at least 1 "
+                     "are supported", t->name);
+    }
+    return w->error->code == XG_ERR_OK;
+}
+
+/* Marks the tensors that the file's own metadata calls buffers or frozen. */
+static void xg__load_flags(xg__weights *w)
+{
+    for (int i = 0; i < w->pairs; i++) {
+        const char *key = w->pair[i].key;
+        const bool buffer = xg__starts_with(key, "xguide.buffer:");
+        if (!buffer && !xg__starts_with(key, "xguide.frozen:")) continue;
+        xg__stored *t = xg__weights_find(w, key + 14);
+        if (t && buffer) t->buffer = true;
+        if (t && !buffer) t->frozen = true;
+    }
+}
+
+static void xg__load_plan(xg__weights *w, const xg_params *p, const xg_load_options *o,
+                          xg_load_report *report)
+{
+    const char *skip = o->skip && o->skip[0] ? o->skip : NULL;
+    for (int i = 0; i < w->count; i++) w->stored[i].entry = XG__LOAD_NOT;
+    for (int i = 0; i < p->count; i++) {
+        const char *name = p->entry[i].name;
+        if (skip && xg__starts_with(name, skip)) continue;
+        xg__stored *t = xg__weights_find(w, name);
+        if (t) {
+            t->entry = i;
+        } else {
+            report->missing++;
+            xg__list_add(report->missing_names, name);
+        }
+    }
+    for (int i = 0; i < w->count; i++) {
+        xg__stored *t = &w->stored[i];
+        if ((skip && xg__starts_with(t->name, skip)) || xg__is_state(w, t)) continue;
+        if (t->entry == XG__LOAD_NOT && o->create) t->entry = XG__LOAD_NEW;
+        if (t->entry == XG__LOAD_NOT) {
+            report->unexpected++;
+            xg__list_add(report->unexpected_names, t->name);
+        } else if (!xg__load_can(w, t)) {
+            return;
+        } else if (t->entry >= 0 && !xg__shape_alike(t->shape, p->entry[t->entry].shape)) {
+            t->entry = XG__LOAD_NOT;
+            report->mismatched++;
+            xg__list_add(report->mismatched_names, t->name);
+        } else {
+            report->loaded++;
+        }
+    }
+}
+
+/* A state tensor in parts, and which tensor of the file it belongs to. */
+typedef struct xg__state { char optim[64]; int which; xg__stored *of; } xg__state;
+
+static bool xg__state_split(const xg__weights *w, const xg__stored *t, xg__state *state)
+{
+    const char *optim = t->name + 6, *colon = strchr(optim, ':');
+    if (!colon || colon == optim || (size_t)(colon - optim) >= sizeof state->optim) return false;
+    if (colon[1] < '0' || colon[1] > '1' || colon[2] != ':') return false;
+    memcpy(state->optim, optim, (size_t)(colon - optim));
+    state->optim[colon - optim] = 0;
+    state->which = colon[1] - '0';
+    state->of = xg__weights_find(w, colon + 3);
+    return state->of && !xg__is_state(w, state->of);
+}
+
+/* The count of a "xguide.steps:<slot>" text, or -1. */
+static int64_t xg__steps_of(const xg__meta *pair)
+{
+    xg_error error = { XG_ERR_OK, "" };
+    const unsigned char *text = (const unsigned char *)pair->value;
+    xg__cursor c = { text, text, text + strlen(pair->value), &error };
+    const uint64_t steps = xg__cursor_number(&c);
+    return error.code == XG_ERR_OK && c.at == c.end && steps <= INT64_MAX ? (int64_t)steps : -1;
+}
+
+/* Does a "xguide.note:<key>" text fit into a note of ours? */
+static bool xg__note_fits(const xg__meta *pair)
+{
+    return strlen(pair->key + 12) < sizeof(((xg_note *)0)->key)
+        && strlen(pair->value) < sizeof(((xg_note *)0)->value);
+}
+
+/* A checkpoint must be whole, of this build's numbers, and the one of this model. */
+static void xg__resume_plan(xg__weights *w, const xg_load_report *report)
+{
+    xg_error *error = w->error;
+    if (error->code != XG_ERR_OK) return;
+    if (!w->checkpoint) xg__complain(error, XG_ERR_FORMAT, "this is no checkpoint, only weights");
+    if (report->missing) {
+        xg__complain(error, XG_ERR_NAME, "it lacks %.180s", report->missing_names);
+    } else if (report->mismatched) {
+        xg__complain(error, XG_ERR_SHAPE, "other shapes there: %.180s", report->mismatched_names);
+    }
+    for (int i = 0; i < w->count; i++) {
+        xg__stored *t = &w->stored[i];
+        xg__state state;
+        if (t->type != xg__dtype_own()) {
+            xg__complain(error, XG_ERR_UNSUPPORTED, "it was written by a %s build", sizeof(xg_real) == 8
+                         ? "float" : "double");
+        }
+        if (!xg__is_state(w, t) || !xg__load_can(w, t)) continue;
+        if (!xg__state_split(w, t, &state) || !xg__extents_shape(&state.of->extents, &state.of->shape)
+            || !xg__shape_alike(t->shape, state.of->shape)) {
+            xg__complain(error, XG_ERR_FORMAT, "'%.80s' belongs to no parameter", t->name);
+        }
+    }
+    for (int i = 0; i < w->pairs; i++) {
+        const xg__meta *pair = &w->pair[i];
+        if ((xg__starts_with(pair->key, "xguide.steps:") && xg__steps_of(pair) < 0)
+            || (xg__starts_with(pair->key, "xguide.note:") && !xg__note_fits(pair))) {
+            xg__complain(error, XG_ERR_FORMAT, "'%.80s' is malformed", pair->key);
+        }
+    }
+}
+
+/* Takes the entries from `count` on out of the store again. Their memory stays with its arena. */
+static void xg__load_undo(xg_params *p, int count)
+{
+    p->count = count;
+    if (p->capacity) memset(p->bucket, 0, 2 * (size_t)p->capacity * sizeof *p->bucket);
+    for (int i = 0; i < count; i++) *xg__params_bucket(p, p->entry[i].name) = i + 1;
+}
+
+/* Everything of a load that may ask for memory. Counts come first, in the order of the file, so that
+ * a store that is saved again gives the same file. */
+static bool xg__load_reserve(xg__weights *w, xg_params *p, bool resume)
+{
+    const int before = p->count;
+    bool good = true;
+    for (int i = 0; good && i < w->count; i++) {
+        xg__stored *t = &w->stored[i];
+        if (t->entry != XG__LOAD_NEW) continue;
+        t->entry = xg_params_add(p, t->name, t->shape, !t->buffer);
+        good = t->entry >= 0;
+    }
+    for (int i = 0; good && resume && i < w->pairs; i++) {
+        const char *slot = w->pair[i].key + 13;
+        if (!xg__starts_with(w->pair[i].key, "xguide.steps:")) continue;
+        good = xg__steps_set(p, slot, xg__steps_get(p, slot));
+    }
+    for (int i = 0; good && resume && i < w->count; i++) {
+        xg__state state;
+        if (!xg__is_state(w, &w->stored[i]) || !xg__state_split(w, &w->stored[i], &state)) continue;
+        good = xg__slot_get(p, state.of->entry, state.optim, state.which, true) != NULL;
+    }
+    if (!good) {
+        xg__load_undo(p, before);
+        xg__complain(w->error, XG_ERR_MEMORY, "out of memory for what the file holds");
+    }
+    return good;
+}
+
+static void xg__load_numbers(const xg__weights *w, const xg__stored *t, xg_real *out)
+{
+    xg__decode(t->type, false, w->data + t->begin, out, (size_t)t->extents.count);
+}
+
+static void xg__load_commit(const xg__weights *w, xg_params *p)
+{
+    for (int i = 0; i < w->count; i++) {
+        const xg__stored *t = &w->stored[i];
+        if (t->entry < 0) continue;
+        xg__load_numbers(w, t, p->entry[t->entry].data);
+    }
+}
+
+/* Makes the rest of the store what it was: state and counts that the checkpoint does not have are 0. */
+static void xg__resume_commit(const xg__weights *w, xg_params *p)
+{
+    for (int i = 0; i < p->count; i++) {
+        const size_t bytes = xg_shape_size(p->entry[i].shape) * sizeof(xg_real);
+        for (xg__slot *slot = p->entry[i].slots; slot; slot = slot->next) memset(slot->data, 0, bytes);
+    }
+    for (int i = 0; i < xg__steps_count(p); i++) xg__steps_set(p, xg__steps_name(p, i), 0);
+    for (int i = 0; i < w->count; i++) {
+        const xg__stored *t = &w->stored[i];
+        xg__state state;
+        if (xg__is_state(w, t) && xg__state_split(w, t, &state)) {
+            xg__load_numbers(w, t, xg__slot_get(p, state.of->entry, state.optim, state.which, true));
+        } else if (t->entry >= 0) {
+            p->entry[t->entry].trainable = !t->buffer;
+            p->entry[t->entry].frozen = t->frozen;
+        }
+    }
+    for (int i = 0; i < w->pairs; i++) {
+        if (!xg__starts_with(w->pair[i].key, "xguide.steps:")) continue;
+        xg__steps_set(p, w->pair[i].key + 13, xg__steps_of(&w->pair[i]));
+    }
+}
+
+/* Where the notes of a checkpoint go. */
+typedef struct xg__notes { xg_note *note; int max, count; } xg__notes;
+
+static void xg__resume_notes(const xg__weights *w, xg__notes *notes)
+{
+    for (int i = 0; i < w->pairs && notes->count < notes->max; i++) {
+        if (!xg__starts_with(w->pair[i].key, "xguide.note:")) continue;
+        xg_note *note = &notes->note[notes->count++];
+        memset(note, 0, sizeof *note);
+        strcpy(note->key, w->pair[i].key + 12);
+        strcpy(note->value, w->pair[i].value);
+    }
+}
+
+/* The whole load; `notes` is NULL unless a checkpoint is resumed. */
+static xg_code xg__load(xg_params *p, const char *where, const unsigned char *bytes, size_t count,
+                        const xg_load_options *o, xg_load_report *report, xg__notes *notes)
+{
+    xg_error error = { XG_ERR_OK, "" };
+    xg__loan loan = { NULL, 0 };
+    xg__weights w;
+    memset(&w, 0, sizeof w);
+    w.error = &error;
+    w.lenient = o->lenient;
+    if (xg__weights_read(&w, &p->arena, &loan, bytes, count)) {
+        xg__load_flags(&w);
+        xg__load_plan(&w, p, o, report);
+        if (notes) xg__resume_plan(&w, report);
+        if (error.code == XG_ERR_OK && xg__load_reserve(&w, p, notes != NULL)) {
+            xg__load_commit(&w, p);
+            if (notes) xg__resume_commit(&w, p);
+            if (notes) xg__resume_notes(&w, notes);
+        }
+    }
+    xg__give_back(&p->arena, loan);
+    if (error.code != XG_ERR_OK) {
+        xg__params_fail(p, error.code, "safetensors '%.90s': %s", where, error.text);
+        memset(report, 0, sizeof *report);
+    }
+    return xg_params_error(p)->code;
+}
+
+XG_API_DEF xg_code xg_params_parse(xg_params *params, const void *bytes, size_t count,
+                                   const xg_load_options *o, xg_load_report *report)
+{
+    const xg_load_options usual = { false, false, NULL };
+    xg_load_report unread;
+    if (!report) report = &unread;
+    memset(report, 0, sizeof *report);
+    if (xg_params_error(params)->code != XG_ERR_OK) return xg_params_error(params)->code;
+    return xg__load(params, "(memory)", (const unsigned char *)bytes, bytes ? count : 0,
+                    o ? o : &usual, report, NULL);
+}
+
+#ifndef XG_NO_STDIO
+
+/* Reads a file whole, so that a disk that fails halfway has changed nothing, and loads that. */
+static xg_code xg__load_path(xg_params *p, const char *path, const xg_load_options *o,
+                             xg_load_report *report, xg__notes *notes)
+{
+    xg_error error = { XG_ERR_OK, "" };
+    xg__loan loan = { NULL, 0 };
+    if (p->error.code != XG_ERR_OK) return p->error.code;
+    xg__source s = xg__source_open(path, &error);
+    const uint64_t size = s.left;
+    if (error.code == XG_ERR_OK) {
+        loan = xg__borrow(&p->arena, size);
+        if (!loan.memory) {
+            xg__complain(&error, XG_ERR_MEMORY, "out of memory for its %.0f bytes", (double)size);
+        } else if (!xg__source_read(&s, loan.memory, (size_t)size)) {
+            xg__complain(&error, XG_ERR_IO, "reading failed");
+        }
+    }
+    xg__source_close(&s);
+    if (error.code != XG_ERR_OK) {
+        xg__params_fail(p, error.code, "safetensors '%.90s': %s", path ? path : "", error.text);
+    } else {
+        xg__load(p, path, (const unsigned char *)loan.memory, (size_t)size, o, report, notes);
+    }
+    xg__give_back(&p->arena, loan);
+    return p->error.code;
+}
+
+XG_API_DEF xg_code xg_params_load(xg_params *params, const char *path, const xg_load_options *o,
+                                  xg_load_report *report)
+{
+    const xg_load_options usual = { false, false, NULL };
+    xg_load_report unread;
+    if (!report) report = &unread;
+    memset(report, 0, sizeof *report);
+    return xg__load_path(params, path, o ? o : &usual, report, NULL);
+}
+
+XG_API_DEF xg_code xg_checkpoint_load(xg_params *params, const char *path, xg_note *notes, int max,
+                                      int *count)
+{
+    const xg_load_options whole = { false, true, NULL };
+    xg__notes wanted = { notes, notes ? max : 0, 0 };
+    xg_load_report report;
+    memset(&report, 0, sizeof report);
+    const xg_code code = xg__load_path(params, path, &whole, &report, &wanted);
+    if (count) *count = wanted.count;
+    return code;
+}
+
+/* 11.8 safetensors: from the store to a file. */
+
+/* What to write. */
+typedef struct xg__saving {
+    const xg_params *params;
+    const xg_note *notes;
+    int  count;                            /* of notes                                               */
+    bool checkpoint;                       /* optimiser state, step counts and notes too             */
+} xg__saving;
+
+/* A text between quotes; the caller has made sure that it is UTF-8. */
+static void xg__put_escaped(xg__sink *s, const char *text)
+{
+    static const char digits[] = "0123456789abcdef";
+    for (; *text; text++) {
+        const unsigned char byte = (unsigned char)*text;
+        char escape[6] = { '\\', 'u', '0', '0', digits[byte >> 4], digits[byte & 15] };
+        if (byte < 0x20) xg__put(s, escape, 6);
+        else if (byte == '"' || byte == '\\') xg__put(s, byte == '"' ? "\\\"" : "\\\\", 2);
+        else xg__put(s, text, 1);
+    }
+}
+
+/* "prefix + key":"value" of the metadata, none of them the first. */
+static void xg__put_pair(xg__sink *s, const char *prefix, const char *key, const char *value)
+{
+    xg__put_text(s, ",\n\"");
+    xg__put_text(s, prefix);
+    xg__put_escaped(s, key);
+    xg__put_text(s, "\":\"");
+    xg__put_escaped(s, value);
+    xg__put_text(s, "\"");
+}
+
+static void xg__put_metadata(xg__sink *s, const xg__saving *what)
+{
+    const xg_params *p = what->params;
+    xg__put_text(s, "\"__metadata__\":{\"xguide.version\":\"" XG_VERSION "\"");
+    for (int i = 0; i < p->count; i++) {
+        const xg__entry *e = &p->entry[i];
+        if (!e->trainable) xg__put_pair(s, "xguide.buffer:", e->name, "1");
+        if (e->frozen && what->checkpoint) xg__put_pair(s, "xguide.frozen:", e->name, "1");
+    }
+    for (int i = 0; what->checkpoint && i < xg__steps_count(p); i++) {
+        const char *slot = xg__steps_name(p, i);
+        char steps[24];
+        snprintf(steps, sizeof steps, "%.0f", (double)xg__steps_get(p, slot));
+        xg__put_pair(s, "xguide.steps:", slot, steps);
+    }
+    for (int i = 0; i < what->count; i++) {
+        xg__put_pair(s, "xguide.note:", what->notes[i].key, what->notes[i].value);
+    }
+    if (what->checkpoint) xg__put_pair(s, "xguide.checkpoint", "", "1");
+    xg__put_text(s, "}");
+}
+
+/* The line of the header about one entry, or about a slot of it. Trailing extents of 1 are left out,
+ * so that biases and dense weights have the axes they have elsewhere. */
+static void xg__put_line(xg__sink *s, const xg__entry *e, const xg__slot *slot, uint64_t *at)
+{
+    const int axis[4] = { e->shape.n, e->shape.c, e->shape.h, e->shape.w };
+    int rank = 4;
+    while (rank > 1 && axis[rank - 1] == 1) rank--;
+    xg__put_text(s, ",\n\"");
+    if (slot) {
+        xg__put_text(s, "optim:");
+        xg__put_escaped(s, slot->optim);
+        xg__put_text(s, slot->which ? ":1:" : ":0:");
+    }
+    xg__put_escaped(s, e->name);
+    xg__put_text(s, "\":{\"dtype\":\"");
+    xg__put_text(s, xg__dtype_own()->safetensors);
+    xg__put_text(s, "\",\"shape\":[");
+    for (int i = 0; i < rank; i++) {
+        if (i > 0) xg__put_text(s, ",");
+        xg__put_number(s, (uint64_t)axis[i]);
+    }
+    xg__put_text(s, "],\"data_offsets\":[");
+    xg__put_number(s, *at);
+    xg__put_text(s, ",");
+    *at += xg_shape_size(e->shape) * sizeof(xg_real);
+    xg__put_number(s, *at);
+    xg__put_text(s, "]}");
+}
+
+static const xg__slot *xg__slot_of(const xg__entry *e, const char *optim, int which)
+{
+    const xg__slot *slot = e->slots;
+    while (slot && (slot->which != which || strcmp(slot->optim, optim) != 0)) slot = slot->next;
+    return slot;
+}
+
+/* Every entry and then all state: their lines in the header, or their numbers. */
+static void xg__put_tensors(xg__sink *s, const xg__saving *what, bool lines)
+{
+    const xg_params *p = what->params;
+    uint64_t at = 0;
+    for (int i = 0; i < p->count; i++) {
+        const xg__entry *e = &p->entry[i];
+        if (lines) xg__put_line(s, e, NULL, &at);
+        else xg__put_reals(s, e->data, xg_shape_size(e->shape));
+    }
+    const int states = what->checkpoint ? 2 * xg__steps_count(p) : 0;
+    for (int k = 0; k < states; k++) {
+        for (int i = 0; i < p->count; i++) {
+            const xg__entry *e = &p->entry[i];
+            const xg__slot *slot = xg__slot_of(e, xg__steps_name(p, k / 2), k % 2);
+            if (slot && lines) xg__put_line(s, e, slot, &at);
+            if (slot && !lines) xg__put_reals(s, slot->data, xg_shape_size(e->shape));
+        }
+    }
+}
+
+static void xg__put_header(xg__sink *s, const xg__saving *what)
+{
+    xg__put_text(s, "{");
+    xg__put_metadata(s, what);
+    xg__put_tensors(s, what, true);
+    xg__put_text(s, "}");
+}
+
+/* Is this UTF-8 text that ends within `size` bytes? */
+static bool xg__is_text(const char *text, size_t size)
+{
+    const unsigned char *s = (const unsigned char *)text;
+    const void *end = memchr(text, 0, size);
+    size_t left = end ? (size_t)((const char *)end - text) : 0, length = 0;
+    for (; left > 0; left -= length, s += length) {
+        length = xg__utf8(s, left);
+        if (length == 0) return false;
+    }
+    return end != NULL;
+}
+
+/* Would the file be read back as it was? Checked before anything is written. */
+static void xg__save_check(const xg__saving *what, xg_error *error)
+{
+    const xg_params *p = what->params;
+    for (int i = 0; i < p->count; i++) {
+        const xg__entry *e = &p->entry[i];
+        if (!xg__is_text(e->name, SIZE_MAX / 2) || !strcmp(e->name, "__metadata__")
+            || xg__starts_with(e->name, "optim:")) {
+            xg__complain(error, XG_ERR_ARGUMENT, "'%.80s' cannot be a name in a file", e->name);
+        }
+    }
+    for (int i = 0; what->checkpoint && i < xg__steps_count(p); i++) {
+        const char *slot = xg__steps_name(p, i);
+        if (xg__is_text(slot, 64) && slot[0] && !strchr(slot, ':')) continue;
+        xg__complain(error, XG_ERR_ARGUMENT, "'%.80s' cannot be an optimiser's slot in a file", slot);
+    }
+    for (int i = 0; i < what->count; i++) {
+        const xg_note *note = &what->notes[i];
+        if (!xg__is_text(note->key, sizeof note->key) || !xg__is_text(note->value, sizeof note->value)) {
+            xg__complain(error, XG_ERR_ARGUMENT, "note %d is no text that ends", i);
+        }
+        for (int k = 0; error->code == XG_ERR_OK && k < i; k++) {
+            if (strcmp(note->key, what->notes[k].key) != 0) continue;
+            xg__complain(error, XG_ERR_ARGUMENT, "two notes have the key '%s'", note->key);
+        }
+    }
+}
+
+/* The numbers start at a multiple of 8: spaces at the end of the header are part of the format. */
+static xg_code xg__save(const xg__saving *what, const char *path, xg_error *error)
+{
+    char temporary[XG__PATH_MAX];
+    unsigned char length[8];
+    xg__sink count;
+    memset(&count, 0, sizeof count);
+    xg__save_check(what, error);
+    if (error->code != XG_ERR_OK) return error->code;
+    xg__put_header(&count, what);
+    const uint64_t padded = (count.bytes + 7) / 8 * 8;
+    xg__store_bits(length, padded, 8);
+
+    xg__sink s = xg__save_begin(path, temporary, error);
+    xg__put(&s, length, 8);
+    xg__put_header(&s, what);
+    xg__put(&s, "       ", (size_t)(padded - count.bytes));
+    xg__put_tensors(&s, what, false);
+    xg__save_end(&s, path, temporary, error);
+    return error->code;
+}
+
+XG_API_DEF xg_code xg_params_save(const xg_params *params, const char *path, xg_error *error)
+{
+    const xg__saving weights = { params, NULL, 0, false };
+    xg_error unread;
+    if (!error) error = &unread;
+    memset(error, 0, sizeof *error);
+    return xg__save(&weights, path, error);
+}
+
+XG_API_DEF xg_code xg_checkpoint_save(xg_params *params, const char *path, const xg_note *notes,
+                                      int count)
+{
+    const xg__saving all = { params, notes, notes && count > 0 ? count : 0, true };
+    xg_error error = { XG_ERR_OK, "" };
+    if (params->error.code != XG_ERR_OK) return params->error.code;
+    if (xg__save(&all, path, &error) != XG_ERR_OK) {
+        xg__params_fail(params, error.code, "checkpoint: %s", error.text);
+    }
+    return params->error.code;
+}
+#endif /* XG_NO_STDIO */
+
+#endif /* after the kernels */
+/*
+ *  Licence: public domain or MIT, as you like.
+ */
