@@ -1185,7 +1185,7 @@ typedef struct xg__kernels {
 #define XG__LEVEL_AVX2   4
 #define XG__LEVEL_AVX512 5
 
-#if 1 || defined(XG_DOUBLE) || defined(XG_NO_SIMD)   /* until the levels are written */
+#if defined(XG_DOUBLE) || defined(XG_NO_SIMD)
     /* Scalar only. */
 #elif defined(_MSC_VER) || defined(__INTEL_COMPILER) || defined(__TINYC__)
     /* They claim to be one of the two, or accept half of what is needed. */
@@ -1276,6 +1276,9 @@ typedef struct xg__kernels {
 #else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
+#pragma GCC diagnostic push      /* some versions find faults in their own <immintrin.h> */
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 #define XG__LEVEL avx512
 #define XG__PASS XG__LEVEL_AVX512
@@ -1284,6 +1287,7 @@ typedef struct xg__kernels {
 #ifdef __clang__
 #pragma clang attribute pop
 #else
+#pragma GCC diagnostic pop
 #pragma GCC pop_options
 #endif
 #endif
@@ -1507,6 +1511,538 @@ XG__INLINE XG_(v) XG_(mantissa)(XG_(v) a)
 #endif
 
 XG__INLINE XG_(v) XG_(fnma)(XG_(v) a, XG_(v) b, XG_(v) c)   { return XG_(fma)(-a, b, c); }
+
+#elif XG__PASS == XG__LEVEL_NEON
+
+#define XG__LANES 4
+#define XG__MR 8
+#define XG__NV 3
+typedef float32x4_t XG_(v);
+typedef uint32x4_t  XG_(m);
+typedef struct XG_(w) { float64x2_t low, high; } XG_(w);
+
+XG__INLINE XG_(v) XG_(load)(const float *p)                 { return vld1q_f32(p); }
+XG__INLINE void   XG_(store)(float *p, XG_(v) a)            { vst1q_f32(p, a); }
+XG__INLINE XG_(v) XG_(set1)(float x)                        { return vdupq_n_f32(x); }
+XG__INLINE XG_(v) XG_(add)(XG_(v) a, XG_(v) b)              { return vaddq_f32(a, b); }
+XG__INLINE XG_(v) XG_(sub)(XG_(v) a, XG_(v) b)              { return vsubq_f32(a, b); }
+XG__INLINE XG_(v) XG_(mul)(XG_(v) a, XG_(v) b)              { return vmulq_f32(a, b); }
+XG__INLINE XG_(v) XG_(div)(XG_(v) a, XG_(v) b)              { return vdivq_f32(a, b); }
+XG__INLINE XG_(v) XG_(sqrt)(XG_(v) a)                       { return vsqrtq_f32(a); }
+XG__INLINE XG_(v) XG_(fma)(XG_(v) a, XG_(v) b, XG_(v) c)    { return vfmaq_f32(c, a, b); }
+XG__INLINE XG_(v) XG_(fnma)(XG_(v) a, XG_(v) b, XG_(v) c)   { return vfmsq_f32(c, a, b); }
+XG__INLINE XG_(v) XG_(abs)(XG_(v) a)                        { return vabsq_f32(a); }
+XG__INLINE XG_(v) XG_(neg)(XG_(v) a)                        { return vnegq_f32(a); }
+XG__INLINE XG_(m) XG_(less)(XG_(v) a, XG_(v) b)             { return vcltq_f32(a, b); }
+XG__INLINE XG_(m) XG_(less_equal)(XG_(v) a, XG_(v) b)       { return vcleq_f32(a, b); }
+XG__INLINE XG_(v) XG_(select)(XG_(m) m, XG_(v) a, XG_(v) b) { return vbslq_f32(m, a, b); }
+XG__INLINE XG_(v) XG_(min)(XG_(v) a, XG_(v) b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
+XG__INLINE XG_(v) XG_(max)(XG_(v) a, XG_(v) b) { return vbslq_f32(vcltq_f32(b, a), a, b); }
+
+XG__INLINE XG_(v) XG_(copysign)(XG_(v) a, XG_(v) b)
+{
+    return vbslq_f32(vdupq_n_u32(0x80000000u), b, a);
+}
+
+XG__INLINE XG_(v) XG_(load_part)(const float *p, size_t n)
+{
+    float room[4] = { 0, 0, 0, 0 };
+    size_t i;
+    for (i = 0; i < n; i++) room[i] = p[i];
+    return vld1q_f32(room);
+}
+
+XG__INLINE void XG_(store_part)(float *p, XG_(v) a, size_t n)
+{
+    float room[4];
+    size_t i;
+    vst1q_f32(room, a);
+    for (i = 0; i < n; i++) p[i] = room[i];
+}
+
+/* Adding 1.5 * 2^23 puts a whole number into the low bits. */
+XG__INLINE XG_(v) XG_(pow2)(XG_(v) n)
+{
+    const uint32x4_t u = vreinterpretq_u32_f32(vaddq_f32(n, vdupq_n_f32(12582912.0f)));
+    return vreinterpretq_f32_u32(vshlq_n_u32(vaddq_u32(u, vdupq_n_u32(127)), 23));
+}
+
+XG__INLINE XG_(v) XG_(scale)(XG_(v) a, XG_(v) n)
+{
+    const XG_(v) shift = vdupq_n_f32(12582912.0f);
+    const XG_(v) half = vsubq_f32(vfmaq_f32(shift, n, vdupq_n_f32(0.5f)), shift);
+    return vmulq_f32(vmulq_f32(a, XG_(pow2)(half)), XG_(pow2)(vsubq_f32(n, half)));
+}
+
+XG__INLINE XG_(v) XG_(exponent)(XG_(v) a)
+{
+    const uint32x4_t u = vaddq_u32(vreinterpretq_u32_f32(a), vdupq_n_u32(0x004afb0d));
+    return vcvtq_f32_s32(vsubq_s32(vreinterpretq_s32_u32(vshrq_n_u32(u, 23)), vdupq_n_s32(127)));
+}
+
+XG__INLINE XG_(v) XG_(mantissa)(XG_(v) a)
+{
+    const uint32x4_t u = vaddq_u32(vreinterpretq_u32_f32(a), vdupq_n_u32(0x004afb0d));
+    const uint32x4_t low = vandq_u32(u, vdupq_n_u32(0x007fffff));
+    return vreinterpretq_f32_u32(vaddq_u32(low, vdupq_n_u32(0x3f3504f3)));
+}
+
+XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to, size_t to_stride)
+{
+    const float32x4_t r0 = vld1q_f32(from), r1 = vld1q_f32(from + from_stride);
+    const float32x4_t r2 = vld1q_f32(from + 2 * from_stride), r3 = vld1q_f32(from + 3 * from_stride);
+    const float32x4x2_t a = vtrnq_f32(r0, r1), b = vtrnq_f32(r2, r3);
+    vst1q_f32(to, vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0])));
+    vst1q_f32(to + to_stride, vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1])));
+    vst1q_f32(to + 2 * to_stride, vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0])));
+    vst1q_f32(to + 3 * to_stride, vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1])));
+}
+
+XG__INLINE XG_(w) XG_(widen)(XG_(v) a)
+{
+    XG_(w) w;
+    w.low = vcvt_f64_f32(vget_low_f32(a));
+    w.high = vcvt_high_f64_f32(a);
+    return w;
+}
+
+XG__INLINE XG_(w) XG_(wide_zero)(void)             { return XG_(widen)(vdupq_n_f32(0)); }
+XG__INLINE XG_(w) XG_(wide_load)(const float *p)   { return XG_(widen)(vld1q_f32(p)); }
+XG__INLINE XG_(w) XG_(wide_load_part)(const float *p, size_t n)
+{
+    return XG_(widen)(XG_(load_part)(p, n));
+}
+
+XG__INLINE XG_(w) XG_(wide_add)(XG_(w) a, XG_(w) b)
+{
+    a.low = vaddq_f64(a.low, b.low);
+    a.high = vaddq_f64(a.high, b.high);
+    return a;
+}
+
+XG__INLINE void XG_(wide_store)(double *p, XG_(w) a)
+{
+    vst1q_f64(p, a.low);
+    vst1q_f64(p + 2, a.high);
+}
+
+XG__INLINE XG_(v) XG_(narrow)(XG_(w) a)
+{
+    return vcvt_high_f32_f64(vcvt_f32_f64(a.low), a.high);
+}
+
+#elif XG__PASS == XG__LEVEL_WASM
+
+#define XG__LANES 4
+#define XG__MR 4
+#define XG__NV 2
+typedef v128_t XG_(v);
+typedef v128_t XG_(m);
+typedef struct XG_(w) { v128_t low, high; } XG_(w);
+
+XG__INLINE XG_(v) XG_(load)(const float *p)                 { return wasm_v128_load(p); }
+XG__INLINE void   XG_(store)(float *p, XG_(v) a)            { wasm_v128_store(p, a); }
+XG__INLINE XG_(v) XG_(set1)(float x)                        { return wasm_f32x4_splat(x); }
+XG__INLINE XG_(v) XG_(add)(XG_(v) a, XG_(v) b)              { return wasm_f32x4_add(a, b); }
+XG__INLINE XG_(v) XG_(sub)(XG_(v) a, XG_(v) b)              { return wasm_f32x4_sub(a, b); }
+XG__INLINE XG_(v) XG_(mul)(XG_(v) a, XG_(v) b)              { return wasm_f32x4_mul(a, b); }
+XG__INLINE XG_(v) XG_(div)(XG_(v) a, XG_(v) b)              { return wasm_f32x4_div(a, b); }
+XG__INLINE XG_(v) XG_(sqrt)(XG_(v) a)                       { return wasm_f32x4_sqrt(a); }
+XG__INLINE XG_(v) XG_(min)(XG_(v) a, XG_(v) b)              { return wasm_f32x4_pmin(b, a); }
+XG__INLINE XG_(v) XG_(max)(XG_(v) a, XG_(v) b)              { return wasm_f32x4_pmax(b, a); }
+XG__INLINE XG_(v) XG_(abs)(XG_(v) a)                        { return wasm_f32x4_abs(a); }
+XG__INLINE XG_(v) XG_(neg)(XG_(v) a)                        { return wasm_f32x4_neg(a); }
+XG__INLINE XG_(m) XG_(less)(XG_(v) a, XG_(v) b)             { return wasm_f32x4_lt(a, b); }
+XG__INLINE XG_(m) XG_(less_equal)(XG_(v) a, XG_(v) b)       { return wasm_f32x4_le(a, b); }
+XG__INLINE XG_(v) XG_(select)(XG_(m) m, XG_(v) a, XG_(v) b) { return wasm_v128_bitselect(a, b, m); }
+
+/* This machine has no fused product and sum. */
+XG__INLINE XG_(v) XG_(fma)(XG_(v) a, XG_(v) b, XG_(v) c)
+{
+    return wasm_f32x4_add(wasm_f32x4_mul(a, b), c);
+}
+
+XG__INLINE XG_(v) XG_(fnma)(XG_(v) a, XG_(v) b, XG_(v) c)
+{
+    return wasm_f32x4_sub(c, wasm_f32x4_mul(a, b));
+}
+
+XG__INLINE XG_(v) XG_(copysign)(XG_(v) a, XG_(v) b)
+{
+    return wasm_v128_bitselect(b, a, wasm_i32x4_splat(INT32_MIN));
+}
+
+XG__INLINE XG_(v) XG_(load_part)(const float *p, size_t n)
+{
+    float room[4] = { 0, 0, 0, 0 };
+    size_t i;
+    for (i = 0; i < n; i++) room[i] = p[i];
+    return wasm_v128_load(room);
+}
+
+XG__INLINE void XG_(store_part)(float *p, XG_(v) a, size_t n)
+{
+    float room[4];
+    size_t i;
+    wasm_v128_store(room, a);
+    for (i = 0; i < n; i++) p[i] = room[i];
+}
+
+/* Adding 1.5 * 2^23 puts a whole number into the low bits. */
+XG__INLINE XG_(v) XG_(pow2)(XG_(v) n)
+{
+    const v128_t u = wasm_f32x4_add(n, wasm_f32x4_splat(12582912.0f));
+    return wasm_i32x4_shl(wasm_i32x4_add(u, wasm_i32x4_splat(127)), 23);
+}
+
+XG__INLINE XG_(v) XG_(scale)(XG_(v) a, XG_(v) n)
+{
+    const XG_(v) shift = wasm_f32x4_splat(12582912.0f);
+    const XG_(v) half = wasm_f32x4_sub(XG_(fma)(n, wasm_f32x4_splat(0.5f), shift), shift);
+    return wasm_f32x4_mul(wasm_f32x4_mul(a, XG_(pow2)(half)), XG_(pow2)(wasm_f32x4_sub(n, half)));
+}
+
+XG__INLINE XG_(v) XG_(exponent)(XG_(v) a)
+{
+    const v128_t u = wasm_u32x4_shr(wasm_i32x4_add(a, wasm_i32x4_splat(0x004afb0d)), 23);
+    return wasm_f32x4_convert_i32x4(wasm_i32x4_sub(u, wasm_i32x4_splat(127)));
+}
+
+XG__INLINE XG_(v) XG_(mantissa)(XG_(v) a)
+{
+    const v128_t u = wasm_i32x4_add(a, wasm_i32x4_splat(0x004afb0d));
+    const v128_t low = wasm_v128_and(u, wasm_i32x4_splat(0x007fffff));
+    return wasm_i32x4_add(low, wasm_i32x4_splat(0x3f3504f3));
+}
+
+XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to, size_t to_stride)
+{
+    const v128_t r0 = wasm_v128_load(from), r1 = wasm_v128_load(from + from_stride);
+    const v128_t r2 = wasm_v128_load(from + 2 * from_stride);
+    const v128_t r3 = wasm_v128_load(from + 3 * from_stride);
+    const v128_t a = wasm_i32x4_shuffle(r0, r1, 0, 4, 1, 5), b = wasm_i32x4_shuffle(r2, r3, 0, 4, 1, 5);
+    const v128_t c = wasm_i32x4_shuffle(r0, r1, 2, 6, 3, 7), d = wasm_i32x4_shuffle(r2, r3, 2, 6, 3, 7);
+    wasm_v128_store(to, wasm_i64x2_shuffle(a, b, 0, 2));
+    wasm_v128_store(to + to_stride, wasm_i64x2_shuffle(a, b, 1, 3));
+    wasm_v128_store(to + 2 * to_stride, wasm_i64x2_shuffle(c, d, 0, 2));
+    wasm_v128_store(to + 3 * to_stride, wasm_i64x2_shuffle(c, d, 1, 3));
+}
+
+XG__INLINE XG_(w) XG_(widen)(XG_(v) a)
+{
+    XG_(w) w;
+    w.low = wasm_f64x2_promote_low_f32x4(a);
+    w.high = wasm_f64x2_promote_low_f32x4(wasm_i64x2_shuffle(a, a, 1, 1));
+    return w;
+}
+
+XG__INLINE XG_(w) XG_(wide_zero)(void)             { return XG_(widen)(wasm_f32x4_splat(0)); }
+XG__INLINE XG_(w) XG_(wide_load)(const float *p)   { return XG_(widen)(wasm_v128_load(p)); }
+XG__INLINE XG_(w) XG_(wide_load_part)(const float *p, size_t n)
+{
+    return XG_(widen)(XG_(load_part)(p, n));
+}
+
+XG__INLINE XG_(w) XG_(wide_add)(XG_(w) a, XG_(w) b)
+{
+    a.low = wasm_f64x2_add(a.low, b.low);
+    a.high = wasm_f64x2_add(a.high, b.high);
+    return a;
+}
+
+XG__INLINE void XG_(wide_store)(double *p, XG_(w) a)
+{
+    wasm_v128_store(p, a.low);
+    wasm_v128_store(p + 2, a.high);
+}
+
+XG__INLINE XG_(v) XG_(narrow)(XG_(w) a)
+{
+    return wasm_i64x2_shuffle(wasm_f32x4_demote_f64x2_zero(a.low),
+                              wasm_f32x4_demote_f64x2_zero(a.high), 0, 2);
+}
+
+#elif XG__PASS == XG__LEVEL_AVX2
+
+#define XG__LANES 8
+#define XG__MR 6
+#define XG__NV 2
+typedef __m256 XG_(v);
+typedef __m256 XG_(m);
+typedef struct XG_(w) { __m256d low, high; } XG_(w);
+
+XG__INLINE XG_(v) XG_(load)(const float *p)                 { return _mm256_loadu_ps(p); }
+XG__INLINE void   XG_(store)(float *p, XG_(v) a)            { _mm256_storeu_ps(p, a); }
+XG__INLINE XG_(v) XG_(set1)(float x)                        { return _mm256_set1_ps(x); }
+XG__INLINE XG_(v) XG_(add)(XG_(v) a, XG_(v) b)              { return _mm256_add_ps(a, b); }
+XG__INLINE XG_(v) XG_(sub)(XG_(v) a, XG_(v) b)              { return _mm256_sub_ps(a, b); }
+XG__INLINE XG_(v) XG_(mul)(XG_(v) a, XG_(v) b)              { return _mm256_mul_ps(a, b); }
+XG__INLINE XG_(v) XG_(div)(XG_(v) a, XG_(v) b)              { return _mm256_div_ps(a, b); }
+XG__INLINE XG_(v) XG_(sqrt)(XG_(v) a)                       { return _mm256_sqrt_ps(a); }
+XG__INLINE XG_(v) XG_(fma)(XG_(v) a, XG_(v) b, XG_(v) c)    { return _mm256_fmadd_ps(a, b, c); }
+XG__INLINE XG_(v) XG_(fnma)(XG_(v) a, XG_(v) b, XG_(v) c)   { return _mm256_fnmadd_ps(a, b, c); }
+XG__INLINE XG_(v) XG_(min)(XG_(v) a, XG_(v) b)              { return _mm256_min_ps(a, b); }
+XG__INLINE XG_(v) XG_(max)(XG_(v) a, XG_(v) b)              { return _mm256_max_ps(a, b); }
+XG__INLINE XG_(m) XG_(less)(XG_(v) a, XG_(v) b)       { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+XG__INLINE XG_(m) XG_(less_equal)(XG_(v) a, XG_(v) b) { return _mm256_cmp_ps(a, b, _CMP_LE_OQ); }
+XG__INLINE XG_(v) XG_(select)(XG_(m) m, XG_(v) a, XG_(v) b) { return _mm256_blendv_ps(b, a, m); }
+
+XG__INLINE XG_(v) XG_(sign_bit)(void)      { return _mm256_set1_ps(-0.0f); }
+XG__INLINE XG_(v) XG_(abs)(XG_(v) a)       { return _mm256_andnot_ps(XG_(sign_bit)(), a); }
+XG__INLINE XG_(v) XG_(neg)(XG_(v) a)       { return _mm256_xor_ps(XG_(sign_bit)(), a); }
+XG__INLINE XG_(v) XG_(copysign)(XG_(v) a, XG_(v) b)
+{
+    return _mm256_or_ps(XG_(abs)(a), _mm256_and_ps(XG_(sign_bit)(), b));
+}
+
+/* All ones in the first n lanes. */
+XG__INLINE __m256i XG_(first)(size_t n)
+{
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), lane);
+}
+
+XG__INLINE XG_(v) XG_(load_part)(const float *p, size_t n)
+{
+    return _mm256_maskload_ps(p, XG_(first)(n));
+}
+
+XG__INLINE void XG_(store_part)(float *p, XG_(v) a, size_t n)
+{
+    _mm256_maskstore_ps(p, XG_(first)(n), a);
+}
+
+/* Adding 1.5 * 2^23 puts a whole number into the low bits. */
+XG__INLINE XG_(v) XG_(pow2)(XG_(v) n)
+{
+    const __m256i u = _mm256_castps_si256(_mm256_add_ps(n, _mm256_set1_ps(12582912.0f)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(127)), 23));
+}
+
+XG__INLINE XG_(v) XG_(scale)(XG_(v) a, XG_(v) n)
+{
+    const XG_(v) shift = _mm256_set1_ps(12582912.0f);
+    const XG_(v) half = _mm256_sub_ps(XG_(fma)(n, _mm256_set1_ps(0.5f), shift), shift);
+    return _mm256_mul_ps(_mm256_mul_ps(a, XG_(pow2)(half)), XG_(pow2)(_mm256_sub_ps(n, half)));
+}
+
+XG__INLINE XG_(v) XG_(exponent)(XG_(v) a)
+{
+    const __m256i u = _mm256_add_epi32(_mm256_castps_si256(a), _mm256_set1_epi32(0x004afb0d));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32(u, 23), _mm256_set1_epi32(127)));
+}
+
+XG__INLINE XG_(v) XG_(mantissa)(XG_(v) a)
+{
+    const __m256i u = _mm256_add_epi32(_mm256_castps_si256(a), _mm256_set1_epi32(0x004afb0d));
+    const __m256i low = _mm256_and_si256(u, _mm256_set1_epi32(0x007fffff));
+    return _mm256_castsi256_ps(_mm256_add_epi32(low, _mm256_set1_epi32(0x3f3504f3)));
+}
+
+/* First 4 x 4 squares within the halves of the registers, then the halves change places. */
+XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to, size_t to_stride)
+{
+    XG_(v) u[8];
+    int i;
+    XG__UNROLL
+    for (i = 0; i < 8; i += 4) {
+        const float *row = from + (size_t)i * from_stride;
+        const XG_(v) r0 = XG_(load)(row), r1 = XG_(load)(row + from_stride);
+        const XG_(v) r2 = XG_(load)(row + 2 * from_stride), r3 = XG_(load)(row + 3 * from_stride);
+        const __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(r0, r1));
+        const __m256d b = _mm256_castps_pd(_mm256_unpacklo_ps(r2, r3));
+        const __m256d c = _mm256_castps_pd(_mm256_unpackhi_ps(r0, r1));
+        const __m256d d = _mm256_castps_pd(_mm256_unpackhi_ps(r2, r3));
+        u[i] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
+        u[i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
+        u[i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(c, d));
+        u[i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(c, d));
+    }
+    XG__UNROLL
+    for (i = 0; i < 4; i++) {
+        float *row = to + (size_t)i * to_stride;
+        XG_(store)(row, _mm256_permute2f128_ps(u[i], u[i + 4], 0x20));
+        XG_(store)(row + 4 * to_stride, _mm256_permute2f128_ps(u[i], u[i + 4], 0x31));
+    }
+}
+
+XG__INLINE XG_(w) XG_(wide_zero)(void)
+{
+    XG_(w) w;
+    w.low = w.high = _mm256_setzero_pd();
+    return w;
+}
+
+XG__INLINE XG_(w) XG_(wide_load)(const float *p)
+{
+    XG_(w) w;
+    w.low = _mm256_cvtps_pd(_mm_loadu_ps(p));
+    w.high = _mm256_cvtps_pd(_mm_loadu_ps(p + 4));
+    return w;
+}
+
+XG__INLINE XG_(w) XG_(wide_load_part)(const float *p, size_t n)
+{
+    const XG_(v) a = XG_(load_part)(p, n);
+    XG_(w) w;
+    w.low = _mm256_cvtps_pd(_mm256_castps256_ps128(a));
+    w.high = _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1));
+    return w;
+}
+
+XG__INLINE XG_(w) XG_(wide_add)(XG_(w) a, XG_(w) b)
+{
+    a.low = _mm256_add_pd(a.low, b.low);
+    a.high = _mm256_add_pd(a.high, b.high);
+    return a;
+}
+
+XG__INLINE void XG_(wide_store)(double *p, XG_(w) a)
+{
+    _mm256_storeu_pd(p, a.low);
+    _mm256_storeu_pd(p + 4, a.high);
+}
+
+XG__INLINE XG_(v) XG_(narrow)(XG_(w) a)
+{
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm256_cvtpd_ps(a.low)),
+                                _mm256_cvtpd_ps(a.high), 1);
+}
+
+#elif XG__PASS == XG__LEVEL_AVX512
+
+#define XG__LANES 16
+#define XG__MR 14
+#define XG__NV 2
+typedef __m512    XG_(v);
+typedef __mmask16 XG_(m);
+typedef struct XG_(w) { __m512d low, high; } XG_(w);
+
+XG__INLINE XG_(v) XG_(load)(const float *p)                 { return _mm512_loadu_ps(p); }
+XG__INLINE void   XG_(store)(float *p, XG_(v) a)            { _mm512_storeu_ps(p, a); }
+XG__INLINE XG_(v) XG_(set1)(float x)                        { return _mm512_set1_ps(x); }
+XG__INLINE XG_(v) XG_(add)(XG_(v) a, XG_(v) b)              { return _mm512_add_ps(a, b); }
+XG__INLINE XG_(v) XG_(sub)(XG_(v) a, XG_(v) b)              { return _mm512_sub_ps(a, b); }
+XG__INLINE XG_(v) XG_(mul)(XG_(v) a, XG_(v) b)              { return _mm512_mul_ps(a, b); }
+XG__INLINE XG_(v) XG_(div)(XG_(v) a, XG_(v) b)              { return _mm512_div_ps(a, b); }
+XG__INLINE XG_(v) XG_(sqrt)(XG_(v) a)                       { return _mm512_sqrt_ps(a); }
+XG__INLINE XG_(v) XG_(fma)(XG_(v) a, XG_(v) b, XG_(v) c)    { return _mm512_fmadd_ps(a, b, c); }
+XG__INLINE XG_(v) XG_(fnma)(XG_(v) a, XG_(v) b, XG_(v) c)   { return _mm512_fnmadd_ps(a, b, c); }
+XG__INLINE XG_(v) XG_(min)(XG_(v) a, XG_(v) b)              { return _mm512_min_ps(a, b); }
+XG__INLINE XG_(v) XG_(max)(XG_(v) a, XG_(v) b)              { return _mm512_max_ps(a, b); }
+XG__INLINE XG_(m) XG_(less)(XG_(v) a, XG_(v) b)       { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+XG__INLINE XG_(m) XG_(less_equal)(XG_(v) a, XG_(v) b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
+XG__INLINE XG_(v) XG_(select)(XG_(m) m, XG_(v) a, XG_(v) b) { return _mm512_mask_blend_ps(m, b, a); }
+XG__INLINE XG_(v) XG_(scale)(XG_(v) a, XG_(v) n)            { return _mm512_scalef_ps(a, n); }
+
+XG__INLINE XG_(v) XG_(sign_bit)(void)      { return _mm512_set1_ps(-0.0f); }
+XG__INLINE XG_(v) XG_(abs)(XG_(v) a)       { return _mm512_andnot_ps(XG_(sign_bit)(), a); }
+XG__INLINE XG_(v) XG_(neg)(XG_(v) a)       { return _mm512_xor_ps(XG_(sign_bit)(), a); }
+XG__INLINE XG_(v) XG_(copysign)(XG_(v) a, XG_(v) b)
+{
+    return _mm512_or_ps(XG_(abs)(a), _mm512_and_ps(XG_(sign_bit)(), b));
+}
+
+XG__INLINE XG_(m) XG_(first)(size_t n) { return (XG_(m))((1u << n) - 1u); }
+
+XG__INLINE XG_(v) XG_(load_part)(const float *p, size_t n)
+{
+    return _mm512_maskz_loadu_ps(XG_(first)(n), p);
+}
+
+XG__INLINE void XG_(store_part)(float *p, XG_(v) a, size_t n)
+{
+    _mm512_mask_storeu_ps(p, XG_(first)(n), a);
+}
+
+XG__INLINE XG_(v) XG_(exponent)(XG_(v) a)
+{
+    const __m512i u = _mm512_add_epi32(_mm512_castps_si512(a), _mm512_set1_epi32(0x004afb0d));
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_srli_epi32(u, 23), _mm512_set1_epi32(127)));
+}
+
+XG__INLINE XG_(v) XG_(mantissa)(XG_(v) a)
+{
+    const __m512i u = _mm512_add_epi32(_mm512_castps_si512(a), _mm512_set1_epi32(0x004afb0d));
+    const __m512i low = _mm512_and_si512(u, _mm512_set1_epi32(0x007fffff));
+    return _mm512_castsi512_ps(_mm512_add_epi32(low, _mm512_set1_epi32(0x3f3504f3)));
+}
+
+/* First 4 x 4 squares within the quarters of the registers, then the quarters change places. */
+XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to, size_t to_stride)
+{
+    XG_(v) u[16];
+    int i;
+    XG__UNROLL
+    for (i = 0; i < 16; i += 4) {
+        const float *row = from + (size_t)i * from_stride;
+        const XG_(v) r0 = XG_(load)(row), r1 = XG_(load)(row + from_stride);
+        const XG_(v) r2 = XG_(load)(row + 2 * from_stride), r3 = XG_(load)(row + 3 * from_stride);
+        const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(r0, r1));
+        const __m512d b = _mm512_castps_pd(_mm512_unpacklo_ps(r2, r3));
+        const __m512d c = _mm512_castps_pd(_mm512_unpackhi_ps(r0, r1));
+        const __m512d d = _mm512_castps_pd(_mm512_unpackhi_ps(r2, r3));
+        u[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+        u[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+        u[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(c, d));
+        u[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(c, d));
+    }
+    XG__UNROLL
+    for (i = 0; i < 4; i++) {
+        float *row = to + (size_t)i * to_stride;
+        const XG_(v) a = _mm512_shuffle_f32x4(u[i], u[i + 4], 0x88);       /* quarters 0 and 2 */
+        const XG_(v) b = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0x88);
+        const XG_(v) c = _mm512_shuffle_f32x4(u[i], u[i + 4], 0xdd);       /* quarters 1 and 3 */
+        const XG_(v) d = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0xdd);
+        XG_(store)(row, _mm512_shuffle_f32x4(a, b, 0x88));
+        XG_(store)(row + 4 * to_stride, _mm512_shuffle_f32x4(c, d, 0x88));
+        XG_(store)(row + 8 * to_stride, _mm512_shuffle_f32x4(a, b, 0xdd));
+        XG_(store)(row + 12 * to_stride, _mm512_shuffle_f32x4(c, d, 0xdd));
+    }
+}
+
+XG__INLINE XG_(w) XG_(wide_zero)(void)
+{
+    XG_(w) w;
+    w.low = w.high = _mm512_setzero_pd();
+    return w;
+}
+
+XG__INLINE XG_(w) XG_(wide_load)(const float *p)
+{
+    XG_(w) w;
+    w.low = _mm512_cvtps_pd(_mm256_loadu_ps(p));
+    w.high = _mm512_cvtps_pd(_mm256_loadu_ps(p + 8));
+    return w;
+}
+
+XG__INLINE XG_(w) XG_(wide_load_part)(const float *p, size_t n)
+{
+    const XG_(v) a = XG_(load_part)(p, n);
+    XG_(w) w;
+    w.low = _mm512_cvtps_pd(_mm512_castps512_ps256(a));
+    w.high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
+    return w;
+}
+
+XG__INLINE XG_(w) XG_(wide_add)(XG_(w) a, XG_(w) b)
+{
+    a.low = _mm512_add_pd(a.low, b.low);
+    a.high = _mm512_add_pd(a.high, b.high);
+    return a;
+}
+
+XG__INLINE void XG_(wide_store)(double *p, XG_(w) a)
+{
+    _mm512_storeu_pd(p, a.low);
+    _mm512_storeu_pd(p + 8, a.high);
+}
+
+XG__INLINE XG_(v) XG_(narrow)(XG_(w) a)
+{
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(a.low)),
+                              _mm512_cvtpd_ps(a.high), 1);
+}
 
 #endif /* levels */
 

@@ -414,6 +414,7 @@ def third_order_data():
     p = {"conv1.weight": weight(4, 3, 3, rng)}
     p["bn1.weight"] = 1 + 0.3 * torch.randn(4, generator=rng)
     p["bn1.bias"] = 0.3 * torch.randn(4, generator=rng)
+    p["bn1.running_mean"], p["bn1.running_var"] = torch.zeros(4), torch.ones(4)   # not read
     p["conv2.weight"] = weight(5, 4, 3, rng)
     p["fc.weight"] = torch.randn(3, 5 * 5 * 6, generator=rng) * 0.1
     p["fc.bias"] = torch.randn(3, generator=rng) * 0.5

@@ -4,7 +4,7 @@
 
 #include "kit.h"
 
-/* ------------------------------------------------------------------------------------ colours -- */
+/* ----------------------------------------------------------------------------------- colours -- */
 
 unsigned kit_colour(int i)
 {
@@ -26,7 +26,7 @@ void kit_draw_pixel(kit_picture *p, int x, int y, unsigned colour, double opacit
     }
 }
 
-/* ------------------------------------------------------------------------------------- shapes -- */
+/* ------------------------------------------------------------------------------------ shapes -- */
 
 /* The whole pixels that a range of coordinates touches, clipped to [0,limit). */
 static int first_pixel(double from) { return from <= 0 ? 0 : from > 1e6 ? 1000000 : (int)from; }
@@ -110,7 +110,7 @@ void kit_draw_picture(kit_picture *p, const kit_picture *stamp, int x, int y)
     }
 }
 
-/* --------------------------------------------------------------------------------------- text -- */
+/* -------------------------------------------------------------------------------------- text -- */
 
 /* ASCII 32 to 127, twelve letters side by side, each 5 wide and 9 high: seven rows for capitals, two
  * below the line. */

@@ -1,0 +1,531 @@
+/* Tape, memory, errors, readings: what must hold whatever the model. */
+#include "test.h"
+
+static bool in_short_mode(void) { return getenv("XG_TEST_SHORT") != NULL; }
+
+/* ---- a guided training step on a small net, used by many tests ---------------------------------- */
+
+typedef struct trainer {
+    xg_tape   *tape;
+    xg_params *params;
+    xg_rng     rng;
+} trainer;
+
+static xg_tensor *small_net(xg_scope *s, xg_tensor *x)
+{
+    xg_conv_options conv;
+    memset(&conv, 0, sizeof conv);
+    conv.window.kh = conv.window.kw = 3;
+    conv.window.pad = 1;
+    x = xg_conv(s, "conv1", x, 5, &conv);
+    x = xg_relu(xg_batch_norm(s, "bn1", x, NULL));
+    xg_window pool = { 2, 2, 2, 0, 1, 1 };
+    x = xg_maxpool(x, pool);
+    conv.bias = true;
+    x = xg_name(xg_relu(xg_conv(s, "conv2", x, 7, &conv)), "features");
+    x = xg_dropout(s, x, 0.1);
+    return xg_dense(s, "fc", xg_global_avgpool(x), 3, true);
+}
+
+/* One step with a guided map; returns the loss, NaN on failure. */
+static double guided_step(trainer *a, int i)
+{
+    static const int label[4] = { 0, 2, 1, 1 };
+    xg_mark mark = xg_tape_mark(a->tape);
+    xg_scope s = xg_scope_new(a->tape, a->params, &a->rng, true);
+    xg_rng data = xg_rng_seed(100 + (uint64_t)(i % 7));
+    xg_tensor *x = xg_randn(a->tape, xg_shape4(4, 2, 6, 8), &data);
+    xg_tensor *mask = xg_step(xg_randn(a->tape, xg_shape4(4, 1, 6, 8), &data));
+    xg_tensor *logits = small_net(&s, x);
+    xg_guide_options energy;
+    memset(&energy, 0, sizeof energy);
+    xg_tensor *map = xg_input_x_gradient(xg_pick(logits, label), x);
+    xg_tensor *loss = xg_add(xg_cross_entropy(logits, label, NULL),
+                             xg_affine(xg_guide(map, mask, &energy), 0.05, 0));
+    xg_optim adam;
+    memset(&adam, 0, sizeof adam);
+    adam.kind = XG_ADAM;
+    double value = xg_item(loss);
+    if (xg_optim_step(&adam, a->params, loss) != XG_ERR_OK) value = (double)NAN;
+    xg_tape_release(a->tape, mark);
+    return value;
+}
+
+static trainer trainer_new(const xg_config *config)
+{
+    trainer a;
+    a.tape = xg_tape_new(config);
+    a.params = xg_params_new(config);
+    a.rng = xg_rng_seed(1);
+    return a;
+}
+
+static void trainer_free(trainer *a)
+{
+    xg_tape_free(a->tape);
+    xg_params_free(a->params);
+}
+
+/* All weights, in a hash that any changed bit changes. */
+static uint64_t fingerprint(xg_params *params)
+{
+    uint64_t h = 1469598103934665603u;
+    for (int i = 0; i < xg_params_count(params); i++) {
+        const unsigned char *bytes = (const unsigned char *)xg_params_data(params, i);
+        size_t count = xg_shape_size(xg_params_shape(params, i)) * sizeof(xg_real);
+        for (size_t j = 0; j < count; j++) h = (h ^ bytes[j]) * 1099511628211u;
+    }
+    return h;
+}
+
+/* ---- errors ------------------------------------------------------------------------------------ */
+
+static xg_tensor *leaf(xg_tape *t, int n, int c, int h, int w)
+{
+    return xg_leaf(t, xg_shape4(n, c, h, w), NULL);
+}
+
+/* Provokes the error and copies it out. A new code without a case here fails the test. */
+static xg_error provoke(xg_code code)
+{
+    xg_error error;
+    xg_tape *t = xg_tape_new(NULL), *other = xg_tape_new(NULL);
+    xg_params *p = xg_params_new(NULL);
+    xg_tensor *x = leaf(t, 2, 3, 4, 4), *lo, *hi;
+    xg_window bad = { 3, 3, -1, 0, 1, 1 };
+    xg_config tiny;
+    static double room[4096];
+    static const unsigned char numpy_complex[] =
+        "\x93NUMPY\x01\x00\x46\x00"
+        "{'descr': '<c8', 'fortran_order': False, 'shape': (1,), }            \n";
+    memset(&error, 0, sizeof error);
+    memset(&tiny, 0, sizeof tiny);
+    switch (code) {
+    case XG_ERR_MEMORY:
+        xg_tape_free(t);
+        tiny.fixed = room;
+        tiny.fixed_bytes = sizeof room;
+        t = xg_tape_new(&tiny);
+        leaf(t, 100, 100, 1, 1);
+        break;
+    case XG_ERR_SHAPE: xg_add(xg_name(x, "left"), leaf(t, 2, 2, 4, 4)); break;
+    case XG_ERR_ARGUMENT: xg_maxpool(x, bad); break;
+    case XG_ERR_NAME: xg_name(x, "layer4"); xg_find(t, "layr4"); break;
+    case XG_ERR_RULE: xg_bounds(xg_softmax(x), x, x, x, &lo, &hi); break;
+    case XG_ERR_TAPE: xg_add(x, leaf(other, 2, 3, 4, 4)); break;
+    case XG_ERR_NONFINITE: {
+        xg_scope s = xg_scope_new(t, p, NULL, true);
+        xg_rng rng = xg_rng_seed(1);
+        xg_optim sgd;
+        memset(&sgd, 0, sizeof sgd);
+        s.rng = &rng;
+        xg_optim_step(&sgd, p, xg_log(xg_affine(xg_sum(xg_square(xg_dense(&s, "fc", x, 2, true))), -1, 0)));
+        break;
+    }
+    case XG_ERR_IO: xg_params_load(p, "/nowhere/at/all.safetensors", NULL, NULL); break;
+    case XG_ERR_FORMAT: xg_params_parse(p, "not a safetensors file", 22, NULL, NULL); break;
+    case XG_ERR_UNSUPPORTED: xg_npy_parse(t, numpy_complex, sizeof numpy_complex - 1); break;
+    case XG_ERR_OK: case XG_ERR_COUNT: break;
+    }
+    error = *xg_tape_error(t);
+    if (error.code == XG_ERR_OK) error = *xg_params_error(p);
+    xg_tape_free(t);
+    xg_tape_free(other);
+    xg_params_free(p);
+    return error;
+}
+
+static void test_every_error_code_has_a_cause_and_a_sentence(void)
+{
+    for (int code = XG_ERR_OK + 1; code < XG_ERR_COUNT; code++) {
+        xg_error error = provoke((xg_code)code);
+        CHECK_ERROR(&error, (xg_code)code);
+        CHECK(strlen(xg_code_name((xg_code)code)) > 1 && strlen(xg_code_meaning((xg_code)code)) > 5);
+    }
+}
+
+static void test_sentences_name_operation_and_shapes(void)
+{
+    xg_error error = provoke(XG_ERR_SHAPE);
+    CHECK(strstr(error.text, "add") && strstr(error.text, "'left' [2 3 4 4]") &&
+          strstr(error.text, "[2 2 4 4]"));
+    error = provoke(XG_ERR_NAME);
+    CHECK(strstr(error.text, "layr4") && strstr(error.text, "layer4"));
+}
+
+static void test_the_first_error_sticks_and_poison_reads_as_nan(void)
+{
+    xg_tape *t = xg_tape_new(NULL);
+    xg_tensor *x = leaf(t, 1, 2, 3, 4), *good = xg_exp(x);
+    xg_tensor *bad = xg_add(x, leaf(t, 1, 3, 3, 4));
+    CHECK(xg_failed(t));
+    xg_tensor *later = xg_matmul(xg_exp(bad), bad, false, false);
+    xg_error first = *xg_tape_error(t);
+    xg_fail(t, XG_ERR_IO, "second");
+    CHECK(!strcmp(first.text, xg_tape_error(t)->text));
+    CHECK(xg_item(later) != xg_item(later));
+    CHECK(xg_item(good) != xg_item(good));              /* nothing reads as if all were well          */
+    xg_real some[3] = { 1, 2, 3 };
+    CHECK(xg_read(good, some, 3) == 0 && some[2] != some[2]);
+    CHECK(xg_leaf_data(x) == NULL);
+    xg_clear_error(t);
+    CHECK_NEAR(xg_item(good), 1, 0);
+    CHECK(!xg_failed(t));
+    xg_exp(bad);                                        /* poison of before cannot come back          */
+    CHECK_ERROR(xg_tape_error(t), XG_ERR_ARGUMENT);
+    xg_tape_free(t);
+}
+
+static void test_no_tape_is_survived(void)
+{
+    xg_tensor *x = leaf(NULL, 1, 1, 1, 1);
+    xg_tensor *y = xg_relu(xg_add(x, xg_exp(x)));
+    CHECK(y && xg_item(y) != xg_item(y));
+    CHECK(xg_failed(NULL));
+    CHECK_ERROR(xg_tape_error(NULL), XG_ERR_MEMORY);
+    CHECK(xg_item(xg_grad(y, x)) != 0);
+    xg_tape_free(NULL);
+    xg_params_free(NULL);
+}
+
+static void test_unknown_simd_level_is_refused(void)
+{
+    xg_config config;
+    memset(&config, 0, sizeof config);
+    config.simd = "sse9";
+    CHECK(xg_tape_new(&config) == NULL);
+    CHECK(xg_simd_count() >= 1 && !strcmp(xg_simd_name(0), "scalar"));
+    CHECK(xg_simd_name(99) == NULL);
+}
+
+/* ---- memory ------------------------------------------------------------------------------------ */
+
+static void test_mark_and_release(void)
+{
+    xg_tape *t = xg_tape_new(NULL);
+    xg_tensor *x = xg_name(leaf(t, 1, 1, 2, 2), "x");
+    xg_mark mark = xg_tape_mark(t);
+    xg_stats before = xg_tape_stats(t);
+    xg_tensor *y = xg_name(xg_exp(x), "y");
+    xg_name(x, "alias");
+    CHECK(xg_find(t, "y") == y && xg_find(t, "alias") == x);
+    xg_tape_release(t, mark);
+    CHECK(xg_tape_stats(t).bytes == before.bytes && xg_tape_stats(t).nodes == before.nodes);
+    CHECK(xg_find(t, "x") == x && !strcmp(xg_name_of(x), "x"));
+    CHECK_OK(t);
+    xg_find(t, "alias");
+    CHECK_ERROR(xg_tape_error(t), XG_ERR_NAME);
+    xg_tape_reset(t);
+    CHECK(!xg_failed(t) && xg_tape_stats(t).nodes == 0);
+    xg_tape_free(t);
+}
+
+static void test_names_find_the_latest(void)
+{
+    xg_tape *t = xg_tape_new(NULL);
+    xg_tensor *a = xg_name(leaf(t, 1, 1, 1, 1), "u"), *b = xg_name(leaf(t, 1, 1, 1, 1), "u");
+    CHECK(a != b && xg_find(t, "u") == b);
+    xg_tape_free(t);
+}
+
+static void test_memory_is_flat_over_many_guided_steps(void)
+{
+    trainer a = trainer_new(NULL);
+    int steps = in_short_mode() ? 200 : IS_DOUBLE ? 2000 : 10000;
+    for (int i = 0; i < 10; i++) guided_step(&a, i);
+    xg_stats early = xg_tape_stats(a.tape);
+    double loss = 0;
+    for (int i = 10; i < steps; i++) loss = guided_step(&a, i);
+    xg_stats late = xg_tape_stats(a.tape);
+    CHECK_OK(a.tape);
+    CHECK(late.peak == early.peak && late.reserved == early.reserved && late.bytes == early.bytes);
+    CHECK(loss == loss);
+    trainer_free(&a);
+}
+
+/* An allocator that fails from the n-th call on, and counts what was not given back. */
+typedef struct stingy { int calls, allowed, alive; } stingy;
+
+static void *stingy_alloc(void *user, size_t bytes)
+{
+    stingy *s = (stingy *)user;
+    if (s->calls++ >= s->allowed) return NULL;
+    s->alive++;
+    return malloc(bytes);
+}
+
+static void stingy_release(void *user, void *memory)
+{
+    ((stingy *)user)->alive -= memory != NULL;
+    free(memory);
+}
+
+static void test_every_allocation_of_a_training_step_may_fail(void)
+{
+    int reached_end = 0;
+    for (int allowed = 0; allowed < 200 && !reached_end; allowed++) {
+        stingy s = { 0, allowed, 0 };
+        xg_config config;
+        memset(&config, 0, sizeof config);
+        config.alloc = stingy_alloc;
+        config.release = stingy_release;
+        config.memory_user = &s;
+        trainer a = trainer_new(&config);
+        if (a.tape && a.params) {
+            double loss = guided_step(&a, 0);
+            bool failed = loss != loss;
+            if (failed) CHECK(xg_tape_error(a.tape)->code == XG_ERR_MEMORY ||
+                              xg_params_error(a.params)->code == XG_ERR_MEMORY);
+            reached_end = !failed;
+        }
+        trainer_free(&a);
+        CHECK(s.alive == 0);
+    }
+    CHECK(reached_end);
+}
+
+/* The same at every size of a fixed buffer: here each single request is a place to fail. What fails
+ * must leave the weights as they were. */
+static void test_a_step_that_runs_out_of_room_changes_nothing(void)
+{
+    size_t step = in_short_mode() ? 16384 : 2048, most = (size_t)4 << 20;
+    char *room = (char *)malloc(most);
+    int failures = 0, done = 0;
+    for (size_t size = 1024; size < most && !done; size += step) {
+        xg_config config;
+        memset(&config, 0, sizeof config);
+        config.fixed = room;
+        config.fixed_bytes = size;
+        trainer a = trainer_new(NULL);
+        double first = guided_step(&a, 0);              /* creates the weights in ample memory        */
+        uint64_t before = fingerprint(a.params);
+        xg_tape_free(a.tape);
+        a.tape = xg_tape_new(&config);
+        if (!a.tape) { trainer_free(&a); failures++; continue; }
+        double loss = guided_step(&a, 1);
+        if (loss != loss) {
+            CHECK_ERROR(xg_tape_error(a.tape), XG_ERR_MEMORY);
+            CHECK(fingerprint(a.params) == before);
+            failures++;
+        } else {
+            CHECK(fingerprint(a.params) != before);
+            done = 1;
+        }
+        CHECK(first == first);
+        trainer_free(&a);
+    }
+    CHECK(done && failures > 3);
+    free(room);
+}
+
+/* ---- the same bits ------------------------------------------------------------------------------ */
+
+/* Runs tasks backwards, and on pretended workers: order and worker must not matter. */
+static void scrambled_for(void *user, int tasks, void (*run)(void *, int, int), void *context)
+{
+    int workers = *(int *)user;
+    for (int i = tasks - 1; i >= 0; i--) run(context, i, i % workers);
+}
+
+static uint64_t train_bits(const char *simd, int workers)
+{
+    xg_config config;
+    memset(&config, 0, sizeof config);
+    config.simd = simd;
+    config.workers = workers;
+    config.parallel_user = &workers;
+    if (workers > 1) config.parallel_for = scrambled_for;
+    trainer a = trainer_new(&config);
+    for (int i = 0; i < 5; i++) guided_step(&a, i);
+    CHECK_OK(a.tape);
+    uint64_t bits = fingerprint(a.params);
+    trainer_free(&a);
+    return bits;
+}
+
+static void test_same_bits_on_every_level_and_worker_count(void)
+{
+    uint64_t reference = train_bits("scalar", 1);
+    for (int level = 0; level < xg_simd_count(); level++) {
+        for (int workers = 1; workers <= 4; workers++) {
+            CHECK(train_bits(xg_simd_name(level), workers) == reference);
+        }
+    }
+}
+
+/* ---- readings ----------------------------------------------------------------------------------- */
+
+static void test_value_slope_and_curvature(void)
+{
+    xg_tape *t = xg_tape_new(NULL);
+    xg_tensor *x = xg_scalar(t, 0.5);
+    xg_tensor *f = xg_mul(xg_exp(x), xg_square(x));     /* e^x x^2                                    */
+    xg_tensor *slope = xg_grad(f, x), *curvature = xg_grad(slope, x), *third = xg_grad(curvature, x);
+    double e = exp(0.5);
+    CHECK_NEAR(xg_item(f), e * 0.25, TOL(1e-6, 1e-14));
+    CHECK_NEAR(xg_item(slope), e * (0.25 + 1), TOL(1e-6, 1e-14));
+    CHECK_NEAR(xg_item(curvature), e * (0.25 + 2 + 2), TOL(1e-6, 1e-14));
+    CHECK_NEAR(xg_item(third), e * (0.25 + 3 + 6), TOL(1e-6, 1e-14));
+    CHECK_OK(t);
+    xg_tape_free(t);
+}
+
+static void test_gradient_of_an_inner_node(void)
+{
+    xg_tape *t = xg_tape_new(NULL);
+    xg_tensor *x = xg_scalar(t, 3), *u = xg_square(x), *y = xg_mul(u, u), *both[2], *out[2];
+    both[0] = x;
+    both[1] = u;
+    xg_grads(y, NULL, both, 2, NULL, out);
+    CHECK_NEAR(xg_item(out[1]), 18, 1e-6);              /* d u^2 / du = 2u                            */
+    CHECK_NEAR(xg_item(out[0]), 108, 1e-6);             /* and on to x: 4x^3                          */
+    xg_tensor *seed = xg_scalar(t, 0.5);
+    xg_grads(y, seed, &x, 1, NULL, out);
+    CHECK_NEAR(xg_item(out[0]), 54, 1e-6);
+    xg_grads(y, leaf(t, 2, 1, 1, 1), &x, 1, NULL, out);
+    CHECK_ERROR(xg_tape_error(t), XG_ERR_SHAPE);
+    xg_tape_free(t);
+}
+
+/* A net of everything that bounds and splits know. */
+static xg_tensor *readable_net(xg_scope *s, xg_tensor *x, bool bias)
+{
+    xg_conv_options conv;
+    memset(&conv, 0, sizeof conv);
+    conv.window.kh = conv.window.kw = 3;
+    conv.window.pad = 1;
+    conv.bias = bias;
+    xg_window pool = { 3, 3, 2, 1, 1, 1 };
+    x = xg_maxpool(xg_relu(xg_conv(s, "a", x, 4, &conv)), pool);
+    xg_tensor *skip = x;
+    x = xg_add(skip, xg_relu(xg_conv(s, "b", x, 4, &conv)));
+    x = xg_avgpool(xg_affine(x, -0.7, bias ? 0.1 : 0), pool);
+    return xg_dense(s, "fc", x, 3, bias);
+}
+
+static void fill_biases(xg_params *params, xg_rng *rng)
+{
+    for (int i = 0; i < xg_params_count(params); i++) {
+        if (!strstr(xg_params_name(params, i), "bias")) continue;
+        size_t size = xg_shape_size(xg_params_shape(params, i));
+        for (size_t j = 0; j < size; j++) xg_params_data(params, i)[j] = (xg_real)xg_rng_normal(rng) / 4;
+    }
+}
+
+static void test_bounds_contain_the_net(void)           /* oracle O17                                 */
+{
+    xg_tape *t = xg_tape_new(NULL);
+    xg_params *p = xg_params_new(NULL);
+    xg_rng rng = xg_rng_seed(9);
+    xg_scope s = xg_scope_new(t, p, &rng, false);
+    xg_shape shape = xg_shape4(1, 2, 6, 7);
+    xg_tensor *x = xg_randn(t, shape, &rng);
+    readable_net(&s, x, true);
+    fill_biases(p, &rng);
+    xg_tensor *y = readable_net(&s, x, true), *lo, *hi, *at_lo, *at_hi;
+    xg_tensor *radius = xg_affine(xg_abs(xg_randn(t, shape, &rng)), 0.05, 0);
+    xg_bounds(y, x, xg_sub(x, radius), xg_add(x, radius), &lo, &hi);
+    xg_bounds(y, x, x, x, &at_lo, &at_hi);
+    CHECK_OK(t);
+    for (int k = 0; k < 3; k++) {
+        CHECK_NEAR(xg_data(at_lo)[k], xg_data(y)[k], TOL(1e-5, 1e-12));
+        CHECK_NEAR(xg_data(at_hi)[k], xg_data(y)[k], TOL(1e-5, 1e-12));
+    }
+    for (int trial = 0; trial < (in_short_mode() ? 100 : 2000); trial++) {
+        xg_mark mark = xg_tape_mark(t);
+        xg_tensor *to = xg_leaf(t, shape, NULL);
+        for (size_t j = 0; j < xg_size(to); j++) {
+            xg_leaf_data(to)[j] = (xg_real)(2 * xg_rng_uniform(&rng) - 1);
+        }
+        xg_tensor *inside = readable_net(&s, xg_add(x, xg_mul(radius, to)), true);
+        for (int k = 0; k < 3; k++) {
+            CHECK(xg_data(inside)[k] >= xg_data(lo)[k] - (xg_real)1e-5 &&
+                  xg_data(inside)[k] <= xg_data(hi)[k] + (xg_real)1e-5);
+        }
+        xg_tape_release(t, mark);
+    }
+    xg_tape_free(t);
+    xg_params_free(p);
+}
+
+static void test_split_adds_up(void)                    /* oracles O15, O16                           */
+{
+    for (int bias = 0; bias < 2; bias++) {
+        xg_tape *t = xg_tape_new(NULL);
+        xg_params *p = xg_params_new(NULL);
+        xg_rng rng = xg_rng_seed(19);
+        xg_scope s = xg_scope_new(t, p, &rng, false);
+        xg_tensor *x = xg_randn(t, xg_shape4(2, 2, 6, 7), &rng), *beta, *gamma;
+        readable_net(&s, x, bias);
+        fill_biases(p, &rng);
+        xg_tensor *y = readable_net(&s, x, bias);
+        xg_tensor *blob = xg_step(xg_randn(t, xg_shape4(2, 1, 6, 7), &rng));
+        xg_split(y, x, xg_mul(x, blob), &beta, &gamma);
+        CHECK_OK(t);
+        for (int k = 0; k < 6; k++) {
+            CHECK_NEAR(xg_data(beta)[k] + xg_data(gamma)[k], xg_data(y)[k], TOL(1e-5, 1e-12));
+        }
+        xg_split(y, x, x, &beta, &gamma);
+        for (int k = 0; k < 6 && !bias; k++) {          /* all of x, no bias: beta is the output      */
+            CHECK_NEAR(xg_data(beta)[k], xg_data(y)[k], TOL(1e-5, 1e-12));
+            CHECK_NEAR(xg_data(gamma)[k], 0, TOL(1e-5, 1e-12));
+        }
+        xg_tape_free(t);
+        xg_params_free(p);
+    }
+}
+
+static void test_bounds_can_be_trained_through(void)
+{
+    xg_tape *t = xg_tape_new(NULL);
+    xg_rng rng = xg_rng_seed(29);
+    xg_tensor *x = xg_randn(t, xg_shape4(1, 1, 1, 3), &rng), *w = xg_randn(t, xg_shape4(1, 1, 3, 2), &rng);
+    xg_tensor *y = xg_relu(xg_matmul(x, w, false, false)), *lo, *hi;
+    xg_bounds(y, x, xg_affine(x, 1, -0.1), xg_affine(x, 1, 0.1), &lo, &hi);
+    xg_tensor *g = xg_grad(xg_sum(xg_sub(hi, lo)), w);
+    double total = 0;
+    for (size_t i = 0; i < xg_size(g); i++) total += fabs((double)xg_data(g)[i]);
+    CHECK_OK(t);
+    CHECK(total > 0);
+    xg_tape_free(t);
+}
+
+static void test_random_numbers(void)
+{
+    xg_rng a = xg_rng_seed(42), b = xg_rng_seed(42), c = xg_rng_seed(43);
+    CHECK(xg_rng_next(&a) == xg_rng_next(&b) && xg_rng_next(&a) != xg_rng_next(&c));
+    double mean = 0, square = 0;
+    int counts[7] = { 0 }, items[5] = { 0, 1, 2, 3, 4 }, sum = 0;
+    for (int i = 0; i < 70000; i++) {
+        double v = xg_rng_normal(&a);
+        mean += v / 70000;
+        square += v * v / 70000;
+        counts[xg_rng_below(&a, 7)]++;
+    }
+    CHECK(fabs(mean) < 0.02 && fabs(square - 1) < 0.03);
+    for (int i = 0; i < 7; i++) CHECK(abs(counts[i] - 10000) < 500);
+    CHECK(xg_rng_below(&a, 0) == 0 && xg_rng_below(&a, -3) == 0);
+    xg_rng_shuffle(&a, items, 5);
+    for (int i = 0; i < 5; i++) sum += 1 << items[i];
+    CHECK(sum == 31);
+}
+
+TEST_MAIN(
+    TEST(test_every_error_code_has_a_cause_and_a_sentence)
+    TEST(test_sentences_name_operation_and_shapes)
+    TEST(test_the_first_error_sticks_and_poison_reads_as_nan)
+    TEST(test_no_tape_is_survived)
+    TEST(test_unknown_simd_level_is_refused)
+    TEST(test_mark_and_release)
+    TEST(test_names_find_the_latest)
+    TEST(test_memory_is_flat_over_many_guided_steps)
+    TEST(test_every_allocation_of_a_training_step_may_fail)
+    TEST(test_a_step_that_runs_out_of_room_changes_nothing)
+    TEST(test_same_bits_on_every_level_and_worker_count)
+    TEST(test_value_slope_and_curvature)
+    TEST(test_gradient_of_an_inner_node)
+    TEST(test_bounds_contain_the_net)
+    TEST(test_split_adds_up)
+    TEST(test_bounds_can_be_trained_through)
+    TEST(test_random_numbers)
+)
