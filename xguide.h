@@ -1,4 +1,155 @@
-/* xguide.h - train neural networks with explanations.          (manual: to be written by the owner) */
+/* xguide.h 0.1.0 - train neural networks with explanations.      Public domain or MIT (see the end)
+ *
+ * One file. In exactly one source file:
+ *
+ *     #define XG_IMPLEMENTATION
+ *     #include "xguide.h"
+ *
+ * and everywhere else just the #include. It needs a C99 or C++17 compiler, libc and libm.
+ *
+ *
+ * WHAT IT IS
+ *
+ * A network that is right for the wrong reasons fails when the reasons go away: a bird classifier
+ * that looks at the water, a scanner that reads the hospital's tag. The cure is to tell it not only
+ * what is in the picture, but where to look. Its own explanation (which pixels made it say so)
+ * becomes a term of the loss, and training moves both the answer and the reason.
+ *
+ * That needs one thing that small libraries do not have and large ones do badly: the explanation is
+ * itself a derivative, so training through it takes a derivative of a derivative. Here the gradient
+ * is a tensor like any other, made of the same operations, and can be differentiated again, to any
+ * order, exactly, through convolutions, batch norm, pooling and all.
+ *
+ *     logits = net(x)                                  what it says
+ *     map    = x * d logits[label] / dx                why: input times gradient
+ *     loss   = cross_entropy(logits, label)            be right
+ *            + lambda * energy_outside(map, mask)      for the right reasons
+ *     step along d loss / d weights                    which differentiates the map once more
+ *
+ * WHAT IT IS NOT
+ *
+ * Not a general deep-learning framework: every tensor is a batch of pictures, there is no GPU, no
+ * data loader, no image decoder, no ONNX. Not a collection of every explainer ever published. It
+ * never prints, never aborts, never touches a file that you did not name, and has no global state.
+ *
+ *
+ * THIRTY LINES THAT TRAIN WITH GUIDANCE
+ *
+ *     static xg_tensor *net(xg_scope *s, xg_tensor *x)
+ *     {
+ *         xg_cnn_options o = { 0 };
+ *         o.classes = 2;
+ *         return xg_cnn(s, x, &o);                     // a model is a function
+ *     }
+ *
+ *     xg_tape   *tape   = xg_tape_new(NULL);           // owns every tensor of a step
+ *     xg_params *params = xg_params_new(NULL);         // owns the weights, by name
+ *     xg_rng     rng    = xg_rng_seed(1);
+ *     xg_optim   adam   = { XG_ADAM };
+ *
+ *     for (int step = 0; step < steps; step++) {
+ *         xg_mark   mark  = xg_tape_mark(tape);
+ *         xg_scope  scope = xg_scope_new(tape, params, &rng, true);
+ *         xg_tensor *x    = xg_leaf(tape, xg_shape4(n, 3, 64, 64), pixels);
+ *         xg_tensor *mask = xg_leaf(tape, xg_shape4(n, 1, 64, 64), masks);
+ *
+ *         xg_tensor *logits = net(&scope, x);
+ *         xg_tensor *map    = xg_input_x_gradient(xg_pick(logits, label), x);
+ *         xg_guide_options energy = { XG_LOSS_ENERGY };
+ *         xg_tensor *loss   = xg_add(xg_cross_entropy(logits, label, NULL),
+ *                                    xg_affine(xg_guide(map, mask, &energy), lambda, 0));
+ *
+ *         if (xg_optim_step(&adam, params, loss) != XG_ERR_OK) {
+ *             fprintf(stderr, "%s\n", xg_tape_error(tape)->text);
+ *             break;
+ *         }
+ *         xg_tape_release(tape, mark);                 // all tensors of the step are gone
+ *     }
+ *     xg_params_save(params, "model.safetensors", NULL);
+ *
+ *
+ * INDEX        Each number stands here and on its banner: search for "[A5]" to see what there is to
+ *              call, for "[5]" to see how it works.
+ *
+ *   to call            how it works
+ *   [A1]  platform     [1]   types, versions, error codes, random numbers
+ *   [A2]  memory       [2]   configuration, arena, statistics
+ *   [A3]  kernels      [3]   vectors, pointwise, sums, matrix product, convolution; one text
+ *   [A4]  tape         [4]   tensors, marks, errors, leaves, names; emit, the one door
+ *   [A5]  ops          [5]   the list of operations, and a room for each
+ *   [A6]  readings     [6]   gradients, rule tables, interval bounds, decomposition, gradient check
+ *   [A7]  models       [7]   parameters, layers, networks, optimisers
+ *   [A8]  attribute    [8]   explanations: gradient, Grad-CAM, B-cos, integrated gradients
+ *   [A9]  guide        [9]   losses on explanations; masks from boxes
+ *   [A10] measure      [10]  is the explanation in the right place, is the answer right
+ *   [A11] files        [11]  safetensors, npy, checkpoints
+ *
+ * A section uses those above it and never those below.
+ *
+ *
+ * HOW IT WORKS, IN TEN SENTENCES
+ *
+ *  1. Every tensor is n x c x h x w, row-major; a missing axis has extent 1.
+ *  2. Calling an operation runs it at once and records it on the tape of its operands.
+ *  3. To differentiate, the tape is read backwards: each operation has a rule that says, in the
+ *     same operations, what its operands' share of a cotangent is. So gradients land on the same
+ *     tape, and can be differentiated again. There is no list of backward functions.
+ *  4. What a rule says is a table entry. Other tables read the same tape in other ways: guided
+ *     backprop, B-cos explanations. Two more readings walk forwards: interval bounds, contextual
+ *     decomposition. All of them make ordinary tensors.
+ *  5. Memory is an arena: mark, work, release. Nothing is freed one by one, nothing is counted.
+ *  6. The first error stays on the tape as a sentence. Later operations return a poison tensor that
+ *     reads as NaN, so checking once at the end of a step is enough; the optimiser refuses to step.
+ *  7. A model is a function of a scope and a batch; weights are found by name, made on first use.
+ *  8. Layers name their results ("layer3"); attribution finds them by name. No hooks.
+ *  9. Random numbers come from a generator that you hold; the same seed gives the same bits, on one
+ *     thread or many, with AVX-512 or with plain C (wherever fused multiply-add exists).
+ * 10. All of it can be read top to bottom.
+ *
+ *
+ * CONVENTIONS
+ *
+ *   xg_noun_verb for objects, xg_verb for operations, xg__ for what is private, XG_ for macros.
+ *   Options are structs: all zero means the defaults that the comments name.
+ *   Functions that make tensors never return NULL. Text passed in is copied.
+ *   A tape belongs to one thread at a time. Parameters may be read by several tapes in several
+ *   threads while nobody updates them. Values are read through xg_data, never through a field.
+ *   References: "Rao 2023" is Studying How to Efficiently and Effectively Guide Models with
+ *   Explanations (ICCV), "Heo 2023" is Use Perturbations when Learning from Explanations (NeurIPS).
+ *
+ *
+ * OPTIONS AT COMPILE TIME        Define before the #include that has XG_IMPLEMENTATION.
+ *
+ *   XG_DOUBLE            double instead of float, scalar kernels: for proofs (define everywhere)
+ *   XG_STATIC            everything static: a private copy (define everywhere)
+ *   XG_API               what stands before every public declaration; default extern
+ *   XG_NO_SIMD           scalar kernels only; or less: XG_NO_AVX512, _AVX2, _NEON, _WASM
+ *   XG_NO_STDIO          no files: only the parsers that read from memory
+ *   XG_HEADER            the name of this file if it is not "xguide.h" (it includes itself)
+ *   XG_ASSERT(condition) checks of what must hold unless this file is wrong; default nothing
+ *   -fopenmp             the default parallel_for becomes an OpenMP loop; else one thread, or yours
+ *
+ * At run time the environment variable XG_SIMD, or xg_config.simd, forces an instruction set.
+ * -ffast-math is refused: it breaks NaN tests and the promise of equal bits.
+ *
+ *
+ * HOW TO ADD AN OPERATION        Two places, about fifteen lines.
+ *
+ *   1. A row in XG_OPS [A5]: name, number of operands, kind of kernel, whether it has a rule,
+ *      formula.
+ *   2. A room in [5]: the shape rule (checks, sets y->shape), the kernel (fills y->data), the
+ *      public function (emits), and the gradient rule, written in public operations.
+ *      Pointwise operations need only the last two, and a vector expression in [3].
+ *   The compiler names what is missing, and tests/test_ops.c what is untested: every operation is
+ *   checked against finite differences to third order. Ask of a rule: what kind is it?
+ *
+ *     pointwise    g * f'(x), written with operations; may use the result y
+ *     selector     piecewise constant: no rule
+ *     gated        linear in g, a selector in x: relu and gate
+ *     linear pair  the partner: sum_to and expand, slice and pad, gather and scatter
+ *     bilinear     itself with the other operand: mul, matmul
+ *     trilinear    the other two: conv2d, conv2d_dx, conv2d_dw
+ */
 #ifndef XGUIDE_H
 #define XGUIDE_H
 
@@ -110,26 +261,26 @@ typedef struct xg_config {
     int     workers;                               /* default 1 (OpenMP: its maximum)             */
 
     const char *simd;  /* force "scalar", "neon", "wasm", "avx2" or "avx512"; NULL: environment
-                          variable XG_SIMD, else the best that this machine runs                   */
+                          variable XG_SIMD, else the best that this machine runs */
 } xg_config;
 
 /* What a tape used. Bytes are of payload and bookkeeping as handed out by the arena. */
 typedef struct xg_stats {
-    size_t bytes;       /* in use now                                                              */
-    size_t peak;        /* the most that ever was in use at once                                   */
-    size_t reserved;    /* taken from the allocator                                                */
-    size_t nodes;       /* tensors on the tape now                                                 */
-    double flops;       /* multiply-adds x 2 of matmul and convolutions since the tape was made    */
+    size_t bytes;       /* in use now */
+    size_t peak;        /* the most that ever was in use at once */
+    size_t reserved;    /* taken from the allocator */
+    size_t nodes;       /* tensors on the tape now */
+    double flops;       /* multiply-adds x 2 of matmul and convolutions since the tape was made */
 } xg_stats;
 
 /* ============================================================================================== *
  *  [A3] kernels                                                                                  *
  * ============================================================================================== */
 
-XG_API const char *xg_simd_best(void);                /* the level this machine and build run best */
-XG_API int         xg_simd_count(void);               /* how many levels this machine can run      */
-XG_API const char *xg_simd_name(int i);               /* the i-th of them, "scalar" first          */
-XG_API const char *xg_tape_simd(const xg_tape *tape); /* the level that a tape runs                */
+XG_API const char *xg_simd_best(void);               /* the level this machine and build run best */
+XG_API int         xg_simd_count(void);               /* how many levels this machine can run */
+XG_API const char *xg_simd_name(int i);               /* the i-th of them, "scalar" first */
+XG_API const char *xg_tape_simd(const xg_tape *tape); /* the level that a tape runs */
 
 /* ============================================================================================== *
  *  [A4] tape                                                                                     *
@@ -137,10 +288,10 @@ XG_API const char *xg_tape_simd(const xg_tape *tape); /* the level that a tape r
 
 /* A new tape; NULL only when there is no memory for it or config->simd cannot run here. */
 XG_API xg_tape *xg_tape_new(const xg_config *config);
-XG_API void     xg_tape_free(xg_tape *tape);           /* frees everything made on it; NULL is fine */
+XG_API void     xg_tape_free(xg_tape *tape);         /* frees everything made on it; NULL is fine */
 
 /* Everything made after a mark is gone after the release; memory stays reserved for the next step.
- *     xg_mark m = xg_tape_mark(t);  ... one training step ...  xg_tape_release(t, m);             */
+ *     xg_mark m = xg_tape_mark(t);  ... one training step ...  xg_tape_release(t, m); */
 typedef struct xg_mark {           /* opaque */
     void *chunk, *names, *updates;
     size_t used, bytes;
@@ -148,40 +299,51 @@ typedef struct xg_mark {           /* opaque */
 } xg_mark;
 XG_API xg_mark  xg_tape_mark(xg_tape *tape);
 XG_API void     xg_tape_release(xg_tape *tape, xg_mark mark);
-XG_API void     xg_tape_reset(xg_tape *tape);          /* releases everything and clears the error  */
-XG_API xg_stats xg_tape_stats(const xg_tape *tape);    /* see xg_stats                              */
+XG_API void     xg_tape_reset(xg_tape *tape);         /* releases everything and clears the error */
+XG_API xg_stats xg_tape_stats(const xg_tape *tape);    /* see xg_stats */
 
 /* The first error sticks to the tape; later operations return a poison tensor that reads as NaN. */
-XG_API bool            xg_failed(const xg_tape *tape);      /* has anything gone wrong?             */
-XG_API const xg_error *xg_tape_error(const xg_tape *tape);  /* what, first                          */
-XG_API void            xg_clear_error(xg_tape *tape);       /* carry on (after a release)           */
-XG_API void            xg_fail(xg_tape *tape, xg_code code, const char *format, ...); /* for those who
-                          build on top: record an error, printf-style; the first one stays          */
+XG_API bool            xg_failed(const xg_tape *tape);      /* has anything gone wrong? */
+XG_API const xg_error *xg_tape_error(const xg_tape *tape);  /* what, first */
+XG_API void            xg_clear_error(xg_tape *tape);       /* carry on (after a release) */
+/* For those who build on top: records an error, printf-style, unless there is one already. */
+XG_API void            xg_fail(xg_tape *tape, xg_code code, const char *format, ...);
 
-/* Leaves: where data enters. `data` is copied, s.n*s.c*s.h*s.w numbers; NULL gives zeros. */
+/* Leaves: where data enters. Extents below 1 are a SHAPE error. */
+
+/* A tensor of shape s with a copy of the s.n*s.c*s.h*s.w numbers at data; NULL: zeros. */
 XG_API xg_tensor *xg_leaf(xg_tape *tape, xg_shape s, const xg_real *data);
-XG_API xg_tensor *xg_full(xg_tape *tape, xg_shape s, double value);    /* every element = value     */
-XG_API xg_tensor *xg_scalar(xg_tape *tape, double value);              /* shape 1x1x1x1             */
-XG_API xg_tensor *xg_randn(xg_tape *tape, xg_shape s, xg_rng *rng);    /* standard normal leaf      */
-XG_API xg_tensor *xg_one_hot(xg_tape *tape, const int *label, int n, int classes); /* [n,classes,1,1];
-                          a label outside [0,classes) is an ARGUMENT error                          */
+XG_API xg_tensor *xg_full(xg_tape *tape, xg_shape s, double value);    /* every element = value  */
+XG_API xg_tensor *xg_scalar(xg_tape *tape, double value);              /* shape 1x1x1x1          */
+XG_API xg_tensor *xg_randn(xg_tape *tape, xg_shape s, xg_rng *rng);    /* standard normal        */
 
-XG_API xg_shape       xg_shape_of(const xg_tensor *x);  /* its extents (poison: 1,1,1,1)            */
-XG_API size_t         xg_size(const xg_tensor *x);      /* its number of elements                   */
-XG_API xg_tape       *xg_tape_of(const xg_tensor *x);   /* the tape that owns it                    */
-XG_API const xg_real *xg_data(xg_tensor *x);            /* its values, valid until released; on a
-                          failed tape one NaN: check xg_failed before walking further               */
-XG_API xg_real       *xg_leaf_data(xg_tensor *leaf);    /* to write a leaf before it is used; NULL
-                          (and an ARGUMENT error) if x was computed                                 */
-XG_API double         xg_item(xg_tensor *x);            /* the first element; NaN on a failed tape  */
-XG_API size_t         xg_read(xg_tensor *x, xg_real *out, size_t count); /* copies up to count values,
-                          fills with NaN on a failed tape; returns how many x has                   */
+/* [n,classes,1,1]: row i is 1 at label[i]. A label outside [0,classes) is an ARGUMENT error. */
+XG_API xg_tensor *xg_one_hot(xg_tape *tape, const int *label, int n, int classes);
+
+/* Values. On a failed tape they read as NaN. */
+
+XG_API xg_shape       xg_shape_of(const xg_tensor *x);  /* its extents (poison: 1,1,1,1)         */
+XG_API size_t         xg_size(const xg_tensor *x);      /* its number of elements                */
+XG_API xg_tape       *xg_tape_of(const xg_tensor *x);   /* the tape that owns it                 */
+XG_API double         xg_item(xg_tensor *x);            /* the first element                     */
+
+/* All values, in row-major order, valid until x is released. On a failed tape the pointer leads to
+ * one NaN: check xg_failed before walking further. */
+XG_API const xg_real *xg_data(xg_tensor *x);
+
+/* To write a leaf before anything is computed from it. NULL and an ARGUMENT error if x was
+ * computed; NULL on a failed tape. */
+XG_API xg_real       *xg_leaf_data(xg_tensor *leaf);
+
+/* Copies at most count values to out (all NaN on a failed tape); returns how many x has (then
+ * 0). */
+XG_API size_t         xg_read(xg_tensor *x, xg_real *out, size_t count);
 
 /* Names: layers name what they make ("layer3"), so that anyone can find it later on the tape. */
-XG_API xg_tensor *xg_name(xg_tensor *x, const char *name);             /* returns x                 */
+XG_API xg_tensor *xg_name(xg_tensor *x, const char *name);             /* returns x */
 XG_API xg_tensor *xg_find(xg_tape *tape, const char *name);            /* the latest of that name,
-                          else a NAME error that lists near misses                                  */
-XG_API const char *xg_name_of(const xg_tensor *x);                     /* its name, or ""           */
+                          else a NAME error that lists near misses */
+XG_API const char *xg_name_of(const xg_tensor *x);                     /* its name, or "" */
 
 /* ============================================================================================== *
  *  [A5] operations: all differentiable to any order unless marked 'selector' (gradient zero)      *
@@ -189,7 +351,7 @@ XG_API const char *xg_name_of(const xg_tensor *x);                     /* its na
 
 /* 5.0 The list of all primitive operations: X(name, operands, kernel, gradient, formula).
  *     kernel    map: pointwise, zip: broadcasting pair, own: xg__shape_NAME and xg__run_NAME
- *     gradient  rule: xg__vjp_NAME, none: piecewise constant                                       */
+ *     gradient  rule: xg__vjp_NAME, none: piecewise constant */
 #define XG_OPS(X)                                                                                  \
     X(leaf,           0, own, none, "data")                                                        \
     X(exp,            1, map, rule, "e^x")                                                         \
@@ -248,149 +410,167 @@ typedef enum xg_op {
     XG_OP_COUNT
 } xg_op;
 
-XG_API const char *xg_op_name(xg_op op);      /* "conv2d"                                            */
-XG_API const char *xg_op_formula(xg_op op);   /* "T(x,w,.)"                                          */
-XG_API xg_op       xg_op_of(const xg_tensor *x); /* how x was made                                   */
+XG_API const char *xg_op_name(xg_op op);      /* "conv2d" */
+XG_API const char *xg_op_formula(xg_op op);   /* "T(x,w,.)" */
+XG_API xg_op       xg_op_of(const xg_tensor *x); /* how x was made */
 
-/* 5.1 Pointwise: y has the shape of x. */
-XG_API xg_tensor *xg_exp(xg_tensor *x);                            /* e^x                            */
-XG_API xg_tensor *xg_log(xg_tensor *x);                            /* ln x                           */
-XG_API xg_tensor *xg_sqrt(xg_tensor *x);                           /* square root                    */
-XG_API xg_tensor *xg_pow(xg_tensor *x, double p);                  /* x^p, x > 0 (p an integer: any) */
-XG_API xg_tensor *xg_sigmoid(xg_tensor *x);                        /* 1/(1+e^-x)                     */
-XG_API xg_tensor *xg_tanh(xg_tensor *x);                           /* hyperbolic tangent             */
-XG_API xg_tensor *xg_softplus(xg_tensor *x);                       /* ln(1+e^x), stable              */
-XG_API xg_tensor *xg_abs(xg_tensor *x);                            /* |x|, derivative sign(x)        */
-XG_API xg_tensor *xg_affine(xg_tensor *x, double a, double b);     /* a x + b                        */
-XG_API xg_tensor *xg_neg(xg_tensor *x);                            /* -x                             */
-XG_API xg_tensor *xg_square(xg_tensor *x);                         /* x x                            */
-XG_API xg_tensor *xg_relu(xg_tensor *x);                           /* max(x,0), derivative 0 at 0    */
-XG_API xg_tensor *xg_clamp(xg_tensor *x, double lo, double hi);    /* derivative 1 at both ends      */
-XG_API xg_tensor *xg_sign(xg_tensor *x);                           /* -1, 0, 1          (selector)   */
-XG_API xg_tensor *xg_step(xg_tensor *x);                           /* 1 where x > 0     (selector)   */
+/* All of these return a new tensor on the operands' tape. They fail with SHAPE when extents do
+ * not fit, ARGUMENT when a number is out of range, MEMORY, or TAPE when operands' tapes differ;
+ * then the result is poison. "Selector" marks what is piecewise constant: its gradient is zero. */
 
-/* 5.2 Binary, broadcasting: each axis of a and b is equal or 1. */
-XG_API xg_tensor *xg_add(xg_tensor *a, xg_tensor *b);              /* a + b                          */
-XG_API xg_tensor *xg_sub(xg_tensor *a, xg_tensor *b);              /* a - b                          */
-XG_API xg_tensor *xg_mul(xg_tensor *a, xg_tensor *b);              /* a b                            */
-XG_API xg_tensor *xg_div(xg_tensor *a, xg_tensor *b);              /* a / b                          */
-XG_API xg_tensor *xg_max(xg_tensor *a, xg_tensor *b);              /* larger; a tie belongs to a     */
-XG_API xg_tensor *xg_min(xg_tensor *a, xg_tensor *b);              /* smaller; a tie belongs to a    */
-XG_API xg_tensor *xg_less(xg_tensor *a, xg_tensor *b);             /* 1 where a < b     (selector)   */
-XG_API xg_tensor *xg_gate(xg_tensor *g, xg_tensor *x);             /* g where x > 0, else 0; linear in
-                                                                      g, a selector in x             */
+/* 5.1 Pointwise: the result has the shape of x. */
+XG_API xg_tensor *xg_exp(xg_tensor *x);                          /* e^x */
+XG_API xg_tensor *xg_log(xg_tensor *x);                          /* ln x */
+XG_API xg_tensor *xg_sqrt(xg_tensor *x);                      /* square root; steep at 0: add eps */
+XG_API xg_tensor *xg_pow(xg_tensor *x, double p);              /* x^p; x > 0, or p a whole number */
+XG_API xg_tensor *xg_sigmoid(xg_tensor *x);                      /* 1/(1+e^-x) */
+XG_API xg_tensor *xg_tanh(xg_tensor *x);                         /* hyperbolic tangent */
+XG_API xg_tensor *xg_softplus(xg_tensor *x);                     /* ln(1+e^x), without overflow */
+XG_API xg_tensor *xg_abs(xg_tensor *x);                        /* |x|; derivative sign(x), 0 at 0 */
+XG_API xg_tensor *xg_affine(xg_tensor *x, double a, double b);   /* a x + b */
+XG_API xg_tensor *xg_neg(xg_tensor *x);                          /* -x */
+XG_API xg_tensor *xg_square(xg_tensor *x);                       /* x x */
+XG_API xg_tensor *xg_relu(xg_tensor *x);                         /* max(x,0); derivative 0 at 0 */
+XG_API xg_tensor *xg_clamp(xg_tensor *x, double lo, double hi);  /* derivative 1 at lo and hi */
+XG_API xg_tensor *xg_sign(xg_tensor *x);                         /* -1, 0 or 1; selector */
+XG_API xg_tensor *xg_step(xg_tensor *x);                       /* 1 where x > 0, else 0; selector */
+
+/* 5.2 Pairs. Each axis of a and b is equal, or 1 in one of them and repeats: the result has the
+ *     larger extent. Gradients are summed back to the operand's own shape. */
+XG_API xg_tensor *xg_add(xg_tensor *a, xg_tensor *b);            /* a + b */
+XG_API xg_tensor *xg_sub(xg_tensor *a, xg_tensor *b);            /* a - b */
+XG_API xg_tensor *xg_mul(xg_tensor *a, xg_tensor *b);            /* a b */
+XG_API xg_tensor *xg_div(xg_tensor *a, xg_tensor *b);            /* a / b */
+XG_API xg_tensor *xg_max(xg_tensor *a, xg_tensor *b);           /* the larger; a tie belongs to a */
+XG_API xg_tensor *xg_min(xg_tensor *a, xg_tensor *b);          /* the smaller; a tie belongs to a */
+XG_API xg_tensor *xg_less(xg_tensor *a, xg_tensor *b);           /* 1 where a < b; selector */
+XG_API xg_tensor *xg_gate(xg_tensor *g, xg_tensor *x);           /* g where x > 0, else 0; linear in
+                                                                    g, a selector in x */
 
 /* 5.3 Shape. */
-XG_API xg_tensor *xg_sum_to(xg_tensor *x, xg_shape s);             /* sums each axis that is 1 in s  */
-XG_API xg_tensor *xg_expand(xg_tensor *x, xg_shape s);             /* repeats each axis that is 1    */
-XG_API xg_tensor *xg_reshape(xg_tensor *x, xg_shape s);            /* same elements, same order      */
-XG_API xg_tensor *xg_permute(xg_tensor *x, int n, int c, int h, int w); /* axis i of y is axis (n,c,h,w)
-                                                                      [i] of x: (0,1,3,2) transposes */
-XG_API xg_tensor *xg_flip(xg_tensor *x, bool n, bool c, bool h, bool w); /* reverses those axes      */
-XG_API xg_tensor *xg_slice(xg_tensor *x, xg_shape from, xg_shape s);    /* the box of extents s that
-                                                                      starts at from (0-based)       */
-XG_API xg_tensor *xg_pad(xg_tensor *x, xg_shape from, xg_shape s);  /* x placed at from in zeros of s */
-XG_API xg_tensor *xg_concat(xg_tensor *a, xg_tensor *b, int axis); /* along axis 0..3                */
-XG_API xg_tensor *xg_sum(xg_tensor *x);                            /* over everything: 1x1x1x1       */
-XG_API xg_tensor *xg_mean(xg_tensor *x);                           /* over everything: 1x1x1x1       */
-XG_API xg_tensor *xg_mean_to(xg_tensor *x, xg_shape s);            /* like xg_sum_to, divided        */
-XG_API xg_tensor *xg_dot(xg_tensor *a, xg_tensor *b);              /* sum of a b: 1x1x1x1            */
-XG_API xg_tensor *xg_flatten(xg_tensor *x);                        /* [n, c*h*w, 1, 1]               */
+XG_API xg_tensor *xg_sum_to(xg_tensor *x, xg_shape s);          /* sums every axis that is 1 in s */
+XG_API xg_tensor *xg_mean_to(xg_tensor *x, xg_shape s);          /* the same, as a mean */
+XG_API xg_tensor *xg_expand(xg_tensor *x, xg_shape s);           /* repeats axes of extent 1 to s */
+XG_API xg_tensor *xg_reshape(xg_tensor *x, xg_shape s);          /* same elements, same order */
+XG_API xg_tensor *xg_flatten(xg_tensor *x);                      /* [n, c*h*w, 1, 1] */
+XG_API xg_tensor *xg_sum(xg_tensor *x);                          /* of everything: 1x1x1x1 */
+XG_API xg_tensor *xg_mean(xg_tensor *x);                         /* of everything: 1x1x1x1 */
+XG_API xg_tensor *xg_dot(xg_tensor *a, xg_tensor *b);            /* sum of a b: 1x1x1x1 */
+XG_API xg_tensor *xg_concat(xg_tensor *a, xg_tensor *b, int axis);      /* joined along axis 0..3 */
+XG_API xg_tensor *xg_flip(xg_tensor *x, bool n, bool c, bool h, bool w); /* reverses those axes */
 
-/* 5.4 Matrix product of the last two axes, batched over n and c (which broadcast):
- *     y[n,c,i,j] = sum_k A[n,c,i,k] B[n,c,k,j],  A = a or its transpose, B likewise.              */
+/* Axis i of the result is axis (n,c,h,w)[i] of x: (0,1,3,2) transposes every plane. */
+XG_API xg_tensor *xg_permute(xg_tensor *x, int n, int c, int h, int w);
+
+/* The box of extents s that starts at `from`, counted from 0; and x placed at `from` in zeros of
+ * s. */
+XG_API xg_tensor *xg_slice(xg_tensor *x, xg_shape from, xg_shape s);
+XG_API xg_tensor *xg_pad(xg_tensor *x, xg_shape from, xg_shape s);
+
+/* 5.4 Matrix product of the last two axes, batched over n and c, which broadcast:
+ *         y[n,c,i,j] = sum_k A[n,c,i,k] B[n,c,k,j],   A = a or its transpose, B likewise. */
 XG_API xg_tensor *xg_matmul(xg_tensor *a, xg_tensor *b, bool transpose_a, bool transpose_b);
 
-/* 5.5 The convolution trio: one trilinear form T(x,w,g) = <g, conv(x,w)> with one argument left
- *     out; each is the derivative of the other two. w is [o, c/groups, kh, kw]. */
+/* 5.5 The convolution trio. One trilinear form T(x,w,g) = <g, conv(x,w)> with one argument left
+ *     out: each is the derivative of the other two. x is [n,c,h,w], w [o,c/groups,kh,kw] and g,
+ *     the result of conv2d, [n,o,oh,ow] with oh = (h + 2 pad - dilation (kh-1) - 1)/stride + 1. */
 typedef struct xg_window {
-    int kh, kw;      /* kernel extents; default 1 (taken from w by the convolutions)                */
-    int stride;      /* default 1                                                                   */
-    int pad;         /* zeros on every side; default 0                                              */
-    int dilation;    /* default 1                                                                   */
-    int groups;      /* default 1                                                                   */
+    int kh, kw;      /* kernel extents, for pooling; default 1. Convolutions take them from w */
+    int stride;      /* default 1 */
+    int pad;         /* zeros on every side; default 0 */
+    int dilation;    /* default 1 */
+    int groups;      /* default 1 */
 } xg_window;
-XG_API xg_tensor *xg_conv2d(xg_tensor *x, xg_tensor *w, xg_window k);
-XG_API xg_tensor *xg_conv2d_dx(xg_tensor *w, xg_tensor *g, xg_window k, xg_shape x); /* shaped like x */
-XG_API xg_tensor *xg_conv2d_dw(xg_tensor *x, xg_tensor *g, xg_window k, xg_shape w); /* shaped like w */
+XG_API xg_tensor *xg_conv2d(xg_tensor *x, xg_tensor *w, xg_window k);             /* shaped as g */
+XG_API xg_tensor *xg_conv2d_dx(xg_tensor *w, xg_tensor *g, xg_window k, xg_shape x);  /* shaped x */
+XG_API xg_tensor *xg_conv2d_dw(xg_tensor *x, xg_tensor *g, xg_window k, xg_shape w);  /* shaped w */
 
-/* 5.6 Windows. Average pooling counts the padded zeros in its divisor kh*kw. */
+/* 5.6 Windows. Average pooling counts padded zeros: its divisor is always kh*kw. In max pooling the
+ *     padding never wins, and the first maximum of a window takes its gradient. */
 XG_API xg_tensor *xg_avgpool(xg_tensor *x, xg_window k);
-XG_API xg_tensor *xg_avgpool_t(xg_tensor *g, xg_window k, xg_shape x);   /* its transpose            */
-XG_API xg_tensor *xg_argpool(xg_tensor *x, xg_window k);   /* where in the h*w plane each window's
-                                                first maximum stands            (selector)           */
-XG_API xg_tensor *xg_maxpool(xg_tensor *x, xg_window k);   /* gather(x, argpool(x)); padding never wins */
-XG_API xg_tensor *xg_global_avgpool(xg_tensor *x);         /* [n,c,1,1]                              */
-XG_API xg_tensor *xg_upsample(xg_tensor *x, int h, int w); /* bilinear, half-pixel centres, edges clamp
-                                                (align_corners = false); also shrinks                */
-XG_API xg_tensor *xg_upsample_t(xg_tensor *g, xg_shape x); /* its transpose                          */
+XG_API xg_tensor *xg_avgpool_t(xg_tensor *g, xg_window k, xg_shape x);   /* its transpose */
+XG_API xg_tensor *xg_argpool(xg_tensor *x, xg_window k);   /* where in its h*w plane each window's
+                                                              maximum stands; selector */
+XG_API xg_tensor *xg_maxpool(xg_tensor *x, xg_window k);   /* gather(x, argpool(x)) */
+XG_API xg_tensor *xg_global_avgpool(xg_tensor *x);         /* [n,c,1,1] */
 
-/* 5.7 Selection. Indices are stored as numbers and count within an h*w plane. */
-XG_API xg_tensor *xg_gather(xg_tensor *x, xg_tensor *index);   /* y[n,c,p] = x[n,c,index[n,c,p]], shaped
-                                                like index (whose n and c may be 1)                  */
-XG_API xg_tensor *xg_scatter(xg_tensor *g, xg_tensor *index, xg_shape x); /* its transpose: adds     */
-XG_API xg_tensor *xg_argmax(xg_tensor *x);                 /* first best channel, [n,1,h,w] (selector) */
-XG_API xg_tensor *xg_max_to(xg_tensor *x, xg_shape s);     /* maximum over each axis that is 1 in s;
-                                                ties share the gradient equally                      */
-XG_API xg_tensor *xg_topk_threshold(xg_tensor *x, int k);  /* [n,1,1,1]: midway between the k-th and the
-                                                (k+1)-th largest value of each sample (selector)     */
-XG_API xg_tensor *xg_pick(xg_tensor *logits, const int *label); /* [n,1,1,1]: logits[i, label[i]] of
-                                                [n,k,1,1]                                            */
+/* Bilinear interpolation to h x w at half-pixel centres, edges repeated (align_corners = false). */
+XG_API xg_tensor *xg_upsample(xg_tensor *x, int h, int w);
+XG_API xg_tensor *xg_upsample_t(xg_tensor *g, xg_shape x);               /* its transpose */
 
-/* 5.8 Fused: expressions with a kernel of their own, their rules again in operations. */
-XG_API xg_tensor *xg_softmax(xg_tensor *x);                /* over channels                          */
-XG_API xg_tensor *xg_log_softmax(xg_tensor *x);            /* over channels                          */
-XG_API xg_tensor *xg_normalise(xg_tensor *x, xg_shape s, double eps); /* (x - mean)/sqrt(var + eps), mean
-                                                and biased variance over the axes that are 1 in s    */
+/* 5.7 Selection. An index is a number stored as a number; it counts within an h*w plane. The n
+ *     and c of an index tensor may be 1: the same selection for every sample, every channel. */
+XG_API xg_tensor *xg_gather(xg_tensor *x, xg_tensor *index);        /* y[n,c,p] = x[n,c,index[p]] */
+XG_API xg_tensor *xg_scatter(xg_tensor *g, xg_tensor *index, xg_shape x); /* its transpose: adds */
+XG_API xg_tensor *xg_argmax(xg_tensor *x);             /* [n,1,h,w]: first best channel; selector */
+XG_API xg_tensor *xg_max_to(xg_tensor *x, xg_shape s);    /* maximum over every axis that is 1 in s;
+                                                              ties share the gradient equally */
+/* [n,1,1,1]: midway between the k-th and the (k+1)-th largest number of each sample; selector. */
+XG_API xg_tensor *xg_topk_threshold(xg_tensor *x, int k);
+/* [n,1,1,1]: logits[i, label[i]] of logits [n,k,1,1]. A bad label is an ARGUMENT error. */
+XG_API xg_tensor *xg_pick(xg_tensor *logits, const int *label);
+
+/* 5.8 Normalising and scoring. */
+XG_API xg_tensor *xg_softmax(xg_tensor *x);                /* over channels */
+XG_API xg_tensor *xg_log_softmax(xg_tensor *x);            /* over channels */
+/* (x - mean) / sqrt(variance + eps); mean and biased variance over every axis that is 1 in s. */
+XG_API xg_tensor *xg_normalise(xg_tensor *x, xg_shape s, double eps);
+/* Of logits [n,k,1,1] against labels [n]: the mean over n; with class_weight [k] the weighted mean
+ * sum w_y l / sum w_y. Scalar. */
 XG_API xg_tensor *xg_cross_entropy(xg_tensor *logits, const int *label, const double *class_weight);
-                                             /* logits [n,k,1,1]; mean over n, or the weighted mean
-                                                sum w_y l / sum w_y when class_weight[k] is given    */
-XG_API xg_tensor *xg_bce_with_logits(xg_tensor *logits, xg_tensor *target); /* mean over everything of
-                                                max(z,0) - z t + ln(1 + e^-|z|)                      */
+/* Mean over everything of max(z,0) - z t + ln(1 + e^-|z|). Scalar. */
+XG_API xg_tensor *xg_bce_with_logits(xg_tensor *logits, xg_tensor *target);
 
-/* Control. */
-XG_API xg_tensor *xg_detach(xg_tensor *x);   /* x as a constant: no reading passes                    */
-XG_API xg_tensor *xg_barrier(xg_tensor *x);  /* identity; constant only to the explain rules: B-cos
-                                                dynamic weights (Rao et al. 2023, 3.1)               */
+/* 5.9 Control. */
+XG_API xg_tensor *xg_detach(xg_tensor *x);   /* x as a constant: no reading passes */
+/* x, constant only to readings under explain rules: how the dynamic weight of a B-cos unit is held
+ * still while an explanation is made, yet trained through afterwards (Rao 2023, 3.1). */
+XG_API xg_tensor *xg_barrier(xg_tensor *x);
 
 /* ============================================================================================== *
  *  [A6] readings                                                                                 *
  * ============================================================================================== */
 
-/* A rule: given y, the index i of one of its operands and the cotangent g of y, the cotangent of
- * that operand as an expression in operations; NULL stands for zero. */
+/* A rule: given y, the index i of one of its operands and the cotangent g of y (shaped like y), the
+ * cotangent of that operand as an expression in operations; NULL stands for zero. The result may
+ * have the shape of a broadcast: the sweep sums it back. */
 typedef xg_tensor *(*xg_vjp)(xg_tensor *y, int i, xg_tensor *g);
 
 /* How to read a tape backwards: one rule for each operation. Take a table, replace entries, read
  * with it; rules make ordinary tensors, so whatever is read can be differentiated again. */
 typedef struct xg_rules { xg_vjp vjp[XG_OP_COUNT]; } xg_rules;
 
-XG_API xg_rules xg_rules_plain(void);    /* the derivative                                           */
-XG_API xg_rules xg_rules_explain(void);  /* barriers are constants: B-cos contribution maps          */
-XG_API xg_rules xg_rules_guided(void);   /* ReLU also drops negative cotangents (Springenberg 2015)  */
-XG_API xg_rules xg_rules_deconv(void);   /* ReLU gates the cotangent by itself (Zeiler 2014)         */
+XG_API xg_rules xg_rules_plain(void);    /* the derivative */
+XG_API xg_rules xg_rules_explain(void); /* barriers are constants: B-cos contributions (Rao 2023) */
+XG_API xg_rules xg_rules_guided(void);  /* ReLU drops negative cotangents too (Springenberg 2015) */
+XG_API xg_rules xg_rules_deconv(void);   /* ReLU applied to the cotangent alone (Zeiler 2014) */
 
-/* d sum(y) / dx, shaped like x (zeros where y does not depend on x). */
+/* d sum(y) / dx, shaped like x; zeros where y does not depend on x. Differentiable. */
 XG_API xg_tensor *xg_grad(xg_tensor *y, xg_tensor *x);
 
-/* The same for several x at once: out[i] = d <seed, y> / d x[i]. seed NULL: ones. rules NULL: plain. */
+/* The same for several x in one sweep: out[i] = d <seed, y> / d x[i].
+ * seed: shaped like y, NULL for ones. rules: NULL for the derivative. */
 XG_API void xg_grads(xg_tensor *y, xg_tensor *seed, xg_tensor *const *x, int count,
                      const xg_rules *rules, xg_tensor **out);
 
-/* Interval bounds (Gowal et al. 2018; Heo et al. 2023, IBP-Ex): for every x in [lo,hi], y lies within
- * [out_lo, out_hi]. A RULE error names an operation that has no bound rule. */
+/* Interval bounds: for every x between lo and hi (both shaped like x), y lies between *out_lo
+ * and *out_hi (Gowal 2018; IBP-Ex of Heo 2023). Knows affine maps, products with constants,
+ * convolution, pooling and monotone functions; anything else between x and y is a RULE error
+ * that names it. */
 XG_API void xg_bounds(xg_tensor *y, xg_tensor *x, xg_tensor *lo, xg_tensor *hi,
                       xg_tensor **out_lo, xg_tensor **out_hi);
 
-/* Contextual decomposition (Murdoch et al. 2018; Rieger et al. 2020, CDEP): splits y into the part
- * `beta` that comes from part of x (a tensor like x) and the rest, gamma; beta + gamma = y. */
+/* Contextual decomposition (Murdoch 2018; CDEP, Rieger 2020): splits y into beta, what comes
+ * from `part` of x (shaped like x, say x times a mask), and gamma, the rest; beta + gamma = y.
+ * Knows ReLU nets of convolution, dense, addition, pooling; anything else is a RULE error that
+ * names it. */
 XG_API void xg_split(xg_tensor *y, xg_tensor *x, xg_tensor *part,
                      xg_tensor **beta, xg_tensor **gamma);
 
-/* Gradient check. `f` builds any tensor from `count` inputs on their tape. For each order 1..orders
- * the derivative along random directions is compared with central differences; returns the worst
- * relative error |a - b| / max(1, |a|, |b|). Meant for XG_DOUBLE builds; rng picks directions.
- * step 0 means 1e-5. Leaves the tape as it found it. */
+/* Checks derivatives. f builds a tensor of any shape from `count` (at most 16) inputs on their
+ * tape. For every order from 1 to `orders` (at most 4) the derivative along random directions is
+ * compared with a central difference of the order below. Returns the worst |a - b| / max(1, |a|,
+ * |b|); NaN on failure. For XG_DOUBLE builds; step 0 means 1e-5. Leaves the tape as it was. */
 typedef xg_tensor *(*xg_function)(xg_tensor *const *x, int count, void *user);
 XG_API double xg_gradcheck(xg_function f, void *user, xg_tensor *const *x, int count, int orders,
                            double step, xg_rng *rng);
@@ -399,209 +579,235 @@ XG_API double xg_gradcheck(xg_function f, void *user, xg_tensor *const *x, int c
  *  [A7] models                                                                                   *
  * ============================================================================================== */
 
-/* 7.1 Parameters: found by name, created on first use, long-lived. A store may serve several tapes
- *     in several threads as long as nobody updates it meanwhile. NULL when there is no memory. */
-XG_API xg_params      *xg_params_new(const xg_config *config);
-XG_API void            xg_params_free(xg_params *params);
-XG_API const xg_error *xg_params_error(const xg_params *params);  /* sticky, like a tape's           */
-XG_API void            xg_params_clear_error(xg_params *params);
+/* 7.1 Parameters: numbers with names, that outlive tapes. A store may serve several tapes in
+ *     several threads while nobody updates it. Its first error sticks, like a tape's. */
+XG_API xg_params      *xg_params_new(const xg_config *config);    /* NULL: no memory */
+XG_API void            xg_params_free(xg_params *params);         /* NULL is fine */
+XG_API xg_params      *xg_params_clone(const xg_params *params);  /* values, no optimiser state */
+XG_API const xg_error *xg_params_error(const xg_params *params);  /* what went wrong first */
+XG_API void            xg_params_clear_error(xg_params *params);  /* carry on */
 
-XG_API int         xg_params_count(const xg_params *params);          /* weights and buffers         */
-XG_API const char *xg_params_name(const xg_params *params, int i);    /* "layer1.0.conv1.weight"     */
-XG_API xg_shape    xg_params_shape(const xg_params *params, int i);
-XG_API xg_real    *xg_params_data(xg_params *params, int i);          /* its values, writable        */
-XG_API bool        xg_params_trainable(const xg_params *params, int i); /* false: a buffer, or frozen */
-XG_API int         xg_params_find(const xg_params *params, const char *name);  /* index or -1        */
-XG_API int         xg_params_add(xg_params *params, const char *name, xg_shape s, bool trainable);
-                                    /* index of a new zero entry, or of the old one of that name and
-                                       shape; -1 and an error when shapes differ or memory is short  */
-XG_API void        xg_params_freeze(xg_params *params, const char *prefix, bool frozen); /* entries whose
-                                       names start so are (not) updated; "" means all                */
-XG_API size_t      xg_params_size(const xg_params *params);           /* trainable numbers           */
-XG_API xg_params  *xg_params_clone(const xg_params *params);          /* values, no optimiser state  */
+/* Entries, numbered in the order in which they came: weights, and buffers that are not trained. */
+XG_API int         xg_params_count(const xg_params *params);            /* how many */
+XG_API const char *xg_params_name(const xg_params *params, int i);     /* "layer1.0.conv1.weight" */
+XG_API xg_shape    xg_params_shape(const xg_params *params, int i);     /* its extents */
+XG_API xg_real    *xg_params_data(xg_params *params, int i);        /* its values, to read, write */
+XG_API bool        xg_params_trainable(const xg_params *params, int i); /* no buffer, not frozen */
+XG_API int         xg_params_find(const xg_params *params, const char *name);   /* number, or -1 */
+XG_API size_t      xg_params_size(const xg_params *params);           /* trainable numbers in all */
 
-/* Where a model is being built: the tape, the weights, the mode, and a name prefix. */
+/* Number of a new entry of zeros, or of the old one with that name and shape. -1 and an error on
+ * the store when the shapes differ or memory is short. */
+XG_API int  xg_params_add(xg_params *params, const char *name, xg_shape s, bool trainable);
+/* Weights whose names start with prefix are (frozen) left alone by optimisers; "" means all. */
+XG_API void xg_params_freeze(xg_params *params, const char *prefix, bool frozen);
+
+/* Where a model is being built: tape, weights, mode, and the prefix of names. */
 typedef struct xg_scope {
     xg_tape   *tape;
     xg_params *params;
-    xg_rng    *rng;          /* draws initial weights and dropout masks                               */
-    bool       train;        /* batch statistics, dropout on                                          */
-    void      *user;         /* for a model function of yours                                         */
-    char       prefix[96];   /* "layer1.0." while inside that block                                   */
+    xg_rng    *rng;          /* draws first weights and dropout masks */
+    bool       train;        /* batch statistics and dropout on */
+    void      *user;         /* for your model functions */
+    char       prefix[96];   /* "layer1.0." while inside that block */
 } xg_scope;
 
 XG_API xg_scope xg_scope_new(xg_tape *tape, xg_params *params, xg_rng *rng, bool train);
-XG_API xg_scope xg_in(const xg_scope *s, const char *name);            /* the scope "prefix.name."    */
-XG_API xg_scope xg_in_at(const xg_scope *s, const char *name, int i);  /* "prefix.name.i."            */
+XG_API xg_scope xg_in(const xg_scope *s, const char *name);            /* inside "prefix.name." */
+XG_API xg_scope xg_in_at(const xg_scope *s, const char *name, int i);  /* inside "prefix.name.i." */
 
-/* A model is a function of a scope and a batch. */
+/* A model: from a batch to logits. It is called anew for every batch. */
 typedef xg_tensor *(*xg_net)(xg_scope *s, xg_tensor *x);
 
-/* How a weight starts. fan is (c h w) of its shape; gain multiplies. */
+/* How a weight starts; fan_in is c*h*w of its shape, fan_out n*h*w. */
 typedef enum xg_init {
     XG_INIT_ZERO, XG_INIT_ONE, XG_INIT_IDENTITY,
-    XG_INIT_KAIMING,          /* normal, sqrt(2/fan_in): the default of weights                       */
-    XG_INIT_KAIMING_FAN_OUT,  /* normal, sqrt(2/fan_out)                                              */
-    XG_INIT_XAVIER,           /* uniform, sqrt(6/(fan_in+fan_out))                                    */
-    XG_INIT_LECUN_UNIFORM     /* uniform, 1/sqrt(fan_in): PyTorch's default                           */
+    XG_INIT_KAIMING,          /* normal, sqrt(2/fan_in) */
+    XG_INIT_KAIMING_FAN_OUT,  /* normal, sqrt(2/fan_out) */
+    XG_INIT_XAVIER,           /* uniform, +-sqrt(6/(fan_in+fan_out)) */
+    XG_INIT_LECUN_UNIFORM     /* uniform, +-1/sqrt(fan_in): PyTorch's default */
 } xg_init;
 
-/* The weight "prefix + name" as a leaf; created (trainable) on first use. One leaf a tape. */
-XG_API xg_tensor *xg_param(xg_scope *s, const char *name, xg_shape shape, xg_init init, double gain);
+/* The weight "prefix + name" as a leaf, made on first use; one leaf a tape, however often it is
+ * asked for. SHAPE error if it exists with other extents. */
+XG_API xg_tensor *xg_param(xg_scope *s, const char *name, xg_shape shape, xg_init init,
+                           double gain);
 /* The same for numbers that are not trained (running statistics). */
 XG_API xg_tensor *xg_buffer(xg_scope *s, const char *name, xg_shape shape, xg_init init);
-/* The leaves of all trainable parameters that the tape has used, in store order; returns how many,
- * writes up to max. */
+/* The leaves of the trainable weights that this tape has used, in store order. Writes at most max,
+ * returns how many there are. */
 XG_API int xg_params_leaves(xg_params *params, xg_tape *tape, xg_tensor **out, int max);
 
-/* 7.2 Layers. Names as in PyTorch: NAME.weight, NAME.bias, NAME.running_mean, NAME.running_var.
- *     Every layer takes a scope, its name, the input; zero options are the usual layer. */
+/* 7.2 Layers take a scope, the layer's name, the input. Weights are called as in PyTorch:
+ *     NAME.weight, NAME.bias, NAME.running_mean, NAME.running_var. Options may be NULL. */
 typedef struct xg_conv_options {
-    xg_window window;         /* kh, kw, stride, pad, dilation, groups                                */
-    bool      bias;           /* add a bias                                                           */
-    xg_init   init;           /* 0 (zero) means Kaiming unless zero_init                              */
-    double    gain;           /* multiplies the initial standard deviation; default 1                 */
-    bool      zero_init;      /* really start at zero                                                 */
+    xg_window window;         /* kh, kw, stride, pad, dilation, groups */
+    bool      bias;           /* add a bias, one a channel */
+    xg_init   init;           /* default Kaiming */
+    double    gain;           /* multiplies the first standard deviation; default 1 */
+    bool      zero_init;      /* start at zero */
 } xg_conv_options;
 XG_API xg_tensor *xg_conv(xg_scope *s, const char *name, xg_tensor *x, int channels,
                           const xg_conv_options *o);
+/* Flattens x to [n,k] and multiplies by weight [features,k]; result [n,features,1,1]. */
 XG_API xg_tensor *xg_dense(xg_scope *s, const char *name, xg_tensor *x, int features, bool bias);
-                              /* flattens x; weight [features, inputs], PyTorch's initial range        */
 
+/* Batch norm over n, h, w. While s->train: batch statistics (biased variance), and the running ones
+ * are updated once the optimiser's step succeeds (unbiased variance, as PyTorch); else the running
+ * statistics. Exact to any order in both modes. */
 typedef struct xg_norm_options {
-    double eps;               /* default 1e-5                                                         */
-    double momentum;          /* of the running statistics; default 0.1                               */
-    bool   uncentred;         /* BNU of B-cos nets (methods 2.5.3): no mean, no bias, biased variance */
-    bool   frozen;            /* use running statistics even when training                            */
-    bool   zero_gain;         /* start the weight at 0 (last norm of a residual branch)               */
+    double eps;               /* default 1e-5 */
+    double momentum;          /* of the running statistics; default 0.1 */
+    bool   uncentred;         /* BNU of B-cos nets: no mean, no bias, biased running variance */
+    bool   frozen;            /* running statistics even when training */
+    bool   zero_gain;         /* start the weight at 0 (last norm of a residual branch) */
 } xg_norm_options;
 XG_API xg_tensor *xg_batch_norm(xg_scope *s, const char *name, xg_tensor *x,
-                                const xg_norm_options *o);   /* o may be NULL                         */
-XG_API xg_tensor *xg_dropout(xg_scope *s, xg_tensor *x, double p);  /* identity unless s->train       */
+                                const xg_norm_options *o);
+/* While s->train: zeroes each number with probability p, scales the rest by 1/(1-p). */
+XG_API xg_tensor *xg_dropout(xg_scope *s, xg_tensor *x, double p);
 
+/* B-cos units (Boehle 2022; Rao 2023, 3.1): out = |cos(x,w)|^(B-1) w.x / |w|, no bias. |x| is taken
+ * as sqrt(sum x^2 + 1e-6) over the patch. */
 typedef struct xg_bcos_options {
-    xg_window window;         /* as in xg_conv_options                                                */
-    double    b;              /* exponent B; default 2                                                */
-    int       maxout;         /* candidates an output; default 1                                      */
-    bool      detach;         /* detach the dynamic weight (B-cos v2 library; not the paper's method) */
+    xg_window window;         /* as in xg_conv_options */
+    double    b;              /* the exponent B; default 2 */
+    int       maxout;         /* candidates for each output, the largest wins; default 1 */
+    bool      detach;         /* detach the dynamic weight (a variant; not Rao 2023) */
 } xg_bcos_options;
 XG_API xg_tensor *xg_bcos_conv(xg_scope *s, const char *name, xg_tensor *x, int channels,
                                const xg_bcos_options *o);
 XG_API xg_tensor *xg_bcos_dense(xg_scope *s, const char *name, xg_tensor *x, int features,
                                 const xg_bcos_options *o);
-XG_API xg_tensor *xg_bcos_input(xg_tensor *x);   /* [r,g,b] in [0,1] -> [r,g,b,1-r,1-g,1-b]           */
+/* Pictures for B-cos nets: [r,g,b] in [0,1] becomes [r,g,b,1-r,1-g,1-b]. */
+XG_API xg_tensor *xg_bcos_input(xg_tensor *x);
 
-/* 7.3 Networks. Each names its stages on the tape: "input", "layer1" .. "layer4", "features". */
-typedef enum xg_family { XG_FAMILY_PLAIN, XG_FAMILY_BCOS, XG_FAMILY_X } xg_family;
+/* 7.3 Networks. Each names its stages on the tape ("input", "layer1" .., and "features", the last
+ *     maps before the classifier) and returns logits [n,classes,1,1]. */
+typedef enum xg_family {
+    XG_FAMILY_PLAIN,
+    XG_FAMILY_BCOS,           /* B-cos units, uncentred norm, no ReLU (Rao 2023) */
+    XG_FAMILY_X               /* no biases but the classifier's: integrated gradients in one pass,
+                                 since they equal input times gradient (Hesse 2021) */
+} xg_family;
 
 typedef struct xg_mlp_options {
-    int hidden;               /* width of hidden layers; default 512                                  */
-    int layers;               /* hidden layers; default 2                                             */
-    int classes;              /* default 10                                                           */
+    int hidden;               /* width of hidden layers; default 512 */
+    int layers;               /* hidden layers; default 2 */
+    int classes;              /* default 10 */
 } xg_mlp_options;
 XG_API xg_tensor *xg_mlp(xg_scope *s, xg_tensor *x, const xg_mlp_options *o);
 
 typedef struct xg_cnn_options {
-    int width;                /* channels of the first convolution, then 2x, 4x; default 16           */
-    int layers;               /* 3x3 convolutions, each ReLU and 2x2 max pooling; default 3           */
-    int hidden;               /* width of a dense layer before the classes; default 0: none           */
-    int classes;              /* default 10                                                           */
-    bool batch_norm;          /* after each convolution                                               */
-    bool global_pool;         /* average over the plane before the classifier                         */
+    int  width;               /* channels of the first convolution, then 2x, 4x; default 16 */
+    int  layers;              /* 3x3 convolutions, each with ReLU and 2x2 max pooling; default 3 */
+    int  hidden;              /* width of a dense layer before the classes; default none */
+    int  classes;             /* default 10 */
+    bool batch_norm;          /* after each convolution */
+    bool global_pool;         /* average the plane before the classifier */
 } xg_cnn_options;
 XG_API xg_tensor *xg_cnn(xg_scope *s, xg_tensor *x, const xg_cnn_options *o);
 
+/* ResNets with torchvision's names (He 2016). */
 typedef struct xg_resnet_options {
-    int       depth;          /* 18, 34, 50 (ImageNet stem) or 20, 32, 44, 56 (CIFAR); default 18     */
-    int       classes;        /* default 1000 (ImageNet depths) or 10 (CIFAR depths)                  */
-    xg_family family;         /* plain, B-cos, or bias-free Fixup                                     */
-    int       stages;         /* how many stages to keep, then pool and fc; default all               */
-    bool      folded;         /* batch norm folded: convolutions with bias, no norms                  */
-    bool      small_input;    /* ImageNet depths with a 3x3 stride-1 stem and no pooling (32x32 data) */
-    bool      frozen_norm;    /* running statistics even when training                                */
-    double    logit_bias;     /* B-cos: constant added to the logits; default log(.001/.999)          */
+    int       depth;          /* 18, 34, 50, or for 32x32 pictures 20, 32, 44, 56; default 18 */
+    int       classes;        /* default 1000, or 10 for the small depths */
+    xg_family family;         /* plain, B-cos, or bias-free with Fixup's start */
+    int       stages;         /* stages to keep before pooling and fc; default all */
+    bool      folded;         /* norms folded into convolutions with bias */
+    bool      small_input;    /* depths 18, 34, 50 with a 3x3 stem and no first pooling */
+    bool      frozen_norm;    /* running statistics even when training */
+    double    logit_bias;     /* B-cos: added to the logits; default ln(.001/.999) */
 } xg_resnet_options;
 XG_API xg_tensor *xg_resnet(xg_scope *s, xg_tensor *x, const xg_resnet_options *o);
 
-XG_API xg_tensor *xg_squeezenet(xg_scope *s, xg_tensor *x);     /* SqueezeNet 1.1, 1000 classes, Caffe
-                                names and input (BGR, 0..255 less 104,117,123)                        */
-XG_API xg_tensor *xg_mobilenet_v2(xg_scope *s, xg_tensor *x);   /* MobileNetV2 1.0, 1001 classes, norms
-                                folded, names c00..c52, input in [-1,1], "same" padding               */
+/* SqueezeNet 1.1 with 1000 classes (Iandola 2016). Input BGR in 0..255 less 104, 117, 123; names of
+ * the Caffe model. */
+XG_API xg_tensor *xg_squeezenet(xg_scope *s, xg_tensor *x);
+/* MobileNetV2 1.0 with 1001 classes, index 0 the background (Sandler 2018). Norms folded, names
+ * c00 .. c52, input in [-1,1], "same" padding. */
+XG_API xg_tensor *xg_mobilenet_v2(xg_scope *s, xg_tensor *x);
 
-/* 7.4 Optimisers. */
+/* 7.4 Optimisers, with the update rules of PyTorch. All zero is SGD at 0.01. */
 typedef enum xg_optim_kind { XG_SGD, XG_ADAM, XG_ADAMW } xg_optim_kind;
 typedef enum xg_schedule { XG_CONSTANT, XG_STEP, XG_COSINE } xg_schedule;
 
 typedef struct xg_optim {
-    xg_optim_kind kind;       /* default SGD                                                          */
-    double lr;                /* default 0.01 (SGD), 0.001 (Adam, AdamW)                              */
-    double momentum;          /* SGD; default 0                                                       */
-    bool   nesterov;          /* SGD                                                                  */
-    double beta1, beta2, eps; /* Adam; defaults 0.9, 0.999, 1e-8                                      */
-    double weight_decay;      /* added to the gradient (SGD, Adam), decoupled (AdamW)                 */
-    double clip_norm;         /* scale gradients so that their joint norm is at most this; 0: off     */
+    xg_optim_kind kind;       /* default SGD */
+    double lr;                /* default 0.01 (SGD), 0.001 (Adam, AdamW) */
+    double momentum;          /* SGD; default 0 */
+    bool   nesterov;          /* SGD */
+    double beta1, beta2, eps; /* Adam; defaults 0.9, 0.999, 1e-8 */
+    double weight_decay;      /* added to the gradient (SGD, Adam), or decoupled (AdamW) */
+    double clip_norm;         /* shrinks gradients until their joint norm is this; default off */
 
-    xg_schedule schedule;     /* of the learning rate over steps                                      */
-    int    warmup;            /* steps of linear warm-up                                              */
-    int    total;             /* steps of the whole run (cosine)                                      */
-    int    every;             /* steps between drops (step schedule)                                  */
-    double factor;            /* of a drop; default 0.1                                               */
+    xg_schedule schedule;     /* of the rate over steps */
+    int    warmup;            /* steps of linear warm-up; default 0 */
+    int    total;             /* steps of the whole run (cosine) */
+    int    every;             /* steps between drops (step) */
+    double factor;            /* of a drop; default 0.1 */
 
-    const char *only;         /* update only names that start so; NULL: all trainable                 */
-    const char *slot;         /* name of this optimiser's state in the store (several optimisers on
-                                 one store); default "optim"                                          */
+    const char *only;         /* update only weights whose names start so; default all */
+    const char *slot;         /* names this optimiser's state in the store, so that several can work
+                                 on one store; default "optim" */
 } xg_optim;
 
-/* One training step: gradients of `loss` (a scalar) for every trainable parameter on its tape, clip,
- * update, commit running statistics. Refuses a failed tape, and a loss or gradient that is not
- * finite (NONFINITE): then nothing changes. */
+/* One training step: the gradient of loss (a scalar) for every trainable weight on its tape,
+ * clipping, update, running statistics. All or nothing: on a failed tape, or when the loss or a
+ * gradient is not finite (NONFINITE, on the tape), or without memory, nothing changes. */
 XG_API xg_code xg_optim_step(const xg_optim *o, xg_params *params, xg_tensor *loss);
-/* The same with gradients already in hand: grad[i] of leaf[i]. */
+/* The same with gradients in hand: grad[i] of leaf[i], leaves as from xg_params_leaves. */
 XG_API xg_code xg_optim_apply(const xg_optim *o, xg_params *params, xg_tensor *const *leaf,
                               xg_tensor *const *grad, int count);
-XG_API double  xg_optim_lr(const xg_optim *o, int64_t step);          /* the rate at a step (from 0)  */
-XG_API int64_t xg_optim_steps(const xg_optim *o, const xg_params *params); /* steps taken so far      */
+XG_API double  xg_optim_lr(const xg_optim *o, int64_t step);        /* the rate at a step, from 0 */
+XG_API int64_t xg_optim_steps(const xg_optim *o, const xg_params *params); /* steps taken so far */
 
 /* ============================================================================================== *
  *  [A8] attribute                                                                                *
  * ============================================================================================== */
 
-/* Gradient family. `score` is what is explained: any tensor, its sum is differentiated (xg_pick of the
- * logits, say; a sum over a batch explains each sample, batch statistics apart). `u` is the input or
- * any tensor found by name. Maps are [n,1,h,w], signed, and differentiable. */
-XG_API xg_tensor *xg_gradient(xg_tensor *score, xg_tensor *u);     /* sum_c ds/du_c                    */
-XG_API xg_tensor *xg_input_x_gradient(xg_tensor *score, xg_tensor *u); /* sum_c u_c ds/du_c (methods 2.2) */
-XG_API xg_tensor *xg_bcos_map(xg_tensor *score, xg_tensor *u);     /* the same under explain rules
-                                (Rao et al. 2023, 3.1; methods 2.5.3): contributions of a B-cos net    */
-XG_API xg_tensor *xg_guided_backprop(xg_tensor *score, xg_tensor *u); /* sum_c under guided rules      */
-XG_API xg_tensor *xg_deconvnet(xg_tensor *score, xg_tensor *u);    /* sum_c under deconv rules         */
+/* 8.1 Gradient family. `score` is what is explained, any tensor: its sum is differentiated. Take
+ *     xg_pick(logits, label); summed over a batch it explains every sample by itself, except that
+ *     batch statistics couple samples. u is the input, or any tensor found by name. The map is
+ *     [n,1,h,w] with u's h and w, signed, and differentiable with nothing detached. */
+XG_API xg_tensor *xg_gradient(xg_tensor *score, xg_tensor *u);         /* sum_c ds/du_c */
+XG_API xg_tensor *xg_guided_backprop(xg_tensor *score, xg_tensor *u);  /* sum_c, guided rules */
+XG_API xg_tensor *xg_deconvnet(xg_tensor *score, xg_tensor *u);        /* sum_c, deconv rules */
+/* sum_c u_c ds/du_c (Rao 2023, 3.1). On a bias-free net these are integrated gradients (2.2). */
+XG_API xg_tensor *xg_input_x_gradient(xg_tensor *score, xg_tensor *u);
+/* The same under explain rules: contributions in a B-cos net; they add up to the logit less its bias
+ * in eval mode (Rao 2023, 3.1). */
+XG_API xg_tensor *xg_bcos_map(xg_tensor *score, xg_tensor *u);
 
+/* relu(sum_c a_c u_c) with a_c the mean of ds/du_c over the plane (Selvaraju 2017). */
 typedef struct xg_grad_cam_options {
-    bool stop_gradient_weights;   /* treat alpha as a constant (RRR-G, HINT code); default full        */
-    bool keep_negative;           /* skip the ReLU                                                     */
+    bool stop_gradient_weights; /* a_c as a constant (RRR-G, HINT code); default differentiable */
+    bool keep_negative;           /* without the relu */
 } xg_grad_cam_options;
 XG_API xg_tensor *xg_grad_cam(xg_tensor *score, xg_tensor *u, const xg_grad_cam_options *o);
-                                /* relu(sum_c alpha_c u_c), alpha_c = mean_hw ds/du_c (Selvaraju 2017) */
 
-/* Path family. Integrated gradients of net's logits of `label` from `baseline` (NULL: zeros), midpoint
- * rule, one step at a time in constant memory. */
+/* 8.2 Path family. Integrated gradients (Sundararajan 2017) of net's logits[label] along the
+ *     line from a baseline to x, midpoint rule, summed over channels: a leaf [n,1,h,w]. One step
+ *     at a time: the memory does not depend on the number of steps. */
 typedef struct xg_path_options {
-    int        steps;             /* default 32                                                        */
-    xg_tensor *baseline;          /* shaped like x; default zeros                                      */
+    int        steps;             /* default 32 */
+    xg_tensor *baseline;          /* shaped like x; default zeros */
 } xg_path_options;
 XG_API xg_tensor *xg_integrated_gradients(xg_scope *s, xg_net net, xg_tensor *x, const int *label,
-                                          const xg_path_options *o);   /* a leaf [n,1,h,w]             */
-/* To train through it: the gradient of <cotangent, map> for each leaf[i] of the parameters, again one
- * step at a time; cotangent is d loss / d map, taken on the leaf above. out[i] are leaves. */
+                                          const xg_path_options *o);
+/* Training through them: out[i] = d <cotangent, map> / d leaf[i] for weights' leaves, in a second
+ * sweep over the steps with the same constant memory. Take the loss on the leaf above, and its
+ * gradient as cotangent. out are leaves. */
 XG_API void xg_integrated_gradients_vjp(xg_scope *s, xg_net net, xg_tensor *x, const int *label,
                                         const xg_path_options *o, xg_tensor *cotangent,
                                         xg_tensor *const *leaf, int count, xg_tensor **out);
 
-/* Post-processing, in this order (methods 2.3). */
+/* 8.3 Post-processing of a map [n,1,h,w], in this order (the order matters: the maximum is that of
+ *     the layer's own resolution). */
 typedef struct xg_post {
-    bool positive;     /* max(A, 0)                                                                    */
-    bool normalise;    /* A / max|A| a sample; a sample of zeros stays; the maximum is not detached    */
-    int  h, w;         /* bilinear up-sampling to this; 0: none                                        */
+    bool positive;     /* max(A, 0) */
+    bool normalise;    /* A / max|A| a sample, the maximum not detached; a map of zeros stays */
+    int  h, w;         /* bilinear up-sampling to this; 0: none */
 } xg_post;
 XG_API xg_tensor *xg_postprocess(xg_tensor *map, const xg_post *o);
 
@@ -609,32 +815,36 @@ XG_API xg_tensor *xg_postprocess(xg_tensor *map, const xg_post *o);
  *  [A9] guide                                                                                    *
  * ============================================================================================== */
 
-/* Losses on maps. map and mask are [n,1,h,w], mask 1 inside; weight [n] says how much each sample
- * counts (NULL: 1; 0 where there is no annotation). Sums over the batch unless mean is set, as the
- * published lambdas assume (methods 2.4). All from Rao et al. 2023, eq. 3-6. */
+/* 9.1 Localisation losses (Rao 2023, eq. 3-6; the released code where paper and code differ). A
+ *     is a map, A+ = max(A,0), A^ = A/max|A|, M a mask, 1 inside. */
 typedef enum xg_loss {
-    XG_LOSS_ENERGY,    /* 1 - sum M A+ / sum A+; 1 - sum M A+ where sum A+ < 1e-7                       */
-    XG_LOSS_L1,        /* mean |M - A+/max|                                                            */
-    XG_LOSS_PPCE,      /* -mean over the mask of log(A+/max), log floored at -100                      */
-    XG_LOSS_RRR        /* RRR*: sum (1-M) (A/max|A|)^2                                                  */
+    XG_LOSS_ENERGY,    /* 1 - sum M A+ / sum A+; where sum A+ < 1e-7: 1 - sum M A+ */
+    XG_LOSS_L1,        /* mean |M - A^+| */
+    XG_LOSS_PPCE,      /* -mean over M of ln A^+, the logarithm floored at -100 */
+    XG_LOSS_RRR        /* RRR*: sum (1-M) A^^2 */
 } xg_loss;
 
 typedef struct xg_guide_options {
     xg_loss        loss;
-    const xg_real *weight;     /* [n]; NULL: every sample counts 1                                     */
-    bool           mean;       /* divide by the number of samples that count                           */
-    bool           raw;        /* the map is post-processed already                                    */
+    const xg_real *weight;   /* [n]: what each sample counts, 0 without annotation; default all 1 */
+    bool           mean;       /* divide by the number of samples that count; default: sum, as the
+                                  published lambdas assume */
+    bool           raw;        /* the map is post-processed already */
 } xg_guide_options;
-XG_API xg_post    xg_loss_post(xg_loss loss);            /* the post-processing of that loss, h = w = 0  */
-XG_API const char *xg_loss_name(xg_loss loss);           /* "energy", "l1", "ppce", "rrr"               */
-/* Post-processes the map as the loss wants it (up-sampling to the mask's size) and returns the loss, a
- * scalar. A sample whose mask is empty is skipped by PPCE. */
+
+XG_API xg_post     xg_loss_post(xg_loss loss); /* the post-processing it wants, with h = w = 0 */
+XG_API const char *xg_loss_name(xg_loss loss);   /* "energy", "l1", "ppce", "rrr" */
+
+/* The loss of a map [n,1,h,w] against a mask [n,1,H,W]: post-processed as the loss wants,
+ * up-sampled to H x W. Scalar, differentiable, finite for empty masks (PPCE skips them) and maps
+ * of zeros. */
 XG_API xg_tensor *xg_guide(xg_tensor *map, xg_tensor *mask, const xg_guide_options *o);
 
-/* Masks from boxes (methods 1.1). Coordinates are pixels of the source picture, edges x0 y0 x1 y1. */
+/* 9.2 Masks from boxes (Rao 2023, released code). Edges in pixels of a picture of width x
+ *     height. Sets mask[y*w+x] = 1 inside: the box is scaled to w x h, clipped to [0,w-1] x
+ *     [0,h-1], truncated, grown on every side by int(dilation * extent) and clipped again; upper
+ *     edges are outside. Call again for a union. A box that is not finite marks nothing. */
 typedef struct xg_box { double x0, y0, x1, y1; } xg_box;
-/* Scales a box from width x height to w x h, clips to [0,w-1] x [0,h-1], truncates, dilates every side
- * by int(dilation * extent) and sets mask[y*w+x] = 1 inside (upper edges exclusive). Union: call again. */
 XG_API void xg_mask_box(xg_real *mask, int h, int w, xg_box box, double width, double height,
                         double dilation);
 
@@ -642,46 +852,50 @@ XG_API void xg_mask_box(xg_real *mask, int h, int w, xg_box box, double width, d
  *  [A10] measure                                                                                 *
  * ============================================================================================== */
 
-/* Localisation of one map of h*w numbers against a mask of 0 and 1 (methods 2.7). */
-XG_API double xg_epg(const xg_real *map, const xg_real *mask, size_t count); /* sum M A+ / sum A+; 0 if
-                                                                                sum A+ < 1e-7          */
+/* 10.1 Localisation of one map against one mask of 0 and 1, `count` numbers each (Rao 2023). */
+/* Energy pointing game: sum M A+ / sum A+, in [0,1]; 0 where sum A+ < 1e-7. */
+XG_API double xg_epg(const xg_real *map, const xg_real *mask, size_t count);
+/* Intersection over union of the mask and {min-max normalised A+ > threshold}; 0 for an empty
+ * union. */
 XG_API double xg_iou(const xg_real *map, const xg_real *mask, size_t count, double threshold);
-                               /* A+, min-max normalised, > threshold, against the mask; empty union: 0 */
 
-XG_API double xg_accuracy(const xg_real *logits, const int *label, int n, int classes); /* in [0,1]     */
+/* 10.2 Accuracy, in [0,1]. logits are [n,classes]. */
+XG_API double xg_accuracy(const xg_real *logits, const int *label, int n, int classes);
 
-/* Accuracy by group: counts that can be fed in batches. */
+/* By group (bird on water, bird on land, ..), counted batch after batch. Start from zero. */
 typedef struct xg_groups { int count; int64_t seen[64]; int64_t right[64]; } xg_groups;
-XG_API void   xg_groups_add(xg_groups *g, int group, bool right);  /* group in [0,64), else ignored     */
-XG_API double xg_groups_accuracy(const xg_groups *g, int group);   /* NaN for an empty group            */
-XG_API double xg_groups_overall(const xg_groups *g);               /* micro accuracy                    */
-XG_API double xg_groups_mean(const xg_groups *g);                  /* mean of the groups' accuracies    */
-XG_API double xg_groups_worst(const xg_groups *g);                 /* the smallest                      */
+XG_API void   xg_groups_add(xg_groups *g, int group, bool right); /* outside [0,64): ignored */
+XG_API double xg_groups_accuracy(const xg_groups *g, int group);  /* NaN for an empty group */
+XG_API double xg_groups_overall(const xg_groups *g);              /* over all samples */
+XG_API double xg_groups_mean(const xg_groups *g);               /* mean of the groups' accuracies */
+XG_API double xg_groups_worst(const xg_groups *g);                /* the smallest of them */
 
-/* Multi-label micro F1: a logit >= 0 counts as positive (methods 2.7). */
+/* Micro F1 over all samples and classes; a logit of at least 0 says yes (Rao 2023). */
 typedef struct xg_f1 { int64_t tp, fp, fn; } xg_f1;
 XG_API void   xg_f1_add(xg_f1 *f, const xg_real *logits, const xg_real *target, size_t count);
-XG_API double xg_f1_value(const xg_f1 *f);                         /* 2tp/(2tp+fp+fn); 0 when all zero   */
+XG_API double xg_f1_value(const xg_f1 *f);                      /* 2tp/(2tp+fp+fn); 0 for nothing */
 
 /* ============================================================================================== *
  *  [A11] files                                                                                   *
  * ============================================================================================== */
 
-/* What loading did, by name. Lists are ", "-joined and cut with "..." when long. */
+/* What loading did, by name. Lists are joined with ", " and end with "..." when they were cut. */
 typedef struct xg_load_report {
-    int  loaded, missing, unexpected, mismatched;   /* missing: in the store, not in the file          */
+    int  loaded, missing, unexpected, mismatched;   /* missing: in the store, not in the file */
     char missing_names[512], unexpected_names[512], mismatched_names[512];
 } xg_load_report;
 
 typedef struct xg_load_options {
-    bool        lenient;    /* accept trailing bytes, gaps, and unknown dtypes of unused tensors       */
-    bool        create;     /* add tensors that the store does not have (trainable)                    */
-    const char *skip;       /* ignore names that start so (say "fc.")                                  */
+    bool        lenient;    /* accept trailing bytes, gaps, unknown types of tensors not wanted */
+    bool        create;     /* add what the store does not have, as trainable weights */
+    const char *skip;       /* ignore names that start so ("fc.") */
 } xg_load_options;
 
-/* safetensors. Both return a code and put the sentence in xg_params_error. Loading converts F64, F32,
- * F16, BF16, I64, I32, I16, I8, U8, BOOL. Either all is loaded or, on an error, nothing is changed.
- * Mismatched shapes are reported, not errors. Saving writes a temporary file and renames it. */
+/* 11.1 safetensors. Loading converts F64, F32, F16, BF16, I64, I32, I16, I8, U8 and BOOL. Either
+ *      all is loaded or, on an error (IO, FORMAT, UNSUPPORTED, MEMORY; the sentence is in
+ *      xg_params_error), nothing is changed. Other shapes than the store's are reported, not
+ *      errors. o and report may be NULL. Saving writes "path.tmp" beside the target and renames
+ *      it. */
 XG_API xg_code xg_params_load(xg_params *params, const char *path, const xg_load_options *o,
                               xg_load_report *report);
 XG_API xg_code xg_params_save(const xg_params *params, const char *path, xg_error *error);
@@ -689,15 +903,17 @@ XG_API xg_code xg_params_save(const xg_params *params, const char *path, xg_erro
 XG_API xg_code xg_params_parse(xg_params *params, const void *bytes, size_t count,
                                const xg_load_options *o, xg_load_report *report);
 
-/* A checkpoint is everything needed to go on bit by bit: weights, buffers, optimiser state, step
- * counts, and `notes` of yours (text values by key: epoch, rng state, ...) in the file's metadata. */
+/* 11.2 A checkpoint is everything needed to go on bit by bit: weights, buffers, optimiser state,
+ *      step counts, and notes of yours (text by key: epoch, generator state) in the file's
+ *      metadata. */
 typedef struct xg_note { char key[48]; char value[208]; } xg_note;
-XG_API xg_code xg_checkpoint_save(xg_params *params, const char *path, const xg_note *notes, int count);
+XG_API xg_code xg_checkpoint_save(xg_params *params, const char *path, const xg_note *notes,
+                                  int count);
 XG_API xg_code xg_checkpoint_load(xg_params *params, const char *path, xg_note *notes, int max,
                                   int *count);
 
-/* npy: reads <f4 <f8 <f2 |u1 |i1 <i4 <i8 |b1 in C order, up to four axes, as a leaf; writes <f4 (<f8
- * in the double build). */
+/* 11.3 npy. Reads <f4 <f8 <f2 |u1 |i1 <i4 <i8 |b1 in C order, up to four axes (missing trailing
+ *      ones are 1), as a leaf; writes <f4, or <f8 in the double build. */
 XG_API xg_tensor *xg_npy_load(xg_tape *tape, const char *path);
 XG_API xg_tensor *xg_npy_parse(xg_tape *tape, const void *bytes, size_t count);
 XG_API xg_code    xg_npy_save(xg_tensor *x, const char *path);
@@ -903,7 +1119,7 @@ XG_API_DEF void xg_rng_shuffle(xg_rng *rng, int *items, int count)
  *     A release only moves `current` back. The chunks stay, in order, so the next training step walks
  *     through the very same ones and asks the allocator for nothing. */
 
-#define XG__ALIGN ((size_t)64)              /* a cache line, and the widest vector                  */
+#define XG__ALIGN (16 * sizeof(xg_real))      /* a block of 16 numbers; 64 bytes in float    */
 #define XG__CHUNK_FIRST ((size_t)1 << 18)   /* chunks grow from 256 KiB ...                         */
 #define XG__CHUNK_LARGE ((size_t)1 << 26)   /* ... to 64 MiB, where the system gives huge pages     */
 
@@ -2203,21 +2419,21 @@ XG__INLINE XG_(v) XG_(pow_general)(XG_(v) x, float p, bool whole, bool odd)
     return odd ? XG_(copysign)(y, x) : y;
 }
 
-/* x^p. The exponents that occur (2, 3, 0.5, -1, -0.5, 1.5 and their like) are products of x, 1/x and
- * its root; p is the same for all lanes, so the processor foresees every branch. */
+/* x^p. The exponents that occur most (2, 0.5, -1, -0.5, 3, 1.5) are products of x and its root, or the
+ * inverse of one; p is the same for all lanes, so the processor foresees every branch. */
 XG__INLINE XG_(v) XG_(pow)(XG_(v) x, xg_real p)
 {
     const float size = fabsf(p);
-    const int twice = size <= 16.0f ? (int)(2.0f * size) : 0;
-    const bool whole = size >= 8388608.0f || (float)(int)size == size;
+    const int twice = size <= 4.0f ? (int)(2.0f * size) : 0;
     XG_(v) y;
-    if (!(size <= 16.0f) || (float)twice != 2.0f * size) {
-        return XG_(pow_general)(x, p, whole, whole && size < 16777216.0f && ((int)size & 1) != 0);
+    if ((float)twice != 2.0f * size || p < -1.0f) {
+        const bool whole = size >= 8388608.0f || (float)(int)size == size;
+        const bool odd = whole && size < 16777216.0f && ((int)size & 1) != 0;
+        return XG_(pow_general)(x, p, whole, odd);
     }
-    if (p < 0) x = XG_(div)(XG_(set1)(1.0f), x);
     y = XG_(power)(x, twice / 2);
-    if (twice & 1) y = XG_(mul)(y, XG_(sqrt)(XG_(add)(x, XG_(set1)(0.0f))));
-    return y;
+    if (twice & 1) y = XG_(mul)(y, XG_(sqrt)(XG_(add)(x, XG_(set1)(0.0f))));   /* -0 becomes 0 */
+    return p < 0 ? XG_(div)(XG_(set1)(1.0f), y) : y;
 }
 
 #endif
@@ -2280,7 +2496,7 @@ XG__MAP(tanh,     XG_(tanh)(x))
 XG__MAP(softplus, XG_(softplus)(x))
 XG__MAP(abs,      XG_(abs)(x))
 XG__MAP(affine,   XG_(fma)(p, x, q))
-XG__MAP(relu,     XG_(max)(XG_(set1)(0), x))
+XG__MAP(relu,     XG_(select)(XG_(less_equal)(x, XG_(set1)(0)), XG_(set1)(0), x))
 XG__MAP(clamp,    XG_(min)(q, XG_(max)(p, x)))
 XG__MAP(sign,     XG_(sign)(x))
 XG__MAP(step,     XG_(truth)(XG_(less)(XG_(set1)(0), x)))
@@ -2473,100 +2689,1209 @@ static void XG_(sum)(const xg__sum_job *job, size_t begin, size_t end)
     }
 }
 
-/* 3.5 Matrix product and convolutions, plainly (a stand-in with the same contract). */
+/* ============================================================================================== *
+ *  3.5 gemm and convolution                                                                      *
+ * ============================================================================================== *
+ *
+ * One driver multiplies matrices: out[r,c] = sum over k of rows[r,k] * cols[k,c]. Matrix products and
+ * the three convolutions differ only in what their rows, columns and k are, and where these lie:
+ *
+ *                        rows            columns              k
+ *     gemm               i of op(A)      j of op(B)           k                    (or rows from B)
+ *     conv               o               (n, oy, ox)          (c, ky, kx)
+ *     conv_dx            c               (n, y, x)            (o, ky, kx)     one phase at a time
+ *     conv_dw            o               (c, ky, kx)          (n, oy, ox)     (or rows and columns
+ *                                                                              exchanged)
+ *
+ * The outputs are cut in units, a block of rows by a block of columns; k is cut in blocks too. A unit
+ * is one worker's: for each k block it packs its rows and its columns into scratch small enough for
+ * the cache, in the order in which the micro-kernel reads them, and multiplies. The micro-kernel keeps
+ * XG__MR rows x XG__NV vectors of columns in registers; a number of `rows` is broadcast, so rows lie
+ * with k innermost; columns lie in panels of XG__NR = XG__NV * XG__LANES, k by k.
+ *
+ * No im2col buffer is made: what a k block of a convolution needs of its image is copied once, padding
+ * included, to a stage (3.5.4), from where packing is copying runs of neighbours.
+ *
+ * Numeric contract. The sum over a k block is a chain of fma from 0, in the order of k; blocks are
+ * added to the output in order. Blocks are those of XG_(cut_axis) with XG__BLOCK_K; sums so long that
+ * their outputs are too few to share among workers are cut further, in XG_(chunks) chunks of blocks,
+ * added in order. Both follow from the shapes alone. Everything else (what is vectorised, how units
+ * are cut, which operand gives the rows) may be chosen for speed: it cannot change a bit.              */
+
+#undef XG__MR
+#undef XG__NV
+#if XG__LANES == 16       /* 32 registers: 24 sums, 3 vectors of columns, one broadcast number         */
+#define XG__MR 8
+#define XG__NV 3
+#else                     /* 16 registers: 12 sums, 2 vectors of columns, one broadcast number         */
+#define XG__MR 6
+#define XG__NV 2
+#endif
+#define XG__NR (XG__NV * XG__LANES)
+
+#define XG__BLOCK_K    288     /* the longest k block; 32 channels of a 3x3 window                     */
+#define XG__BLOCK_ROWS 256     /* a unit, unless it is cut finer for the workers' sake                 */
+#define XG__BLOCK_COLS 384
+#define XG__UNPACKED_ROWS 4    /* convolutions with so few rows do not pack their columns               */
+
+/* 3.5.1 Cutting. Every axis is `major` times `minor` long: (images, pixels), (channels, taps), (1, n).
+ *       A block is several whole majors, or a piece of one. */
+typedef struct XG_(cut) {
+    int major, minor;
+    int group, piece;          /* extents of a block; one of the two is cut                            */
+    int pieces, blocks;        /* blocks of a major; all blocks                                        */
+} XG_(cut);
+
+typedef struct XG_(span) {     /* one block: majors [major, major + majors), minors likewise           */
+    int major, majors, minor, minors;
+} XG_(span);
+
+XG__INLINE int XG_(ceil_div)(int a, int b) { return a / b + (a % b > 0); }
+
+XG__INLINE int XG_(floor_div)(int a, int b) { return a / b - (a % b < 0); }
+
+/* Blocks of about `target`, as equal as can be; pieces are a multiple of `unit` long, but the last. */
+static XG_(cut) XG_(cut_axis)(int major, int minor, int target, int unit)
+{
+    XG_(cut) cut;
+    cut.major = major;
+    cut.minor = minor;
+    cut.group = 1;
+    cut.piece = minor;
+    cut.pieces = 1;
+    cut.blocks = 0;
+    if (major < 1 || minor < 1) return cut;
+    if (minor > target) {
+        cut.piece = XG_(ceil_div)(XG_(ceil_div)(minor, XG_(ceil_div)(minor, target)), unit) * unit;
+        cut.pieces = XG_(ceil_div)(minor, cut.piece);
+        cut.piece = cut.piece < minor ? cut.piece : minor;
+    } else {
+        cut.group = XG_(ceil_div)(major, XG_(ceil_div)(major, target / minor));
+    }
+    cut.blocks = XG_(ceil_div)(major, cut.group) * cut.pieces;
+    return cut;
+}
+
+XG__INLINE int XG_(cut_length)(const XG_(cut) *cut) { return cut->group * cut->piece; }
+
+XG__INLINE int XG_(length)(XG_(span) span) { return span.majors * span.minors; }
+
+static XG_(span) XG_(block)(const XG_(cut) *cut, int i)
+{
+    XG_(span) span;
+    span.major = i / cut->pieces * cut->group;
+    span.minor = i % cut->pieces * cut->piece;
+    span.majors = cut->major - span.major < cut->group ? cut->major - span.major : cut->group;
+    span.minors = cut->minor - span.minor < cut->piece ? cut->minor - span.minor : cut->piece;
+    return span;
+}
+
+/* 3.5.2 Packing. A block of an operand has an index that jumps, number i starting at base + offset[i],
+ *       and an index whose numbers are neighbours, in runs. */
+typedef struct XG_(run) { size_t from, to, length; } XG_(run);
+
+typedef struct XG_(source) {
+    const xg_real *base;
+    const size_t *offset;
+    size_t offsets;
+    size_t stride;             /* the step of offset[] where it is even, else 0                        */
+    XG_(run) *run;
+    size_t runs;
+    bool along_k;              /* the runs are along k, and the offsets along rows or columns          */
+} XG_(source);
+
+XG__INLINE void XG_(copy_run)(const xg_real *from, xg_real *to, size_t length)
+{
+    size_t e = 0;
+    for (; e + XG__LANES <= length; e += XG__LANES) XG_(store)(to + e, XG_(load)(from + e));
+    if (e < length) XG_(store)(to + e, XG_(load_part)(from + e, length - e));
+}
+
+/* to[i * pitch + run.to + e] = source[i][run.from + e]. A run's last vector is stored whole: what it
+ * spills is overwritten by what follows, so `to` needs XG__LANES more. */
+static void XG_(copy)(const XG_(source) *s, xg_real *to, size_t pitch)
+{
+    size_t i, r;
+    for (i = 0; i < s->offsets; i++) {
+        const xg_real *from = s->base + s->offset[i];
+        for (r = 0; r < s->runs; r++) {
+            XG_(copy_run)(from + s->run[r].from, to + s->run[r].to, s->run[r].length);
+        }
+        to += pitch;
+    }
+}
+
+/* One square: to[e * pitch + i] = source[i][from + e] for i < rows, e < columns; tile is room for two.
+ * `whole`: rows that are missing count as zeros and are stored. */
+static void XG_(turn_square)(const XG_(source) *s, size_t first, size_t rows, size_t from,
+                             size_t columns, xg_real *to, size_t pitch, bool whole, xg_real *tile)
+{
+    xg_real *turned = tile + XG__LANES * XG__LANES;
+    size_t i, e;
+    for (i = 0; i < rows; i++) {
+        const xg_real *p = s->base + s->offset[first + i] + from;
+        XG_(store)(tile + i * XG__LANES,
+                   columns < XG__LANES ? XG_(load_part)(p, columns) : XG_(load)(p));
+    }
+    for (; i < XG__LANES; i++) XG_(store)(tile + i * XG__LANES, XG_(set1)(0));
+    XG_(transpose)(tile, XG__LANES, turned, XG__LANES);
+    for (e = 0; e < columns; e++) {
+        const XG_(v) v = XG_(load)(turned + e * XG__LANES);
+        if (whole || rows == XG__LANES) XG_(store)(to + e * pitch, v);
+        else XG_(store_part)(to + e * pitch, v, rows);
+    }
+}
+
+/* Exchanges the two indices: to[(run.to + e) * pitch + i] = source[i][run.from + e]. With panel != 0,
+ * `to` is column panels of that size, and i is a column. */
+static void XG_(turn)(const XG_(source) *s, xg_real *to, size_t pitch, size_t panel, xg_real *tile)
+{
+    size_t r, e, i;
+    for (r = 0; r < s->runs; r++) {
+        for (e = 0; e < s->run[r].length; e += XG__LANES) {
+            const size_t columns = xg__min(XG__LANES, s->run[r].length - e);
+            const size_t from = s->run[r].from + e;
+            xg_real *line = to + (s->run[r].to + e) * pitch;
+            for (i = 0; i < s->offsets; i += XG__LANES) {
+                const size_t rows = xg__min(XG__LANES, s->offsets - i);
+                xg_real *place = line + (panel ? i / XG__NR * panel + i % XG__NR : i);
+                if (s->stride && rows == XG__LANES && columns == XG__LANES) {
+                    XG_(transpose)(s->base + s->offset[i] + from, s->stride, place, pitch);
+                } else {
+                    XG_(turn_square)(s, i, rows, from, columns, place, pitch, panel != 0, tile);
+                }
+            }
+        }
+    }
+}
+
+/* Cuts runs of columns at the edges of panels; the list may grow by the number of panels. */
+static void XG_(cut_runs)(XG_(source) *s, size_t columns, size_t panel)
+{
+    const size_t most = columns / XG__NR + 1;       /* new runs, so move the old ones out of the way   */
+    size_t r, count = 0;
+    memmove(s->run + most, s->run, s->runs * sizeof *s->run);
+    for (r = 0; r < s->runs; r++) {
+        XG_(run) rest = s->run[most + r];
+        while (rest.length > 0) {
+            const size_t room = XG__NR - rest.to % XG__NR, part = xg__min(room, rest.length);
+            s->run[count].from = rest.from;
+            s->run[count].to = rest.to / XG__NR * panel + rest.to % XG__NR;
+            s->run[count].length = part;
+            count++;
+            rest.from += part;
+            rest.to += part;
+            rest.length -= part;
+        }
+    }
+    s->runs = count;
+}
+
+/* 3.5.3 Multiplying. */
+
+/* c[i][j] (+)= sum over t < k of a[i * a_stride + t] * b[step[t] + j] for i < rows and j < vectors *
+ * XG__LANES; `first` stores, otherwise the sum is added. Called with constants for rows and vectors. */
+XG__INLINE void XG_(micro)(const int rows, const int vectors, size_t k, const xg_real *a,
+                           size_t a_stride, const xg_real *b, const size_t *step, xg_real *c,
+                           size_t c_stride, bool first)
+{
+    XG_(v) sum[XG__MR][XG__NV];
+    size_t t;
+    int i, j;
+    XG__UNROLL
+    for (i = 0; i < rows; i++) {
+        XG__UNROLL
+        for (j = 0; j < vectors; j++) sum[i][j] = XG_(set1)(0);
+    }
+    for (t = 0; t < k; t++) {
+        const xg_real *line = b + step[t];
+        XG_(v) column[XG__NV];
+        XG__UNROLL
+        for (j = 0; j < vectors; j++) column[j] = XG_(load)(line + j * XG__LANES);
+        XG__UNROLL
+        for (i = 0; i < rows; i++) {
+            const XG_(v) x = XG_(set1)(a[(size_t)i * a_stride + t]);
+            XG__UNROLL
+            for (j = 0; j < vectors; j++) sum[i][j] = XG_(fma)(x, column[j], sum[i][j]);
+        }
+    }
+    XG__UNROLL
+    for (i = 0; i < rows; i++) {
+        xg_real *line = c + (size_t)i * c_stride;
+        XG__UNROLL
+        for (j = 0; j < vectors; j++, line += XG__LANES) {
+            XG_(store)(line, first ? sum[i][j] : XG_(add)(XG_(load)(line), sum[i][j]));
+        }
+    }
+}
+
+/* Fewer rows or columns than a full tile have their own code, so they cost less too. */
+static void XG_(tile)(int rows, int vectors, size_t k, const xg_real *a, size_t a_stride,
+                      const xg_real *b, const size_t *step, xg_real *c, size_t c_stride, bool first)
+{
+#define XG__TILE(r, v) \
+    case (r) * 4 + (v): XG_(micro)(r, v, k, a, a_stride, b, step, c, c_stride, first); break;
+#if XG__NV == 3
+#define XG__TILES(r) XG__TILE(r, 1) XG__TILE(r, 2) XG__TILE(r, 3)
+#else
+#define XG__TILES(r) XG__TILE(r, 1) XG__TILE(r, 2)
+#endif
+    switch (rows * 4 + vectors) {
+    XG__TILES(1) XG__TILES(2) XG__TILES(3) XG__TILES(4) XG__TILES(5) XG__TILES(6)
+#if XG__MR == 8
+    XG__TILES(7) XG__TILES(8)
+#endif
+    }
+#undef XG__TILES
+#undef XG__TILE
+}
+
+/* A packed block of rows times a packed block of columns. */
+typedef struct XG_(product) {
+    int rows, columns;
+    size_t k;
+    const xg_real *a;          /* row i at a + i * a_stride                                            */
+    size_t a_stride;
+    const xg_real *b;          /* panel p at b + p * panel, its k-th line at step[k]                   */
+    size_t panel;
+    const size_t *step;
+    xg_real *c;
+    size_t c_stride;
+    bool first;                /* store; otherwise add                                                 */
+    bool exact;                /* c has no room for columns beyond the last                            */
+} XG_(product);
+
+/* The last tile of a row of them, when its vectors would write too far. */
+static void XG_(edge_tile)(const XG_(product) *p, int i, int j, int rows, xg_real *tile)
+{
+    const size_t columns = (size_t)(p->columns - j);
+    const int vectors = XG_(ceil_div)(p->columns - j, XG__LANES);
+    int r;
+    XG_(tile)(rows, vectors, p->k, p->a + (size_t)i * p->a_stride, p->a_stride,
+              p->b + (size_t)(j / XG__NR) * p->panel, p->step, tile, XG__NR, true);
+    for (r = 0; r < rows; r++) {
+        xg_real *line = p->c + (size_t)(i + r) * p->c_stride + j;
+        size_t e;
+        for (e = 0; e < columns; e += XG__LANES) {
+            const size_t n = xg__min(columns - e, XG__LANES);
+            const XG_(v) v = XG_(load)(tile + r * XG__NR + e);
+            if (n == XG__LANES) {
+                XG_(store)(line + e, p->first ? v : XG_(add)(XG_(load)(line + e), v));
+            } else {
+                XG_(store_part)(line + e, p->first ? v : XG_(add)(XG_(load_part)(line + e, n), v),
+                                n);
+            }
+        }
+    }
+}
+
+/* A panel of columns stays in the first cache while all rows pass it. */
+static void XG_(multiply)(const XG_(product) *p, xg_real *tile)
+{
+    int i, j;
+    for (j = 0; j < p->columns; j += XG__NR) {
+        const int left = p->columns - j;
+        const int vectors = left < XG__NR ? XG_(ceil_div)(left, XG__LANES) : XG__NV;
+        const xg_real *b = p->b + (size_t)(j / XG__NR) * p->panel;
+        for (i = 0; i < p->rows; i += XG__MR) {
+            const int rows = p->rows - i < XG__MR ? p->rows - i : XG__MR;
+            if (p->exact && left < vectors * XG__LANES) {
+                XG_(edge_tile)(p, i, j, rows, tile);
+                continue;
+            }
+            XG_(tile)(rows, vectors, p->k, p->a + (size_t)i * p->a_stride, p->a_stride, b, p->step,
+                      p->c + (size_t)i * p->c_stride + j, p->c_stride, p->first);
+        }
+    }
+}
+
+/* 3.5.4 Windows. Pixel (gy, gx) of a grid sees, through tap (i, j), the pixel of x at
+ *           y = gy * stride + ty.first + i * ty.delta
+ *       and x likewise; outside it sees 0. A forward convolution's grid is its output; that of an input
+ *       gradient is x (one phase of it), and its image is g.
+ *
+ * The stage holds, for each channel and image, stride x stride phases of the image (those that a tap
+ * sees), with padding: there, a tap sees neighbouring pixels of a grid row as neighbours. Its order is
+ * channel, phase, image, row, pixel. */
+typedef struct XG_(taps) { int count, first, delta; } XG_(taps);
+
+typedef struct XG_(window) {
+    int h, w;                      /* of the image                                                     */
+    int gh, gw;                    /* of the grid                                                      */
+    int stride;
+    XG_(taps) ty, tx;
+    size_t image;                  /* from one image to the next                                       */
+    bool plain;                    /* 1x1, each pixel sees itself: used where it is, without a stage   */
+} XG_(window);
+
+typedef struct XG_(stage) {
+    int phases_y, phases_x;
+    int top, left;                 /* the first staged row and pixel of a phase, in strides            */
+    int rows, width;
+    size_t image, plane;           /* from one image to the next; from one phase to the next           */
+} XG_(stage);
+
+/* How many different remainders of the stride the taps meet. They repeat with that period. */
+static int XG_(phases)(const XG_(taps) *taps, int stride)
+{
+    int a = stride, b = taps->delta < 0 ? -taps->delta : taps->delta;
+    while (b != 0) {
+        const int rest = a % b;
+        a = b;
+        b = rest;
+    }
+    return taps->count < stride / a ? taps->count : stride / a;
+}
+
+/* Whole strides before tap i, and the rest. */
+XG__INLINE int XG_(tap_whole)(const XG_(taps) *taps, int stride, int i)
+{
+    return XG_(floor_div)(taps->first + i * taps->delta, stride);
+}
+
+XG__INLINE int XG_(tap_rest)(const XG_(taps) *taps, int stride, int i)
+{
+    return taps->first + i * taps->delta - stride * XG_(tap_whole)(taps, stride, i);
+}
+
+static XG_(stage) XG_(stage_of)(const XG_(window) *w, XG_(span) pixels)
+{
+    const int row = pixels.minor / w->gw, last = (pixels.minor + pixels.minors - 1) / w->gw;
+    const int y0 = XG_(tap_whole)(&w->ty, w->stride, 0);
+    const int y1 = XG_(tap_whole)(&w->ty, w->stride, w->ty.count - 1);
+    const int x0 = XG_(tap_whole)(&w->tx, w->stride, 0);
+    const int x1 = XG_(tap_whole)(&w->tx, w->stride, w->tx.count - 1);
+    XG_(stage) s;
+    s.phases_y = XG_(phases)(&w->ty, w->stride);
+    s.phases_x = XG_(phases)(&w->tx, w->stride);
+    s.top = row + (y0 < y1 ? y0 : y1);
+    s.left = x0 < x1 ? x0 : x1;
+    s.rows = last - row + 1 + (y0 < y1 ? y1 - y0 : y0 - y1);
+    s.width = w->gw + (x0 < x1 ? x1 - x0 : x0 - x1);
+    s.image = (size_t)s.rows * (size_t)s.width;
+    s.plane = s.image * (size_t)pixels.majors;
+    return s;
+}
+
+XG__INLINE int XG_(clamp)(int x, int low, int high) { return x < low ? low : x > high ? high : x; }
+
+/* One row of a phase: pixels left, left + 1, ... of those at `rest` past a multiple of the stride. */
+static void XG_(stage_row)(const XG_(window) *w, const XG_(stage) *s, int rest, const xg_real *from,
+                           xg_real *to)
+{
+    const int begin = XG_(clamp)(-s->left, 0, s->width);
+    const int end = XG_(clamp)(XG_(ceil_div)(w->w - rest, w->stride) - s->left, begin, s->width);
+    int i;
+    for (i = 0; i < begin; i++) to[i] = 0;
+    if (begin < end && w->stride == 1) {
+        XG_(copy_run)(from + begin + s->left + rest, to + begin, (size_t)(end - begin));
+    } else if (begin < end) {
+        const xg_real *p = from + (begin + s->left) * w->stride + rest;
+        for (i = begin; i < end; i++, p += w->stride) to[i] = *p;
+    }
+    for (i = end; i < s->width; i++) to[i] = 0;
+}
+
+/* One phase of one image. */
+static void XG_(stage_plane)(const XG_(window) *w, const XG_(stage) *s, int rest_y, int rest_x,
+                             const xg_real *from, xg_real *to)
+{
+    int r, i;
+    for (r = 0; r < s->rows; r++, to += s->width) {
+        const int y = (s->top + r) * w->stride + rest_y;
+        if (y >= 0 && y < w->h) {
+            XG_(stage_row)(w, s, rest_x, from + (size_t)y * (size_t)w->w, to);
+        } else {
+            for (i = 0; i < s->width; i++) to[i] = 0;
+        }
+    }
+}
+
+/* Stages `channels` channels of some images' pixels; x is the first channel of the first image. */
+static void XG_(stage_fill)(const XG_(window) *w, const XG_(stage) *s, const xg_real *x,
+                            int channels, int images, xg_real *to)
+{
+    int c, i, py, px;
+    for (c = 0; c < channels; c++, x += (size_t)w->h * (size_t)w->w) {
+        for (py = 0; py < s->phases_y; py++) {
+            for (px = 0; px < s->phases_x; px++) {
+                const int rest_y = XG_(tap_rest)(&w->ty, w->stride, py);
+                const int rest_x = XG_(tap_rest)(&w->tx, w->stride, px);
+                for (i = 0; i < images; i++, to += s->image) {
+                    XG_(stage_plane)(w, s, rest_y, rest_x, x + (size_t)i * w->image, to);
+                }
+            }
+        }
+    }
+}
+
+/* Where in the stage each (channel, tap) of a span begins; `tap_first`: channels are the inner index. */
+static void XG_(stage_offsets)(const XG_(window) *w, const XG_(stage) *s, XG_(span) span, int row,
+                               bool tap_first, size_t *offset)
+{
+    const size_t phases = (size_t)s->phases_y * (size_t)s->phases_x;
+    int t, c;
+    for (t = 0; t < span.minors; t++) {
+        const int i = (span.minor + t) / w->tx.count, j = (span.minor + t) % w->tx.count;
+        const int phase = i % s->phases_y * s->phases_x + j % s->phases_x;
+        const int y = XG_(tap_whole)(&w->ty, w->stride, i) + row - s->top;
+        const int x = XG_(tap_whole)(&w->tx, w->stride, j) - s->left;
+        const size_t at = (size_t)phase * s->plane + (size_t)y * (size_t)s->width + (size_t)x;
+        for (c = 0; c < span.majors; c++) {
+            offset[tap_first ? t * span.majors + c : c * span.minors + t] =
+                (size_t)c * phases * s->plane + at;
+        }
+    }
+}
+
+/* An address that is linear in a grid's image, row and pixel. */
+typedef struct XG_(map) { size_t origin, image, row, pixel; } XG_(map);
+
+/* The pixels of a span, as runs from one place to another. Images and rows count from the span's first;
+ * grid rows that follow on each other in both places are joined. Returns the number of runs. */
+static size_t XG_(grid_runs)(XG_(run) *run, int gw, XG_(span) pixels, XG_(map) from, XG_(map) to)
+{
+    const int row = pixels.minor / gw, end = pixels.minor + pixels.minors;
+    size_t count = 0;
+    int i, p, n;
+    for (i = 0; i < pixels.majors; i++) {
+        for (p = pixels.minor; p < end; p += n) {
+            const size_t y = (size_t)(p / gw - row), x = (size_t)(p % gw), image = (size_t)i;
+            XG_(run) next;
+            n = gw - p % gw < end - p ? gw - p % gw : end - p;
+            next.from = from.origin + image * from.image + y * from.row + x * from.pixel;
+            next.to = to.origin + image * to.image + y * to.row + x * to.pixel;
+            next.length = (size_t)n;
+            if (count > 0 && to.pixel == 1 && next.from == run[-1].from + run[-1].length
+                && next.to == run[-1].to + run[-1].length) {
+                run[-1].length += next.length;
+            } else {
+                *run++ = next;
+                count++;
+            }
+        }
+    }
+    return count;
+}
+
+/* Pixels numbered from 0 as they follow each other in a span. The origin may wrap below 0; adding row
+ * and pixel brings it back. */
+static XG_(map) XG_(numbered)(int gw, XG_(span) pixels)
+{
+    XG_(map) map;
+    map.origin = (size_t)0 - (size_t)(pixels.minor % gw);
+    map.image = (size_t)pixels.minors;
+    map.row = (size_t)gw;
+    map.pixel = 1;
+    return map;
+}
+
+/* 3.5.5 The plan of a job: its three axes and how they are cut, and the sizes of a worker's desk. */
+typedef struct XG_(plan) {
+    const xg__gemm_job *gemm;      /* one of the two                                                   */
+    const xg__conv_job *conv;
+    const xg__team *team;
+    int problems;                  /* matrices of a batch, groups of a convolution                     */
+    XG_(cut) rows, cols, k;
+    int chunks;
+    bool turned;                   /* the output matrix is computed transposed                         */
+    bool unpacked;                 /* columns are read from the stage, without packing                 */
+    XG_(window) window;            /* convolutions                                                     */
+    int py, px;                    /* input gradient: the phase, its first tap in the kernel, and the  */
+    int ky, kx, tap_step;          /* step from tap to tap                                             */
+    size_t panel, sums_stride, sums_size;                                             /* in numbers    */
+    size_t at_cols, at_sums, at_stage, at_tile, at_step, at_offset, at_run, desk;     /* in bytes      */
+} XG_(plan);
+
+/* A worker's scratch. */
+typedef struct XG_(desk) {
+    xg_real *rows, *cols, *sums, *stage, *tile, *squares;
+    size_t *step, *offset;
+    XG_(run) *run;
+} XG_(desk);
+
+static XG_(desk) XG_(desk_of)(const XG_(plan) *p, int worker)
+{
+    char *memory = (char *)p->team->scratch + (size_t)worker * p->desk;
+    XG_(desk) d;
+    d.rows = (xg_real *)(void *)memory;
+    d.cols = (xg_real *)(void *)(memory + p->at_cols);
+    d.sums = (xg_real *)(void *)(memory + p->at_sums);
+    d.stage = (xg_real *)(void *)(memory + p->at_stage);
+    d.tile = (xg_real *)(void *)(memory + p->at_tile);
+    d.squares = d.tile + XG__MR * XG__NR;
+    d.step = (size_t *)(void *)(memory + p->at_step);
+    d.offset = (size_t *)(void *)(memory + p->at_offset);
+    d.run = (XG_(run) *)(void *)(memory + p->at_run);
+    return d;
+}
+
+/* Room for what a window stages of some pixels; a span may begin anywhere in a grid row. */
+static size_t XG_(stage_size)(const XG_(window) *w, const XG_(cut) *pixels, int channels)
+{
+    XG_(span) span;
+    XG_(stage) s;
+    if (w->plain || pixels->blocks == 0) return 0;
+    span = XG_(block)(pixels, 0);
+    s = XG_(stage_of)(w, span);
+    s.plane += (size_t)s.width * (size_t)span.majors;
+    return s.plane * (size_t)s.phases_y * (size_t)s.phases_x * (size_t)channels;
+}
+
+/* The next place after `count` objects of `size` bytes; lines of 64 bytes. */
+XG__INLINE size_t XG_(after)(size_t at, size_t count, size_t size)
+{
+    return at + (count * size + 63) / 64 * 64;
+}
+
+static void XG_(plan_desk)(XG_(plan) *p)
+{
+    const size_t rows = (size_t)XG_(cut_length)(&p->rows), cols = (size_t)XG_(cut_length)(&p->cols);
+    const size_t k = (size_t)XG_(cut_length)(&p->k), panels = cols / XG__NR + 1;
+    const size_t list = xg__max(xg__max(rows, k), cols + panels) + 8;
+    size_t stage = 0, width = cols;
+    if (p->conv != NULL && p->conv->kind == XG__CONV_DW) {
+        stage = XG_(stage_size)(&p->window, &p->k, p->turned ? p->rows.group : p->cols.group);
+    } else if (p->conv != NULL) {
+        stage = XG_(stage_size)(&p->window, &p->cols, p->k.group);
+        if (p->unpacked) width = XG_(stage_size)(&p->window, &p->cols, 1);
+    }
+    p->panel = k * XG__NR + XG__LANES;
+    p->sums_stride = (width + XG__NR - 1) / XG__NR * XG__NR;
+    p->sums_size = rows * p->sums_stride;
+    p->at_cols = XG_(after)(0, rows * k + XG__LANES, sizeof(xg_real));
+    p->at_sums = XG_(after)(p->at_cols, p->unpacked ? 0 : panels * p->panel, sizeof(xg_real));
+    p->at_stage = XG_(after)(p->at_sums, p->sums_size, sizeof(xg_real));
+    p->at_tile = XG_(after)(p->at_stage, stage + XG__NR + XG__LANES, sizeof(xg_real));
+    p->at_step = XG_(after)(p->at_tile, XG__MR * XG__NR + 2 * XG__LANES * XG__LANES,
+                            sizeof(xg_real));
+    p->at_offset = XG_(after)(p->at_step, list, sizeof(size_t));
+    p->at_run = XG_(after)(p->at_offset, list, sizeof(size_t));
+    p->desk = XG_(after)(p->at_run, 2 * list, sizeof(XG_(run)));
+}
+
+/* How many chunks the sums of `outputs` numbers are cut in. */
+static int XG_(chunks)(double outputs, int blocks)
+{
+    const double units = outputs / (XG__BLOCK_ROWS * XG__BLOCK_COLS);
+    int chunks = blocks / 4 < 8 ? blocks / 4 : 8;
+    while (chunks > 1 && units * (chunks - 1) >= 8) chunks--;
+    return chunks > 1 ? chunks : 1;
+}
+
+static size_t XG_(units)(const XG_(plan) *p)
+{
+    return (size_t)p->problems * (size_t)p->rows.blocks * (size_t)p->cols.blocks;
+}
+
+/* Cuts rows and columns, given the extents of both and of k in p: first for the cache, then until
+ * every worker has a few units, so that a slow one holds nobody up, while these are worth the trouble. */
+static void XG_(plan_units)(XG_(plan) *p, int workers)
+{
+    const XG_(cut) r = p->rows, c = p->cols;
+    const double outputs = (double)r.major * r.minor * c.major * c.minor * p->problems;
+    const double work = outputs * p->k.major * p->k.minor;
+    const double columns = (double)c.major * c.minor;
+    int row_target = XG__BLOCK_ROWS, col_target = XG__BLOCK_COLS;
+    p->k = XG_(cut_axis)(p->k.major, p->k.minor, XG__BLOCK_K, 1);
+    p->chunks = XG_(chunks)(outputs, p->k.blocks);
+    while (row_target < 1024 && columns * row_target * 2 <= XG__BLOCK_ROWS * XG__BLOCK_COLS) {
+        row_target *= 2;
+    }
+    for (;;) {
+        int rows, cols;
+        size_t units;
+        p->rows = XG_(cut_axis)(r.major, r.minor, row_target, XG__MR);
+        p->cols = XG_(cut_axis)(c.major, c.minor, col_target, XG__NR);
+        rows = XG_(cut_length)(&p->rows);
+        cols = XG_(cut_length)(&p->cols);
+        units = XG_(units)(p) * (size_t)p->chunks;
+        if (workers < 2 || units >= 3 * (size_t)workers || work < 5e5 * (double)units) break;
+        if (cols >= 2 * XG__NR && (cols > rows || rows < 64)) col_target = cols / 2;
+        else if (rows >= 32) row_target = rows / 2;
+        else break;
+    }
+    XG_(plan_desk)(p);
+}
+
+XG__INLINE XG_(cut) XG_(axis)(int major, int minor)
+{
+    XG_(cut) cut;
+    memset(&cut, 0, sizeof cut);
+    cut.major = major;
+    cut.minor = minor;
+    return cut;
+}
+
+/* A guess in cycles, to choose which operand gives the rows: the micro-kernel's vectors, packing (dear
+ * where it must transpose), and transposing the output. */
+static double XG_(cost)(double rows, double cols, double k, bool rows_along_k, bool cols_along_k,
+                        bool turned)
+{
+    const double vectors = (double)(((size_t)cols + XG__LANES - 1) / XG__LANES);
+    return 0.5 * rows * vectors * k + k * rows * (rows_along_k ? 0.1 : 0.4)
+         + k * cols * (cols_along_k ? 0.4 : 0.1) + (turned ? 0.5 * rows * cols : 0.0);
+}
+
+static void XG_(plan_gemm)(XG_(plan) *p, const xg__gemm_job *job, int workers)
+{
+    const double m = job->m, n = job->n, k = job->k;
+    memset(p, 0, sizeof *p);
+    p->gemm = job;
+    p->problems = job->m > 0 && job->n > 0 && job->batch > 0 ? job->batch : 0;
+    p->turned = XG_(cost)(n, m, k, job->tb, !job->ta, true)
+              < XG_(cost)(m, n, k, !job->ta, job->tb, false);
+    p->rows = XG_(axis)(1, p->turned ? job->n : job->m);
+    p->cols = XG_(axis)(1, p->turned ? job->m : job->n);
+    p->k = XG_(axis)(1, job->k);
+    XG_(plan_units)(p, workers);
+}
+
+/* The window of a forward convolution. */
+static XG_(window) XG_(window_of)(const xg__conv_job *job)
+{
+    XG_(window) w;
+    w.h = job->h;
+    w.w = job->w;
+    w.gh = job->oh;
+    w.gw = job->ow;
+    w.stride = job->stride;
+    w.ty.count = job->kh;
+    w.tx.count = job->kw;
+    w.ty.first = w.tx.first = -job->pad;
+    w.ty.delta = w.tx.delta = job->dilation;
+    w.image = (size_t)job->c * (size_t)job->h * (size_t)job->w;
+    w.plain = job->kh == 1 && job->kw == 1 && job->stride == 1 && job->pad == 0;
+    return w;
+}
+
+/* Pixels of g as they are. */
+static XG_(window) XG_(window_of_g)(const xg__conv_job *job)
+{
+    XG_(window) w;
+    w.h = w.gh = job->oh;
+    w.w = w.gw = job->ow;
+    w.stride = 1;
+    w.ty.count = w.tx.count = 1;
+    w.ty.first = w.tx.first = 0;
+    w.ty.delta = w.tx.delta = 0;
+    w.image = (size_t)job->o * (size_t)job->oh * (size_t)job->ow;
+    w.plain = true;
+    return w;
+}
+
+/* An input gradient, one axis. Pixels p, p + stride, ... of x meet only the taps whose distance from
+ * them divides by the stride; of these, tap number i sees pixel position + first + i * delta of g.
+ * `begin` is the first of them in the kernel, *step the distance to the next. */
+static XG_(taps) XG_(phase_taps)(const xg__conv_job *job, int p, int kernel, int *begin, int *step)
+{
+    XG_(taps) taps;
+    XG_(taps) all;
+    all.count = job->stride;
+    all.first = 0;
+    all.delta = job->dilation;
+    *step = XG_(phases)(&all, job->stride);
+    for (*begin = 0; *begin < kernel; ++*begin) {
+        if ((p + job->pad - *begin * job->dilation) % job->stride == 0) break;
+    }
+    taps.count = XG_(ceil_div)(kernel - *begin, *step);
+    taps.first = (p + job->pad - *begin * job->dilation) / job->stride;
+    taps.delta = -(*step * job->dilation / job->stride);
+    return taps;
+}
+
+/* The axes of an input gradient; the grid is one phase of x, the image is g. */
+static void XG_(plan_dx)(XG_(plan) *p, const xg__conv_job *job, int phase)
+{
+    XG_(window) w = XG_(window_of_g)(job);
+    p->py = phase / job->stride;
+    p->px = phase % job->stride;
+    w.gh = XG_(ceil_div)(job->h - p->py, job->stride);
+    w.gw = XG_(ceil_div)(job->w - p->px, job->stride);
+    w.ty = XG_(phase_taps)(job, p->py, job->kh, &p->ky, &p->tap_step);
+    w.tx = XG_(phase_taps)(job, p->px, job->kw, &p->kx, &p->tap_step);
+    w.plain = w.ty.count == 1 && w.tx.count == 1 && w.ty.first == 0 && w.tx.first == 0
+           && w.gh == w.h && w.gw == w.w;
+    p->window = w;
+    p->rows = XG_(axis)(1, job->c / job->groups);
+    p->cols = XG_(axis)(job->n, w.gh * w.gw);
+    p->k = XG_(axis)(job->o / job->groups, w.ty.count * w.tx.count);
+}
+
+/* Phases are those of an input gradient, stride * stride of them; otherwise there is one. */
+static void XG_(plan_conv)(XG_(plan) *p, const xg__conv_job *job, int phase, int workers)
+{
+    const int c = job->c / job->groups, o = job->o / job->groups, taps = job->kh * job->kw;
+    memset(p, 0, sizeof *p);
+    p->conv = job;
+    p->problems = job->groups;
+    if (job->kind == XG__CONV_DX) {
+        XG_(plan_dx)(p, job, phase);
+    } else if (job->kind == XG__CONV) {
+        p->window = XG_(window_of)(job);
+        p->rows = XG_(axis)(1, o);
+        p->cols = XG_(axis)(job->n, job->oh * job->ow);
+        p->k = XG_(axis)(c, taps);
+    } else {
+        const double k = (double)job->n * job->oh * job->ow, ct = (double)c * taps;
+        p->turned = XG_(cost)(ct, o, k, true, true, true) < XG_(cost)(o, ct, k, true, true, false);
+        p->window = XG_(window_of)(job);
+        p->rows = p->turned ? XG_(axis)(c, taps) : XG_(axis)(1, o);
+        p->cols = p->turned ? XG_(axis)(1, o) : XG_(axis)(c, taps);
+        p->k = XG_(axis)(job->n, job->oh * job->ow);
+    }
+    p->unpacked = job->kind != XG__CONV_DW && !p->window.plain && p->k.minor > 0
+               && p->rows.minor <= XG__UNPACKED_ROWS;
+    if (p->rows.minor < 1 || p->cols.minor < 1 || p->rows.major < 1 || p->cols.major < 1) {
+        p->problems = 0;
+    }
+    XG_(plan_units)(p, workers);
+}
+
+/* 3.5.6 Where the operands lie. */
+
+/* A matrix: number i of rows or columns and number k at i * stride + k (along_k), or k * stride + i. */
+static XG_(source) XG_(matrix_source)(const xg_real *base, size_t stride, bool along_k, int i, int n,
+                                      int k, int n_k, const XG_(desk) *d)
+{
+    const size_t first = (size_t)(along_k ? i : k), count = (size_t)(along_k ? n : n_k);
+    XG_(source) s;
+    size_t j;
+    s.base = base + first * stride + (along_k ? k : i);
+    s.along_k = along_k;
+    s.stride = stride;
+    s.offset = d->offset;
+    s.offsets = count;
+    for (j = 0; j < count; j++) d->offset[j] = j * stride;
+    s.run = d->run;
+    s.runs = 1;
+    s.run[0].from = s.run[0].to = 0;
+    s.run[0].length = (size_t)(along_k ? n_k : n);
+    return s;
+}
+
+/* A block of (channel, tap) by pixels of a window over x, staged if need be. The pixels are the runs;
+ * along_k says which of the two is k. */
+static XG_(source) XG_(window_source)(const XG_(window) *w, const xg_real *x, XG_(span) taps,
+                                      XG_(span) pixels, bool along_k, bool tap_first,
+                                      const XG_(desk) *d)
+{
+    const size_t area = (size_t)w->h * (size_t)w->w;
+    XG_(source) s;
+    XG_(map) from = XG_(numbered)(w->gw, pixels);
+    int c;
+    x += (size_t)taps.major * area + (size_t)pixels.major * w->image;
+    s.along_k = along_k;
+    s.offset = d->offset;
+    s.offsets = (size_t)XG_(length)(taps);
+    s.run = d->run;
+    s.stride = 0;
+    if (w->plain) {
+        s.base = x + pixels.minor;
+        s.stride = area;
+        for (c = 0; c < taps.majors; c++) d->offset[c] = (size_t)c * area;
+        from.image = w->image;
+    } else {
+        const XG_(stage) stage = XG_(stage_of)(w, pixels);
+        XG_(stage_fill)(w, &stage, x, taps.majors, pixels.majors, d->stage);
+        XG_(stage_offsets)(w, &stage, taps, pixels.minor / w->gw, tap_first, d->offset);
+        s.base = d->stage;
+        from.origin = 0;
+        from.image = stage.image;
+        from.row = (size_t)stage.width;
+    }
+    s.runs = XG_(grid_runs)(s.run, w->gw, pixels, from, XG_(numbered)(w->gw, pixels));
+    return s;
+}
+
+/* The weights of an input gradient as rows of c, k being (o, tap) with o the inner index. A kernel's
+ * taps are neighbours in memory, so where the phase has them all this is one transposition, from o by
+ * (c, tap) to (c, tap) by o. */
+static void XG_(pack_weights_dx)(const XG_(plan) *p, const xg_real *w, XG_(span) rows, XG_(span) k,
+                                 const XG_(desk) *d)
+{
+    const xg__conv_job *job = p->conv;
+    const int taps = job->kh * job->kw;
+    const size_t stride = (size_t)(job->c / job->groups) * (size_t)taps;
+    xg_real *to = d->rows;
+    int c, t, o;
+    w += (size_t)k.major * stride + (size_t)rows.minor * (size_t)taps;
+    if (k.minors == taps) {
+        const XG_(source) s = XG_(matrix_source)(w, stride, false, 0, rows.minors * taps, 0,
+                                                 k.majors, d);
+        XG_(turn)(&s, to, (size_t)k.majors, 0, d->squares);
+        return;
+    }
+    for (c = 0; c < rows.minors; c++, w += taps) {
+        for (t = k.minor; t < k.minor + k.minors; t++) {
+            const int y = p->ky + t / p->window.tx.count * p->tap_step;
+            const int x = p->kx + t % p->window.tx.count * p->tap_step;
+            const xg_real *from = w + y * job->kw + x;
+            for (o = 0; o < k.majors; o++) *to++ = from[(size_t)o * stride];
+        }
+    }
+}
+
+/* What the window sees: of x, or for input gradients of g. */
+static XG_(source) XG_(seen_source)(const XG_(plan) *p, size_t problem, XG_(span) taps,
+                                    XG_(span) pixels, bool along_k, const XG_(desk) *d)
+{
+    const xg__conv_job *job = p->conv;
+    const bool dx = job->kind == XG__CONV_DX;
+    const int channels = (dx ? job->o : job->c) / job->groups;
+    const size_t area = (size_t)p->window.h * (size_t)p->window.w;
+    return XG_(window_source)(&p->window, (dx ? job->pg : job->px) + problem * (size_t)channels * area,
+                              taps, pixels, along_k, dx, d);
+}
+
+/* Weight gradients: channels of g by its pixels. */
+static XG_(source) XG_(g_source)(const XG_(plan) *p, size_t problem, XG_(span) o, XG_(span) pixels,
+                                 const XG_(desk) *d)
+{
+    const xg__conv_job *job = p->conv;
+    const XG_(window) w = XG_(window_of_g)(job);
+    const size_t channels = (size_t)(job->o / job->groups);
+    XG_(span) channel;
+    channel.major = o.minor;
+    channel.majors = o.minors;
+    channel.minor = 0;
+    channel.minors = 1;
+    return XG_(window_source)(&w, job->pg + problem * channels * (size_t)w.h * (size_t)w.w, channel,
+                              pixels, true, false, d);
+}
+
+static XG_(source) XG_(rows_source)(const XG_(plan) *p, size_t problem, XG_(span) rows, XG_(span) k,
+                                    const XG_(desk) *d)
+{
+    const xg__conv_job *job = p->conv;
+    if (p->gemm != NULL) {
+        const xg__gemm_job *g = p->gemm;
+        const bool along_k = p->turned ? g->tb : !g->ta;
+        const xg_real *base = p->turned ? g->b + problem * g->step_b : g->a + problem * g->step_a;
+        return XG_(matrix_source)(base, (size_t)(along_k ? g->k : p->turned ? g->n : g->m), along_k,
+                                  rows.minor, rows.minors, k.minor, k.minors, d);
+    }
+    if (job->kind == XG__CONV) {
+        const int taps = job->kh * job->kw;
+        const size_t stride = (size_t)(job->c / job->groups) * (size_t)taps;
+        const xg_real *base = job->pw + problem * (size_t)(job->o / job->groups) * stride;
+        return XG_(matrix_source)(base, stride, true, rows.minor, rows.minors,
+                                  k.major * taps + k.minor, XG_(length)(k), d);
+    }
+    return p->turned ? XG_(seen_source)(p, problem, rows, k, true, d)
+                     : XG_(g_source)(p, problem, rows, k, d);
+}
+
+static XG_(source) XG_(cols_source)(const XG_(plan) *p, size_t problem, XG_(span) cols, XG_(span) k,
+                                    const XG_(desk) *d)
+{
+    if (p->gemm != NULL) {
+        const xg__gemm_job *g = p->gemm;
+        const bool along_k = p->turned ? !g->ta : g->tb;
+        const xg_real *base = p->turned ? g->a + problem * g->step_a : g->b + problem * g->step_b;
+        return XG_(matrix_source)(base, (size_t)(along_k ? g->k : p->turned ? g->m : g->n), along_k,
+                                  cols.minor, cols.minors, k.minor, k.minors, d);
+    }
+    if (p->conv->kind != XG__CONV_DW) return XG_(seen_source)(p, problem, k, cols, false, d);
+    return p->turned ? XG_(g_source)(p, problem, cols, k, d)
+                     : XG_(seen_source)(p, problem, cols, k, true, d);
+}
+
+/* 3.5.7 Where outputs go: output (r, column) to base[r * row_step + run.to + e * step] for the e-th
+ *       column of a run that begins at run.from. */
+typedef struct XG_(sink) {
+    xg_real *base;
+    size_t row_step, step;
+    XG_(run) *run;
+    size_t runs;
+} XG_(sink);
+
+/* The pixels of an output image, all of them or a phase. */
+static XG_(sink) XG_(image_sink)(const XG_(plan) *p, size_t problem, XG_(span) rows, XG_(span) cols,
+                                 const XG_(desk) *d)
+{
+    const xg__conv_job *job = p->conv;
+    const bool dx = job->kind == XG__CONV_DX;
+    const size_t channels = (size_t)(dx ? job->c : job->o);
+    const size_t first = problem * (channels / (size_t)job->groups) + (size_t)rows.minor;
+    const size_t width = (size_t)(dx ? job->w : job->ow);
+    const size_t area = width * (size_t)(dx ? job->h : job->oh);
+    const size_t step = dx ? (size_t)job->stride : 1;
+    const size_t y = (size_t)(cols.minor / p->window.gw) * step + (size_t)p->py;
+    XG_(map) from = XG_(numbered)(p->window.gw, cols), to;
+    XG_(sink) s;
+    s.base = job->y + ((size_t)cols.major * channels + first) * area + y * width + (size_t)p->px;
+    s.row_step = area;
+    s.step = step;
+    s.run = d->run;
+    to.origin = 0;
+    to.image = channels * area;
+    to.row = step * width;
+    to.pixel = step;
+    if (p->unpacked) {
+        const XG_(stage) stage = XG_(stage_of)(&p->window, cols);
+        from.origin = 0;
+        from.image = stage.image;
+        from.row = (size_t)stage.width;
+    }
+    s.runs = XG_(grid_runs)(s.run, p->window.gw, cols, from, to);
+    return s;
+}
+
+static XG_(sink) XG_(sink_of)(const XG_(plan) *p, size_t problem, XG_(span) rows, XG_(span) cols,
+                              const XG_(desk) *d)
+{
+    const xg__conv_job *job = p->conv;
+    const size_t row = (size_t)rows.major * (size_t)p->rows.minor + (size_t)rows.minor;
+    const size_t col = (size_t)cols.major * (size_t)p->cols.minor + (size_t)cols.minor;
+    size_t n;
+    XG_(sink) s;
+    if (job != NULL && job->kind != XG__CONV_DW) return XG_(image_sink)(p, problem, rows, cols, d);
+    if (job != NULL) {
+        n = (size_t)(job->c / job->groups) * (size_t)(job->kh * job->kw);
+        s.base = job->y + problem * (size_t)(job->o / job->groups) * n;
+    } else {
+        n = (size_t)p->gemm->n;
+        s.base = p->gemm->c + problem * p->gemm->step_c;
+    }
+    s.row_step = p->turned ? 1 : n;
+    s.step = p->turned ? n : 1;
+    s.base += row * s.row_step + col * s.step;
+    s.run = d->run;
+    s.runs = 1;
+    s.run[0].from = s.run[0].to = 0;
+    s.run[0].length = (size_t)XG_(length)(cols);
+    return s;
+}
+
+/* Sums to their place. */
+static void XG_(deliver)(const XG_(sink) *s, size_t rows, const xg_real *c, size_t stride,
+                         const XG_(desk) *d)
+{
+    size_t i, r, e;
+    if (s->step != 1 && s->row_step == 1) {
+        XG_(source) sums;
+        sums.base = c;
+        sums.offset = d->offset;
+        sums.offsets = rows;
+        sums.stride = stride;
+        sums.run = s->run;
+        sums.runs = s->runs;
+        sums.along_k = false;
+        for (i = 0; i < rows; i++) d->offset[i] = i * stride;
+        XG_(turn)(&sums, s->base, s->step, 0, d->squares);
+        return;
+    }
+    for (i = 0; i < rows; i++) {
+        for (r = 0; r < s->runs; r++) {
+            const xg_real *from = c + i * stride + s->run[r].from;
+            xg_real *to = s->base + i * s->row_step + s->run[r].to;
+            const size_t length = s->run[r].length;
+            if (s->step == 1) {
+                memcpy(to, from, length * sizeof *to);
+            } else {
+                for (e = 0; e < length; e++) to[e * s->step] = from[e];
+            }
+        }
+    }
+}
+
+/* 3.5.8 Units. */
+
+/* Packs one k block of a unit and tells the product where everything is. */
+static void XG_(pack)(const XG_(plan) *p, size_t problem, XG_(span) rows, XG_(span) cols,
+                      XG_(span) k, XG_(product) *product, XG_(desk) *d)
+{
+    XG_(source) s;
+    size_t t;
+    product->k = (size_t)XG_(length)(k);
+    product->a = d->rows;
+    product->a_stride = product->k;
+    if (p->conv != NULL && p->conv->kind == XG__CONV_DX) {
+        const size_t first = problem * (size_t)(p->conv->o / p->conv->groups);
+        const size_t size = (size_t)(p->conv->c / p->conv->groups)
+                          * (size_t)(p->conv->kh * p->conv->kw);
+        XG_(pack_weights_dx)(p, p->conv->pw + first * size, rows, k, d);
+    } else {
+        s = XG_(rows_source)(p, problem, rows, k, d);
+        if (s.along_k) XG_(copy)(&s, d->rows, product->k);
+        else XG_(turn)(&s, d->rows, product->k, 0, d->squares);
+    }
+    s = XG_(cols_source)(p, problem, cols, k, d);
+    if (p->unpacked) {
+        product->b = d->stage;
+        product->panel = XG__NR;
+        product->step = d->offset;
+        return;
+    }
+    if (s.along_k) {
+        XG_(turn)(&s, d->cols, XG__NR, p->panel, d->squares);
+    } else {
+        XG_(cut_runs)(&s, (size_t)XG_(length)(cols), p->panel);
+        XG_(copy)(&s, d->cols, XG__NR);
+    }
+    product->b = d->cols;
+    product->panel = p->panel;
+    product->step = d->step;
+    for (t = 0; t < product->k; t++) d->step[t] = t * XG__NR;
+}
+
+/* Chunks of sums lie after the desks, one block of them for each unit and chunk. */
+XG__INLINE xg_real *XG_(chunk)(const XG_(plan) *p, size_t i)
+{
+    char *memory = (char *)p->team->scratch + (size_t)p->team->workers * p->desk;
+    return (xg_real *)(void *)memory + i * p->sums_size;
+}
+
+/* How many columns the sums of a unit have: more than cols when they are staged pixels, padding too. */
+static int XG_(sums_width)(const XG_(plan) *p, XG_(span) cols)
+{
+    XG_(stage) s;
+    if (!p->unpacked) return XG_(length)(cols);
+    s = XG_(stage_of)(&p->window, cols);
+    return (int)s.image * (cols.majors - 1) + p->window.gw
+         + ((cols.minor + cols.minors - 1) / p->window.gw - cols.minor / p->window.gw) * s.width;
+}
+
+/* A unit, or a chunk of one, of number (problem, row block, column block, chunk). */
+static void XG_(unit)(const XG_(plan) *p, size_t number, int worker)
+{
+    const size_t chunks = (size_t)p->chunks, unit = number / chunks;
+    const size_t columns = (size_t)p->cols.blocks, blocks = (size_t)p->rows.blocks * columns;
+    const size_t problem = unit / blocks, k_blocks = (size_t)p->k.blocks;
+    const XG_(span) rows = XG_(block)(&p->rows, (int)(unit % blocks / columns));
+    const XG_(span) cols = XG_(block)(&p->cols, (int)(unit % columns));
+    XG_(desk) d = XG_(desk_of)(p, worker);
+    XG_(sink) sink = XG_(sink_of)(p, problem, rows, cols, &d);
+    const bool direct = chunks == 1 && k_blocks > 0 && !p->unpacked && sink.step == 1
+                     && sink.runs == 1;
+    size_t i = number % chunks * k_blocks / chunks;
+    const size_t end = (number % chunks + 1) * k_blocks / chunks;
+    XG_(product) product;
+    product.rows = XG_(length)(rows);
+    product.columns = XG_(sums_width)(p, cols);
+    product.c = direct ? sink.base + sink.run[0].to : chunks > 1 ? XG_(chunk)(p, number) : d.sums;
+    product.c_stride = direct ? sink.row_step : p->sums_stride;
+    product.exact = direct;
+    product.first = true;
+    for (; i < end; i++, product.first = false) {
+        XG_(pack)(p, problem, rows, cols, XG_(block)(&p->k, (int)i), &product, &d);
+        XG_(multiply)(&product, d.tile);
+    }
+    if (k_blocks == 0) memset(product.c, 0, p->sums_size * sizeof(xg_real));
+    if (direct || chunks > 1) return;
+    sink = XG_(sink_of)(p, problem, rows, cols, &d);
+    XG_(deliver)(&sink, (size_t)product.rows, product.c, product.c_stride, &d);
+}
+
+/* Adds up a unit's chunks, in order. */
+static void XG_(join)(const XG_(plan) *p, size_t unit, int worker)
+{
+    const size_t columns = (size_t)p->cols.blocks, blocks = (size_t)p->rows.blocks * columns;
+    const XG_(span) rows = XG_(block)(&p->rows, (int)(unit % blocks / columns));
+    const XG_(span) cols = XG_(block)(&p->cols, (int)(unit % columns));
+    const XG_(desk) d = XG_(desk_of)(p, worker);
+    const XG_(sink) sink = XG_(sink_of)(p, unit / blocks, rows, cols, &d);
+    const size_t count = (size_t)XG_(length)(rows) * p->sums_stride, chunks = (size_t)p->chunks;
+    xg_real *sum = XG_(chunk)(p, unit * chunks);
+    size_t i, e;
+    for (i = 1; i < chunks; i++) {
+        const xg_real *chunk = XG_(chunk)(p, unit * chunks + i);
+        for (e = 0; e < count; e += XG__LANES) {
+            XG_(store)(sum + e, XG_(add)(XG_(load)(sum + e), XG_(load)(chunk + e)));
+        }
+    }
+    XG_(deliver)(&sink, (size_t)XG_(length)(rows), sum, p->sums_stride, &d);
+}
+
+/* 3.5.9 The four of the table. */
+
+/* What a team runs: every task is a range of units. */
+typedef struct XG_(run_units) {
+    const XG_(plan) *plan;
+    size_t units, tasks;
+    void (*run)(const XG_(plan) *plan, size_t number, int worker);
+} XG_(run_units);
+
+static void XG_(task)(void *context, int task, int worker)
+{
+    const XG_(run_units) *r = (const XG_(run_units) *)context;
+    size_t i = (size_t)task * r->units / r->tasks;
+    const size_t end = ((size_t)task + 1) * r->units / r->tasks;
+    for (; i < end; i++) r->run(r->plan, i, worker);
+}
+
+static void XG_(run_all)(const XG_(plan) *plan, size_t units,
+                         void (*run)(const XG_(plan) *plan, size_t number, int worker))
+{
+    const xg__team *team = plan->team;
+    XG_(run_units) r;
+    r.plan = plan;
+    r.units = units;
+    r.tasks = xg__min(units, team->workers > 1 ? 16 * (size_t)team->workers : 1);
+    r.run = run;
+    if (r.tasks > 0) team->parallel(team->user, (int)r.tasks, XG_(task), &r);
+}
+
+static void XG_(run_plan)(XG_(plan) *plan, const xg__team *team)
+{
+    plan->team = team;
+    XG_(run_all)(plan, XG_(units)(plan) * (size_t)plan->chunks, XG_(unit));
+    if (plan->chunks > 1) XG_(run_all)(plan, XG_(units)(plan), XG_(join));
+}
+
+static size_t XG_(scratch)(const XG_(plan) *p, int workers)
+{
+    const size_t chunks = p->chunks > 1 ? XG_(units)(p) * (size_t)p->chunks : 0;
+    return (size_t)workers * p->desk + chunks * p->sums_size * sizeof(xg_real);
+}
 
 static size_t XG_(gemm_scratch)(const xg__gemm_job *job, int workers)
 {
-    (void)job;
-    (void)workers;
-    return 0;
-}
-
-static void XG_(gemm_rows)(void *context, int i, int worker)
-{
-    const xg__gemm_job *job = (const xg__gemm_job *)context;
-    const size_t m = (size_t)job->m, n = (size_t)job->n, k = (size_t)job->k;
-    const size_t batch = (size_t)i / m, row = (size_t)i % m;
-    const xg_real *a = job->a + batch * job->step_a, *b = job->b + batch * job->step_b;
-    xg_real *c = job->c + batch * job->step_c;
-    size_t j, l;
-    (void)worker;
-    for (j = 0; j < n; j++) {
-        xg_real total = 0, part = 0;
-        for (l = 0; l < k; l++) {
-            const XG_(v) x = XG_(set1)(job->ta ? a[l * m + row] : a[row * k + l]);
-            const XG_(v) y = XG_(set1)(job->tb ? b[j * k + l] : b[l * n + j]);
-            xg_real lane[XG__LANES];
-            XG_(store)(lane, XG_(fma)(x, y, XG_(set1)(part)));
-            part = lane[0];
-            if (l % 256 == 255 || l + 1 == k) {
-                total += part;
-                part = 0;
-            }
-        }
-        c[row * n + j] = total;
-    }
+    XG_(plan) plan;
+    XG_(plan_gemm)(&plan, job, workers);
+    return XG_(scratch)(&plan, workers);
 }
 
 static void XG_(gemm)(const xg__gemm_job *job, const xg__team *team)
 {
-    team->parallel(team->user, job->batch * job->m, XG_(gemm_rows), (void *)(uintptr_t)job);
+    XG_(plan) plan;
+    XG_(plan_gemm)(&plan, job, team->workers);
+    XG_(run_plan)(&plan, team);
+}
+
+static int XG_(plans)(const xg__conv_job *job)
+{
+    return job->kind == XG__CONV_DX ? job->stride * job->stride : 1;
 }
 
 static size_t XG_(conv_scratch)(const xg__conv_job *job, int workers)
 {
-    (void)job;
-    (void)workers;
-    return 0;
+    XG_(plan) plan;
+    size_t most = 0;
+    int i;
+    for (i = 0; i < XG_(plans)(job); i++) {
+        XG_(plan_conv)(&plan, job, i, workers);
+        most = xg__max(most, XG_(scratch)(&plan, workers));
+    }
+    return most;
 }
 
-/* T(x,w,g) = sum over n, o, i, y, x, u, v of g[n,o,y,x] w[o,i,u,v] x[n,c,ys+ud-p,xs+vd-p]. */
-XG__INLINE void XG_(conv_add)(const xg__conv_job *job, size_t ix, size_t iw, size_t ig)
+static void XG_(conv)(const xg__conv_job *job, const xg__team *team)
 {
-    const bool dx = job->kind == XG__CONV_DX, dw = job->kind == XG__CONV_DW;
-    const XG_(v) a = XG_(set1)(dx ? job->pw[iw] : job->px[ix]);
-    const XG_(v) b = XG_(set1)(dx || dw ? job->pg[ig] : job->pw[iw]);
-    xg_real *y = job->y + (dx ? ix : dw ? iw : ig);
-    xg_real lane[XG__LANES];
-    XG_(store)(lane, XG_(fma)(a, b, XG_(set1)(*y)));
-    *y = lane[0];
-}
-
-static void XG_(conv_window)(const xg__conv_job *j, int n, int o, int oy, int ox)
-{
-    const int per = j->c / j->groups, first = o / (j->o / j->groups) * per;
-    const size_t ig = (size_t)((n * j->o + o) * j->oh + oy) * (size_t)j->ow + (size_t)ox;
-    int i, u, v;
-    for (i = 0; i < per; i++) {
-        for (u = 0; u < j->kh; u++) {
-            for (v = 0; v < j->kw; v++) {
-                const int iy = oy * j->stride + u * j->dilation - j->pad;
-                const int ix = ox * j->stride + v * j->dilation - j->pad;
-                if (iy < 0 || iy >= j->h || ix < 0 || ix >= j->w) continue;
-                XG_(conv_add)(j,
-                    (size_t)((n * j->c + first + i) * j->h + iy) * (size_t)j->w + (size_t)ix,
-                    (size_t)((o * per + i) * j->kh + u) * (size_t)j->kw + (size_t)v, ig);
-            }
-        }
+    XG_(plan) plan;
+    int i;
+    for (i = 0; i < XG_(plans)(job); i++) {
+        XG_(plan_conv)(&plan, job, i, team->workers);
+        XG_(run_plan)(&plan, team);
     }
 }
 
-static void XG_(conv)(const xg__conv_job *j, const xg__team *team)
-{
-    const int count = j->kind == XG__CONV ? j->n * j->o * j->oh * j->ow
-                    : j->kind == XG__CONV_DX ? j->n * j->c * j->h * j->w
-                    : j->o * (j->c / j->groups) * j->kh * j->kw;
-    int n, o, oy, ox;
-    (void)team;
-    memset(j->y, 0, (size_t)count * sizeof *j->y);
-    for (n = 0; n < j->n; n++) {
-        for (o = 0; o < j->o; o++) {
-            for (oy = 0; oy < j->oh; oy++) {
-                for (ox = 0; ox < j->ow; ox++) XG_(conv_window)(j, n, o, oy, ox);
-            }
-        }
-    }
-}
+#undef XG__NR
+#undef XG__BLOCK_K
+#undef XG__BLOCK_ROWS
+#undef XG__BLOCK_COLS
+#undef XG__UNPACKED_ROWS
 
 /* 3.6 The table of this level, and the end of its pass. */
 
@@ -2608,32 +3933,32 @@ static const xg__kernels XG_(kernels) = {
 
 /* The numbers of an operation; each room says which it uses. */
 typedef union xg__attr {
-    struct { double p, q; } number;                       /* pow, affine, clamp, within              */
-    struct { xg_shape shape; } to;                        /* sum_to, expand, reshape, max_to, ...    */
-    struct { xg_shape from, shape; } box;                 /* slice, pad                              */
-    struct { xg_window window; xg_shape shape; } conv;    /* the trio; shape of dx and dw; pools     */
-    struct { int order[4]; } axes;                        /* permute; flip: 1 for reversed           */
-    struct { int value; } one;                            /* concat: axis; topk_threshold: k         */
-    struct { bool a, b; } transpose;                      /* matmul                                  */
+    struct { double p, q; } number;                       /* pow, affine, clamp, within */
+    struct { xg_shape shape; } to;                        /* sum_to, expand, reshape, max_to, ... */
+    struct { xg_shape from, shape; } box;                 /* slice, pad */
+    struct { xg_window window; xg_shape shape; } conv;    /* the trio; shape of dx and dw; pools */
+    struct { int order[4]; } axes;                        /* permute; flip: 1 for reversed */
+    struct { int value; } one;                            /* concat: axis; topk_threshold: k */
+    struct { bool a, b; } transpose;                      /* matmul */
 } xg__attr;
 
 struct xg_tensor {
     xg_tape   *tape;
-    xg_tensor *prev, *next;      /* neighbours in order of creation: operands always come earlier    */
+    xg_tensor *prev, *next;      /* neighbours in order of creation: operands always come earlier */
     xg_tensor *in[2];
     xg_real   *data;
     xg_shape   shape;
     xg_op      op;
-    int        id;               /* position on the tape                                             */
+    int        id;               /* position on the tape */
     xg__attr   attr;
-    const char *name;            /* "" when it has none                                              */
-    struct { int number; bool leads; xg_tensor *first, *second; } walk;   /* scratch of a reading    */
+    const char *name;            /* "" when it has none */
+    struct { int number; bool leads; xg_tensor *first, *second; } walk;   /* scratch of a reading */
 };
 
 /* A name given to a tensor. Owner NULL: by xg_name; otherwise a parameter store, for its leaves. */
 typedef struct xg__name {
-    struct xg__name *older;      /* the one given just before, of any name                           */
-    struct xg__name *below;      /* the next older one in the same bucket                            */
+    struct xg__name *older;      /* the one given just before, of any name */
+    struct xg__name *below;      /* the next older one in the same bucket */
     xg_tensor  *tensor;
     const void *owner;
     const char *text;
@@ -2652,20 +3977,32 @@ enum { XG__BUCKETS = 256, XG__MAX_WORKERS = 256 };
 
 struct xg_tape {
     xg__arena          arena;
-    xg__place          start;              /* of the arena, behind this struct                       */
+    xg__place          start;              /* of the arena, behind this struct */
     const xg__kernels *kernels;
     xg_config          config;
     xg_error           error;
     xg_tensor         *first, *last;
     int                count;
-    int                walks;              /* readings so far; numbers them                          */
+    int                walks;              /* readings so far; numbers them */
     double             flops;
-    xg__name          *names;              /* the latest                                             */
+    xg__name          *names;              /* the latest */
     xg__name          *bucket[XG__BUCKETS];
-    xg__update        *updates;            /* the latest                                             */
+    xg__update        *updates;            /* the latest */
     xg_tensor          poison;
-    xg_real            nan;                /* what poison reads as                                   */
+    xg_real            nan;                /* what poison reads as */
 };
+
+/* What the tape knows of an operation; the table of rooms stands at the end of [5]. */
+typedef struct xg__room {
+    const char *name, *formula;
+    int    operands;
+    bool (*shape)(xg_tensor *y);  /* sets y->shape, or refuses; sets y->data when y shares memory */
+    void (*run)(xg_tensor *y);      /* fills y->data; NULL when it shares memory */
+    int    kernel;                  /* its index among the pointwise or the broadcasting kernels */
+    xg_vjp vjp;                     /* NULL: piecewise constant */
+} xg__room;
+
+static const xg__room *xg__room_of(xg_op op);
 
 /* 4.2 Errors: the first one stays. */
 
@@ -2674,7 +4011,9 @@ XG_API_DEF bool xg_failed(const xg_tape *tape)
     return !tape || tape->error.code != XG_ERR_OK;
 }
 
-static const xg_error xg__no_tape = { XG_ERR_MEMORY, "there is no tape: xg_tape_new returned NULL" };
+static const xg_error xg__no_tape = {
+    XG_ERR_MEMORY, "there is no tape: xg_tape_new returned NULL"
+};
 
 XG_API_DEF const xg_error *xg_tape_error(const xg_tape *tape)
 {
@@ -2703,11 +4042,13 @@ XG_API_DEF void xg_fail(xg_tape *tape, xg_code code, const char *format, ...)
 }
 
 /* What operations return once something failed: one NaN, and every later operation lands here too.
- * The tapeless one serves callers who went on after xg_tape_new returned NULL; nothing writes it. */
+ * The tapeless one serves callers who went on after xg_tape_new returned NULL. Never written. */
 static xg_tensor *xg__poison(xg_tape *tape)
 {
-    static const xg_tensor tapeless = { NULL, NULL, NULL, { NULL, NULL }, NULL, { 1, 1, 1, 1 },
-                                        XG_OP_leaf, -1, { { 0, 0 } }, "", { 0, false, NULL, NULL } };
+    static const xg_tensor tapeless = {
+        NULL, NULL, NULL, { NULL, NULL }, NULL, { 1, 1, 1, 1 }, XG_OP_leaf, -1, { { 0, 0 } }, "",
+        { 0, false, NULL, NULL }
+    };
     return tape ? &tape->poison : (xg_tensor *)(uintptr_t)&tapeless;
 }
 
@@ -2733,7 +4074,7 @@ static bool xg__refuse(const xg_tensor *y, xg_code code, const char *why)
     char operands[160] = "";
     if (y->in[0]) xg__describe(operands, sizeof operands, ": x", y->in[0]);
     if (y->in[1]) xg__describe(operands, sizeof operands, ", with", y->in[1]);
-    xg_fail(y->tape, code, "%s: %.60s%s", xg_op_name(y->op), why, operands);
+    xg_fail(y->tape, code, "%s: %.60s%s", xg__room_of(y->op)->name, why, operands);
     return false;
 }
 
@@ -2778,7 +4119,7 @@ XG_API_DEF xg_tape *xg_tape_new(const xg_config *config)
     const xg__kernels *kernels = xg__kernels_find(chosen.simd);
     if (!kernels) return NULL;
 
-    xg__arena arena;                       /* the tape lives in its own arena                         */
+    xg__arena arena;                       /* the tape lives in its own arena */
     xg__arena_open(&arena, &chosen);
     xg_tape *tape = (xg_tape *)xg__arena_take(&arena, sizeof *tape);
     if (!tape) { xg__arena_close(&arena); return NULL; }
@@ -2799,7 +4140,7 @@ XG_API_DEF xg_tape *xg_tape_new(const xg_config *config)
 XG_API_DEF void xg_tape_free(xg_tape *tape)
 {
     if (!tape) return;
-    xg__arena arena = tape->arena;         /* a copy: the original lies in what is freed              */
+    xg__arena arena = tape->arena;         /* a copy: the original lies in what is freed */
     xg__arena_close(&arena);
 }
 
@@ -2885,8 +4226,9 @@ static void xg__range_task(void *context, int task, int worker)
     range->run(range->job, begin, end < range->units ? end : range->units);
 }
 
-/* Runs run(job, begin, end) over [0, units). `cost` is the work of a unit in elementary steps: what
- * is cheaper than waking a thread is not divided. Four tasks a worker let a fast core help a slow. */
+/* Runs run(job, begin, end) over [0, units). `cost` is the work of a unit in elementary steps:
+ * what is cheaper than waking a thread is not divided. With four tasks a worker, a slow core is
+ * helped. */
 static void xg__parallel(xg_tape *tape, size_t units, size_t cost,
                          void (*run)(const void *job, size_t begin, size_t end), const void *job)
 {
@@ -2920,18 +4262,6 @@ static bool xg__team_open(xg_tape *tape, size_t scratch_bytes, xg__team *team)
 
 /* 4.5 Emit, the one door. Every operation passes here: checked, allocated, run, recorded. */
 
-/* What the tape knows of an operation; the table of rooms stands at the end of [5]. */
-typedef struct xg__room {
-    const char *name, *formula;
-    int    operands;
-    bool (*shape)(xg_tensor *y);    /* sets y->shape, or refuses; sets y->data when y shares memory    */
-    void (*run)(xg_tensor *y);      /* fills y->data; NULL when it shares memory                       */
-    int    kernel;                  /* its index among the pointwise or the broadcasting kernels       */
-    xg_vjp vjp;                     /* NULL: piecewise constant                                        */
-} xg__room;
-
-static const xg__room *xg__room_of(xg_op op);
-
 static bool xg__shape_valid(xg_shape s)
 {
     if (s.n < 1 || s.c < 1 || s.h < 1 || s.w < 1) return false;
@@ -2939,7 +4269,7 @@ static bool xg__shape_valid(xg_shape s)
     return size * (double)sizeof(xg_real) < (double)(SIZE_MAX / 4) && size < 9e15;
 }
 
-/* Copies a finished description onto the tape, with memory for its numbers unless it shares some. */
+/* Copies a finished description to the tape, with memory for its numbers unless it shares some. */
 static xg_tensor *xg__record(const xg_tensor *description)
 {
     xg_tape *tape = description->tape;
@@ -3071,8 +4401,8 @@ XG_API_DEF xg_real *xg_leaf_data(xg_tensor *leaf)
 {
     if (!leaf || xg_failed(leaf->tape)) return NULL;
     if (leaf->op == XG_OP_leaf && !xg__is_poison(leaf)) return leaf->data;
-    xg_fail(leaf->tape, XG_ERR_ARGUMENT, "leaf_data: only leaves can be written, this is the result "
-            "of %s", xg_op_name(leaf->op));
+    xg_fail(leaf->tape, XG_ERR_ARGUMENT, "leaf_data: only leaves can be written, this is the "
+            "result of %s", xg__room_of(leaf->op)->name);
     return NULL;
 }
 
@@ -3096,7 +4426,7 @@ XG_API_DEF size_t xg_read(xg_tensor *x, xg_real *out, size_t count)
 
 static uint32_t xg__hash(const char *text)
 {
-    uint32_t h = 2166136261u;              /* FNV-1a                                                  */
+    uint32_t h = 2166136261u;              /* FNV-1a */
     for (; *text; text++) h = (h ^ (uint32_t)(unsigned char)*text) * 16777619u;
     return h;
 }
@@ -3245,9 +4575,9 @@ static void xg__for_planes(xg_tensor *y, const xg_tensor *counted, size_t cost,
 
 static size_t xg__plane(const xg_tensor *x) { return (size_t)x->shape.h * (size_t)x->shape.w; }
 
-/* ---- 5.1 pointwise ----------------------------------------------------------------------------- */
+/* ---- 5.1 pointwise --------------------------------------------------------------------------- */
 
-enum { XG__BLOCK = 16 };                       /* numbers a unit of pointwise work                   */
+enum { XG__BLOCK = 16 };                       /* numbers a unit of pointwise work */
 
 static size_t xg__blocks(const xg_tensor *x)
 {
@@ -3358,7 +4688,7 @@ XG_API_DEF xg_tensor *xg_relu(xg_tensor *x) { return xg__emit1(XG_OP_relu, x); }
 static xg_tensor *xg__vjp_relu(xg_tensor *y, int i, xg_tensor *g)
 {
     (void)i;
-    return xg_gate(g, y);                      /* y > 0 exactly where x > 0                          */
+    return xg_gate(g, y);                      /* y > 0 exactly where x > 0 */
 }
 
 XG_API_DEF xg_tensor *xg_clamp(xg_tensor *x, double lo, double hi)
@@ -3376,7 +4706,7 @@ XG_API_DEF xg_tensor *xg_step(xg_tensor *x) { return xg__emit1(XG_OP_step, x); }
 XG_API_DEF xg_tensor *xg_neg(xg_tensor *x) { return xg_affine(x, -1, 0); }
 XG_API_DEF xg_tensor *xg_square(xg_tensor *x) { return xg_mul(x, x); }
 
-/* ---- 5.2 binary, broadcasting ------------------------------------------------------------------ */
+/* ---- 5.2 binary, broadcasting ---------------------------------------------------------------- */
 
 static int xg__extent(xg_shape s, int axis)
 {
@@ -3404,12 +4734,12 @@ static bool xg__shape_zip(xg_tensor *y)
     return true;
 }
 
-/* Describes a pair to its kernel: axes of extent 1 vanish, axes that both operands walk alike merge,
- * so that most pairs become one or two long rows. */
+/* Describes a pair to its kernel: axes of extent 1 vanish, axes that both operands walk alike
+ * merge, so that most pairs become one or two long rows. */
 static void xg__zip_axes(const xg_tensor *y, xg__zip_job *job)
 {
-    size_t step_a = 1, step_b = 1;             /* of the axis at hand, if the operand has it          */
-    size_t extent[4], sa[4], sb[4];            /* innermost first                                     */
+    size_t step_a = 1, step_b = 1;             /* of the axis at hand, if the operand has it */
+    size_t extent[4], sa[4], sb[4];            /* innermost first */
     int axes = 0;
     for (int axis = 3; axis >= 0; axis--) {
         size_t e = (size_t)xg__extent(y->shape, axis);
@@ -3504,15 +4834,21 @@ static xg_tensor *xg__vjp_min(xg_tensor *y, int i, xg_tensor *g)
     return xg_mul(g, i == 0 ? xg_affine(second, -1, 1) : second);
 }
 
-XG_API_DEF xg_tensor *xg_less(xg_tensor *a, xg_tensor *b) { return xg__emit(XG_OP_less, a, b, NULL); }
+XG_API_DEF xg_tensor *xg_less(xg_tensor *a, xg_tensor *b)
+{
+    return xg__emit(XG_OP_less, a, b, NULL);
+}
 
-XG_API_DEF xg_tensor *xg_gate(xg_tensor *g, xg_tensor *x) { return xg__emit(XG_OP_gate, g, x, NULL); }
+XG_API_DEF xg_tensor *xg_gate(xg_tensor *g, xg_tensor *x)
+{
+    return xg__emit(XG_OP_gate, g, x, NULL);
+}
 static xg_tensor *xg__vjp_gate(xg_tensor *y, int i, xg_tensor *g)
 {
     return i == 0 ? xg_gate(g, y->in[1]) : NULL;
 }
 
-/* ---- 5.3 shape --------------------------------------------------------------------------------- */
+/* ---- 5.3 shape ------------------------------------------------------------------------------- */
 
 static bool xg__can_expand(xg_shape from, xg_shape to)
 {
@@ -3547,7 +4883,7 @@ static void xg__sum_range(const void *context, size_t begin, size_t end)
 static void xg__run_sum_to(xg_tensor *y)
 {
     const xg_tensor *x = y->in[0];
-    size_t run[5] = { 1, 1, 1, 1, 1 };         /* kept, summed, kept, summed, kept                    */
+    size_t run[5] = { 1, 1, 1, 1, 1 };         /* kept, summed, kept, summed, kept */
     int slot = 0;
     for (int axis = 0; axis < 4; axis++) {
         int e = xg__extent(x->shape, axis);
@@ -3557,7 +4893,7 @@ static void xg__run_sum_to(xg_tensor *y)
         run[slot] *= (size_t)e;
     }
     size_t outer = run[0];
-    if (run[3] == 1) {                         /* one summed run: the leading one can be i            */
+    if (run[3] == 1) {                         /* one summed run: the leading one can be i */
         run[3] = run[1];
         run[4] = run[2] * run[4];
         run[2] = run[0];
@@ -3637,7 +4973,7 @@ static bool xg__shape_reshape(xg_tensor *y)
     if (!xg__shape_valid(y->shape) || xg_shape_size(y->shape) != xg_size(y->in[0])) {
         return xg__refuse(y, XG_ERR_SHAPE, "the number of elements must stay the same");
     }
-    y->data = y->in[0]->data;                  /* the same numbers in the same order: no copy         */
+    y->data = y->in[0]->data;                  /* the same numbers in the same order: no copy */
     return true;
 }
 #define xg__run_reshape NULL
@@ -3697,7 +5033,10 @@ static void xg__permute_planes(const void *context, size_t begin, size_t end)
     xg__strided_planes(job, 0, step, begin, end);
 }
 
-static void xg__run_permute(xg_tensor *y) { xg__for_planes(y, y, xg__plane(y), xg__permute_planes); }
+static void xg__run_permute(xg_tensor *y)
+{
+    xg__for_planes(y, y, xg__plane(y), xg__permute_planes);
+}
 
 static xg_tensor *xg__emit_axes(xg_op op, xg_tensor *x, int n, int c, int h, int w)
 {
@@ -3770,7 +5109,7 @@ static bool xg__shape_slice(xg_tensor *y)
     return xg__refuse(y, XG_ERR_SHAPE, "the box does not lie inside the tensor");
 }
 
-/* Copies a box row by row between tensors of different extents; `from` and `to` are where it starts. */
+/* Copies a box row by row between tensors; `from` and `to` are where it starts in each. */
 static void xg__copy_box(const xg_tensor *x, xg_shape from, xg_tensor *y, xg_shape to, xg_shape box)
 {
     for (int n = 0; n < box.n; n++) {
@@ -3883,7 +5222,7 @@ XG_API_DEF xg_tensor *xg_flatten(xg_tensor *x)
     return xg_reshape(x, xg_shape4(s.n, s.c * s.h * s.w, 1, 1));
 }
 
-/* ---- 5.4 matmul -------------------------------------------------------------------------------- */
+/* ---- 5.4 matmul ------------------------------------------------------------------------------ */
 
 static bool xg__shape_matmul(xg_tensor *y)
 {
@@ -3942,7 +5281,7 @@ static void xg__run_matmul(xg_tensor *y)
         xg__run_gemm(y, &job);
         return;
     }
-    job.batch = 1;                             /* mixed broadcasting: one matrix after the other      */
+    job.batch = 1;                             /* mixed broadcasting: one matrix after the other */
     for (int n = 0; n < y->shape.n; n++) {
         for (int c = 0; c < y->shape.c; c++) {
             job.a = xg__row_of(a, n, c, 0);
@@ -3968,7 +5307,7 @@ static xg_tensor *xg__vjp_matmul(xg_tensor *y, int i, xg_tensor *g)
     return tb ? xg_matmul(g, a, true, ta) : xg_matmul(a, g, !ta, false);
 }
 
-/* ---- 5.5 the convolution trio ------------------------------------------------------------------ */
+/* ---- 5.5 the convolution trio ---------------------------------------------------------------- */
 
 static xg_window xg__window(xg_window k)
 {
@@ -3989,7 +5328,7 @@ static int xg__windows(int extent, int kernel, xg_window k)
 
 static bool xg__window_valid(xg_window k)
 {
-    const int most = 1 << 15;                  /* keeps every product of extents inside an int        */
+    const int most = 1 << 15;                  /* keeps every product of extents inside an int */
     return k.kh > 0 && k.kw > 0 && k.stride > 0 && k.dilation > 0 && k.groups > 0 && k.pad >= 0 &&
            k.kh < most && k.kw < most && k.stride < most && k.dilation < most && k.pad < most;
 }
@@ -4105,9 +5444,9 @@ static xg_tensor *xg__vjp_conv2d_dw(xg_tensor *y, int i, xg_tensor *dw)
     return i == 0 ? xg_conv2d_dx(dw, g, k, x->shape) : xg_conv2d(x, dw, k);
 }
 
-/* ---- 5.6 windows ------------------------------------------------------------------------------- */
+/* ---- 5.6 windows ----------------------------------------------------------------------------- */
 
-/* The part of a window that lies inside the input: rows y0, y0 + dilation, .. < y1 (and columns). */
+/* The part of a window that lies inside the input: rows y0, y0 + dilation, .. < y1; columns too. */
 typedef struct xg__span { int y0, y1, x0, x1; } xg__span;
 
 static void xg__clip(int place, int kernel, int extent, xg_window k, int *first, int *end)
@@ -4257,7 +5596,7 @@ static void xg__argpool_planes(const void *context, size_t begin, size_t end)
                 for (int r = span.y0; r < span.y1; r += k.dilation) {
                     for (int c = span.x0; c < span.x1; c += k.dilation) {
                         int at = r * in.w + c;
-                        if (x[at] > x[best] || x[at] != x[at]) best = at;   /* a NaN wins            */
+                        if (x[at] > x[best] || x[at] != x[at]) best = at;   /* a NaN wins */
                     }
                 }
                 *y++ = (xg_real)best;
@@ -4276,7 +5615,10 @@ XG_API_DEF xg_tensor *xg_argpool(xg_tensor *x, xg_window k)
 {
     return xg__emit_conv(XG_OP_argpool, x, NULL, k, xg__origin());
 }
-XG_API_DEF xg_tensor *xg_maxpool(xg_tensor *x, xg_window k) { return xg_gather(x, xg_argpool(x, k)); }
+XG_API_DEF xg_tensor *xg_maxpool(xg_tensor *x, xg_window k)
+{
+    return xg_gather(x, xg_argpool(x, k));
+}
 XG_API_DEF xg_tensor *xg_global_avgpool(xg_tensor *x)
 {
     xg_shape s = xg_shape_of(x);
@@ -4390,7 +5732,7 @@ static xg_tensor *xg__vjp_upsample_t(xg_tensor *y, int i, xg_tensor *g)
     return xg_upsample(g, s.h, s.w);
 }
 
-/* ---- 5.7 selection ----------------------------------------------------------------------------- */
+/* ---- 5.7 selection --------------------------------------------------------------------------- */
 
 static bool xg__index_fits(const xg_tensor *y, xg_shape index, xg_shape x)
 {
@@ -4532,7 +5874,10 @@ static void xg__run_max_to(xg_tensor *y)
     }
 }
 
-XG_API_DEF xg_tensor *xg_max_to(xg_tensor *x, xg_shape s) { return xg__emit_to(XG_OP_max_to, x, NULL, s); }
+XG_API_DEF xg_tensor *xg_max_to(xg_tensor *x, xg_shape s)
+{
+    return xg__emit_to(XG_OP_max_to, x, NULL, s);
+}
 static xg_tensor *xg__vjp_max_to(xg_tensor *y, int i, xg_tensor *g)
 {
     xg_tensor *x = y->in[i];
@@ -4564,7 +5909,7 @@ static void xg__run_topk_threshold(xg_tensor *y)
     for (int n = 0; sorted && n < x->shape.n; n++) {
         memcpy(sorted, x->data + (size_t)n * size, size * sizeof *sorted);
         qsort(sorted, size, sizeof *sorted, xg__descending);
-        double last = (double)sorted[k - 1];       /* all of them: one below the smallest             */
+        double last = (double)sorted[k - 1];       /* all of them: one below the smallest */
         double next = k < size ? (double)sorted[k] : last - 2;
         y->data[n] = (xg_real)(last / 2 + next / 2);
     }
@@ -4585,7 +5930,7 @@ XG_API_DEF xg_tensor *xg_pick(xg_tensor *logits, const int *label)
                      xg_shape4(s.n, 1, s.h, s.w));
 }
 
-/* ---- 5.8 fused --------------------------------------------------------------------------------- */
+/* ---- 5.8 fused ------------------------------------------------------------------------------- */
 
 /* y = x - max over channels, the stable start of every softmax. */
 static void xg__less_max(const xg_tensor *x, xg_real *y)
@@ -4683,7 +6028,7 @@ XG_API_DEF xg_tensor *xg_cross_entropy(xg_tensor *logits, const int *label,
     xg_tensor *target = xg_one_hot(tape, label, s.n, s.c);
     xg_real *t = xg_leaf_data(target);
     double total = s.n;
-    if (t && class_weight) {                   /* one-hot rows, each scaled by its class's weight     */
+    if (t && class_weight) {                   /* one-hot rows, each scaled by its class's weight */
         total = 0;
         for (int i = 0; i < s.n; i++) {
             t[(size_t)i * (size_t)s.c + (size_t)label[i]] = (xg_real)class_weight[label[i]];
@@ -4700,7 +6045,7 @@ XG_API_DEF xg_tensor *xg_bce_with_logits(xg_tensor *logits, xg_tensor *target)
     return xg_mean(xg_sub(xg_softplus(logits), xg_mul(logits, target)));
 }
 
-/* ---- control ----------------------------------------------------------------------------------- */
+/* ---- control --------------------------------------------------------------------------------- */
 
 static bool xg__shape_share(xg_tensor *y)
 {
@@ -4722,9 +6067,9 @@ static xg_tensor *xg__vjp_barrier(xg_tensor *y, int i, xg_tensor *g)
     return g;
 }
 
-/* ---- the table of rooms, from the list --------------------------------------------------------- */
+/* ---- the table of rooms, from the list ------------------------------------------------------- */
 
-#define xg__shape_leaf NULL                    /* leaves are recorded by 4.6, never emitted           */
+#define xg__shape_leaf NULL                    /* leaves are recorded by 4.6, never emitted */
 #define xg__run_leaf NULL
 
 #define XG__ROOM_map(name) xg__shape_map, xg__run_map, XG__MAP_##name
@@ -4807,8 +6152,9 @@ static void xg__walk_back(xg_tensor *node, const xg_rules *rules)
 {
     for (int i = 0; i < 2; i++) {
         xg_tensor *operand = node->in[i];
-        if (!operand || operand->walk.number != node->walk.number || !rules->vjp[node->op]) continue;
-        xg_tensor *part = rules->vjp[node->op](node, i, node->walk.first);
+        xg_vjp rule = rules->vjp[node->op];
+        if (!rule || !operand || operand->walk.number != node->walk.number) continue;
+        xg_tensor *part = rule(node, i, node->walk.first);
         if (!part) continue;
         part = xg_sum_to(part, operand->shape);
         operand->walk.first = operand->walk.first ? xg_add(operand->walk.first, part) : part;
@@ -4894,8 +6240,9 @@ XG_API_DEF xg_rules xg_rules_deconv(void)
     return rules;
 }
 
-/* 6.3 Forward readings: both carry a pair of tensors for each node between x and y. A node that does
- *     not depend on x is a constant: its pair is (itself, itself) for bounds, (0, itself) for a split. */
+/* 6.3 Forward readings: both carry a pair of tensors for each node between x and y. A node that
+ *     does not depend on x is constant: its pair is (itself, itself) for bounds, and for a split
+ *     (0, itself). */
 
 /* Also marks what leads to y: the tape holds other readings of the same x, which are not wanted. */
 static xg_tensor *xg__walk_between(xg_tensor *y, xg_tensor *x)
@@ -4996,7 +6343,7 @@ static void xg__bounds_node(xg_tensor *node)
     }
     xg__kind kind = xg__kind_of(node->op);
     bool falls = node->op == XG_OP_affine && node->attr.number.p < 0;
-    if (node->op == XG_OP_argpool) return;                 /* read by the max-pool that it serves     */
+    if (node->op == XG_OP_argpool) return;                 /* read by the max-pool that it serves */
     if (xg__is_maxpool(node)) {
         node->walk.first = xg_maxpool(low[0], node->in[1]->attr.conv.window);
         node->walk.second = xg_maxpool(high[0], node->in[1]->attr.conv.window);
@@ -5018,7 +6365,7 @@ static void xg__bounds_node(xg_tensor *node)
 static void xg__walk_forward(xg_tensor *y, xg_tensor *x, xg_tensor *first, xg_tensor *second,
                              void (*read)(xg_tensor *node))
 {
-    xg_tensor *last = y->tape->last;           /* what the reading itself makes comes after           */
+    xg_tensor *last = y->tape->last;           /* what the reading itself makes comes after */
     xg__walk_between(y, x);
     int number = y->tape->walks;
     x->walk.first = first;
@@ -5043,7 +6390,7 @@ XG_API_DEF void xg_bounds(xg_tensor *y, xg_tensor *x, xg_tensor *lo, xg_tensor *
     }
     xg__walk_forward(y, x, lo, hi, xg__bounds_node);
     if (xg_failed(y->tape)) return;
-    *out_lo = y->walk.first ? y->walk.first : y;           /* y does not depend on x: a point         */
+    *out_lo = y->walk.first ? y->walk.first : y;           /* y does not depend on x: a point */
     *out_hi = y->walk.second ? y->walk.second : y;
 }
 
@@ -5111,8 +6458,8 @@ XG_API_DEF void xg_split(xg_tensor *y, xg_tensor *x, xg_tensor *part,
     *gamma = y->walk.second ? y->walk.second : y;
 }
 
-/* 6.4 Gradient check. s_0 = <f(x), r>; s_k = sum_i <d s_(k-1) / d x_i, v_i>: the k-th derivative along
- *     random directions, which central differences of s_(k-1) along the same v must match. */
+/* 6.4 Gradient check. s_0 = <f(x), r>; s_k = sum_i <d s_(k-1) / d x_i, v_i> is the k-th derivative
+ *     along random directions, which central differences of s_(k-1) along the same v must match. */
 
 enum { XG__CHECK_ORDERS = 4, XG__CHECK_INPUTS = 16 };
 
@@ -5120,8 +6467,8 @@ typedef struct xg__check {
     xg_function f;
     void       *user;
     int         count;
-    xg_rng      directions;                    /* restarted for every evaluation                      */
-    xg_tensor  *moved[XG__CHECK_INPUTS];       /* leaves that hold x + h v                            */
+    xg_rng      directions;                    /* restarted for every evaluation */
+    xg_tensor  *moved[XG__CHECK_INPUTS];       /* leaves that hold x + h v */
 } xg__check;
 
 /* s_order at the values that the leaves hold now. */
@@ -5167,8 +6514,8 @@ static void xg__check_move(xg__check *check, xg_tensor *const *x, int order, dou
     xg_tape_release(tape, mark);
 }
 
-XG_API_DEF double xg_gradcheck(xg_function f, void *user, xg_tensor *const *x, int count, int orders,
-                               double step, xg_rng *rng)
+XG_API_DEF double xg_gradcheck(xg_function f, void *user, xg_tensor *const *x, int count,
+                               int orders, double step, xg_rng *rng)
 {
     xg_tape *tape = count > 0 ? xg_tape_of(x[0]) : NULL;
     if (!xg_failed(tape) && (count > XG__CHECK_INPUTS || orders < 1 || orders > XG__CHECK_ORDERS)) {
@@ -5185,7 +6532,9 @@ XG_API_DEF double xg_gradcheck(xg_function f, void *user, xg_tensor *const *x, i
     double h = step > 0 ? step : 1e-5, worst = 0;
 
     xg_mark mark = xg_tape_mark(tape);
-    for (int i = 0; i < count; i++) check.moved[i] = xg_leaf(tape, xg_shape_of(x[i]), xg_data(x[i]));
+    for (int i = 0; i < count; i++) {
+        check.moved[i] = xg_leaf(tape, xg_shape_of(x[i]), xg_data(x[i]));
+    }
     for (int order = 1; order <= orders && !xg_failed(tape); order++) {
         xg__check_move(&check, x, order, 0);
         double exact = xg__check_value(&check, order);
@@ -5196,7 +6545,7 @@ XG_API_DEF double xg_gradcheck(xg_function f, void *user, xg_tensor *const *x, i
         double estimate = (above - below) / (2 * h);
         double scale = fabs(exact) > fabs(estimate) ? fabs(exact) : fabs(estimate);
         double error = fabs(exact - estimate) / (scale > 1 ? scale : 1);
-        if (!(error <= worst)) worst = error;  /* a NaN is the worst                                  */
+        if (!(error <= worst)) worst = error;  /* a NaN is the worst */
     }
     xg_tape_release(tape, mark);
     return xg_failed(tape) ? (double)NAN : worst;
@@ -5630,6 +6979,14 @@ static int xg__param_entry(xg_scope *s, const char *full, xg_shape shape, xg_ini
     return at;
 }
 
+/* The entry's leaf on a tape, or NULL. Numbers elsewhere are those of a store that was freed and had
+ * the same address. */
+static xg_tensor *xg__entry_leaf(const xg_params *params, const xg__entry *entry, xg_tape *tape)
+{
+    xg_tensor *leaf = xg__find_owned(tape, params, entry->name);
+    return leaf && leaf->data == entry->data ? leaf : NULL;
+}
+
 static xg_tensor *xg__param_leaf(xg_scope *s, const char *name, xg_shape shape, xg_init init,
                                  double gain, bool trainable)
 {
@@ -5645,7 +7002,7 @@ static xg_tensor *xg__param_leaf(xg_scope *s, const char *name, xg_shape shape, 
     xg__entry *entry = &s->params->entry[at];
     if (!trainable && entry->trainable) entry->trainable = false;  /* created from a file's names */
 
-    xg_tensor *leaf = xg__find_owned(s->tape, s->params, full);
+    xg_tensor *leaf = xg__entry_leaf(s->params, entry, s->tape);
     if (leaf) return leaf;
     leaf = xg__alias_leaf(s->tape, shape, entry->data);
     xg__name_owned(leaf, s->params, full);
@@ -5669,9 +7026,9 @@ static int xg__params_leaves(xg_params *params, xg_tape *tape, const char *only,
 {
     int found = 0;
     for (int i = 0; i < xg_params_count(params); i++) {
-        const char *name = params->entry[i].name;
-        if (!xg_params_trainable(params, i) || !xg__starts_with(name, only)) continue;
-        xg_tensor *leaf = xg__find_owned(tape, params, name);
+        const xg__entry *entry = &params->entry[i];
+        if (!xg_params_trainable(params, i) || !xg__starts_with(entry->name, only)) continue;
+        xg_tensor *leaf = xg__entry_leaf(params, entry, tape);
         if (!leaf) continue;
         if (found < max) out[found] = leaf;
         found++;
@@ -5922,16 +7279,16 @@ static xg_tensor *xg__bcos_scale(xg_tensor *linear, xg_tensor *norm, const xg_bc
     return xg_reshape(xg_mul(grouped, factor), s);
 }
 
-static bool xg__bcos_defaults(const xg_scope *s, const char *name, const xg_bcos_options *o,
-                              xg_bcos_options *k)
+static bool xg__bcos_defaults(const xg_scope *s, const char *name, int outputs,
+                              const xg_bcos_options *o, xg_bcos_options *k)
 {
     memset(k, 0, sizeof *k);
     if (o) *k = *o;
     if (k->b == 0) k->b = 2;
     if (k->maxout == 0) k->maxout = 1;
-    if (k->b >= 1 && k->maxout >= 1 && k->maxout <= 1024) return true;
-    xg_fail(s->tape, XG_ERR_ARGUMENT, "layer '%.80s': needs B >= 1 and maxout in [1, 1024], here "
-            "%g and %d", name, k->b, k->maxout);
+    if (k->b >= 1 && k->maxout >= 1 && outputs <= INT_MAX / k->maxout) return true;
+    xg_fail(s->tape, XG_ERR_ARGUMENT, "layer '%.80s': B %g and maxout %d for %d outputs", name, k->b,
+            k->maxout, outputs);
     return false;
 }
 
@@ -5939,8 +7296,10 @@ XG_API_DEF xg_tensor *xg_bcos_conv(xg_scope *s, const char *name, xg_tensor *x, 
                                    const xg_bcos_options *o)
 {
     xg_bcos_options k;
-    if (!xg__layer_ready(s, name, x) || !xg__bcos_defaults(s, name, o, &k) ||
-        !xg__layer_window(s, name, x, channels, &k.window)) return xg__poison(s->tape);
+    if (!xg__layer_ready(s, name, x) || !xg__bcos_defaults(s, name, channels, o, &k) ||
+        !xg__layer_window(s, name, x, channels, &k.window)) {
+        return xg__poison(s->tape);
+    }
     xg_window window = k.window;
     int inputs = x->shape.c / window.groups;
     xg_shape shape = xg_shape4(channels * k.maxout, inputs, window.kh, window.kw);
@@ -5955,7 +7314,7 @@ XG_API_DEF xg_tensor *xg_bcos_dense(xg_scope *s, const char *name, xg_tensor *x,
                                     const xg_bcos_options *o)
 {
     xg_bcos_options k;
-    if (!xg__layer_ready(s, name, x) || !xg__bcos_defaults(s, name, o, &k)) {
+    if (!xg__layer_ready(s, name, x) || !xg__bcos_defaults(s, name, features, o, &k)) {
         return xg__poison(s->tape);
     }
     xg_window whole = { 1, 1, 1, 0, 1, 1 };
@@ -6469,13 +7828,14 @@ static bool xg__optim_match(const xg_optim *o, xg_params *params, xg_tape *tape,
     int at = 0, chosen = 0;
     for (int k = 0; k < count; k++) {
         int tries = 0;
-        while (tries < params->count && params->entry[at].data != leaf[k]->data) {
+        while (leaf[k] && tries < params->count && params->entry[at].data != leaf[k]->data) {
             at = (at + 1) % params->count;
             tries++;
         }
-        if (tries == params->count || params->chosen[at] >= 0) {
+        bool ours = leaf[k] && tries < params->count;
+        if (!ours || params->chosen[at] >= 0) {
             xg_fail(tape, XG_ERR_ARGUMENT, "optimiser: leaf %d '%.80s' %s", k, xg_name_of(leaf[k]),
-                    tries == params->count ? "is not of this store" : "is given twice");
+                    ours ? "is given twice" : "is not of this store");
             return false;
         }
         if (!xg_shape_same(leaf[k]->shape, xg_shape_of(grad[k]))) {
@@ -6556,8 +7916,8 @@ static void xg__optim_update(const xg_optim *o, xg_params *params, xg_tensor *co
 XG_API_DEF xg_code xg_optim_apply(const xg_optim *o, xg_params *params, xg_tensor *const *leaf,
                                   xg_tensor *const *grad, int count)
 {
-    xg_tape *tape = count > 0 ? xg_tape_of(leaf[0]) : NULL;
-    if (!params || count < 1) {
+    xg_tape *tape = count > 0 && leaf && grad ? xg_tape_of(leaf[0]) : NULL;
+    if (!params || !tape) {
         xg_fail(tape, XG_ERR_ARGUMENT, "optimiser: there is no store or no gradient");
         return XG_ERR_ARGUMENT;
     }
@@ -6835,7 +8195,8 @@ XG_API_DEF xg_tensor *xg_postprocess(xg_tensor *map, const xg_post *o)
 {
     xg_tape *tape = xg_tape_of(map);
     xg_shape s = xg_shape_of(map);
-    if (xg_failed(tape) || !o) return map;
+    if (xg_failed(tape)) return xg__poison(tape);
+    if (!o) return map;
     if (s.c != 1) {
         xg_fail(tape, XG_ERR_SHAPE, "postprocess: a map has one channel, this one is [%d %d %d %d]",
                 s.n, s.c, s.h, s.w);
@@ -6855,7 +8216,7 @@ XG_API_DEF xg_tensor *xg_postprocess(xg_tensor *map, const xg_post *o)
  *  [9] guide                                                                                     *
  * ============================================================================================== */
 
-/* 9.1 Names and defaults of the losses. */
+/* 9.1 Localisation losses: their names and post-processing, ... */
 
 XG_API_DEF const char *xg_loss_name(xg_loss loss)
 {
@@ -6877,9 +8238,9 @@ XG_API_DEF xg_post xg_loss_post(xg_loss loss)
     return post;
 }
 
-/* 9.2 The losses of each sample (methods 2.4): map and mask [n,1,h,w] in, [n,1,1,1] out. Where a
- *     division or a logarithm has no value, a selector puts 1 in its place; selectors are constants
- *     to every derivative, so no branch that was not taken can leak a NaN. */
+/* ... what they say of each sample (methods 2.4): map and mask [n,1,h,w] in, [n,1,1,1] out. Where a
+ * division or a logarithm has no value, a selector puts 1 in its place; selectors are constants to
+ * every derivative, so no branch that was not taken can leak a NaN. */
 
 static xg_tensor *xg__per_sample(xg_tensor *x)
 {
@@ -6938,7 +8299,7 @@ static xg_tensor *xg__loss_rrr(xg_tensor *map, xg_tensor *mask)
     return xg__per_sample(xg_mul(xg_affine(mask, -1.0, 1.0), xg_square(map)));
 }
 
-/* 9.3 From samples to a number. */
+/* ... and how samples become a number. */
 
 static bool xg__guide_fits(xg_tensor *map, xg_tensor *mask, const xg_guide_options *o)
 {
@@ -7041,7 +8402,7 @@ XG_API_DEF xg_tensor *xg_guide(xg_tensor *map, xg_tensor *mask, const xg_guide_o
     return xg_affine(total, 1.0 / (counting > 0 ? counting : 1), 0.0);
 }
 
-/* 9.4 Masks from boxes (methods 1.1, 2.10). */
+/* 9.2 Masks from boxes (methods 1.1, 2.10). */
 
 /* One edge: scaled, clipped to [0, size-1], truncated. Multiplying first keeps whole results whole:
  * 150 of 300 is pixel 112 of 224, not the one before it. */
@@ -7163,7 +8524,7 @@ XG_API_DEF double xg_accuracy(const xg_real *logits, const int *label, int n, in
     return n > 0 ? (double)right / n : (double)NAN;
 }
 
-/* 10.3 Accuracy by group. Groups nobody belongs to count nowhere; without any sample all is NaN. */
+/* By group. Groups nobody belongs to count nowhere; without any sample everything is NaN. */
 
 enum { XG__GROUPS = 64 };      /* as many as struct xg_groups has places                          */
 
@@ -7213,9 +8574,7 @@ XG_API_DEF double xg_groups_worst(const xg_groups *g)
     return worst;
 }
 
-/* 10.4 Multi-label F1. */
-
-/* A target above one half is a positive; a NaN logit is none. */
+/* Multi-label F1. A target above one half is a positive; a NaN logit is none. */
 XG_API_DEF void xg_f1_add(xg_f1 *f, const xg_real *logits, const xg_real *target, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
@@ -7258,9 +8617,9 @@ static void xg__complain(xg_error *error, xg_code code, const char *format, ...)
     va_end(arguments);
 }
 
-/* Memory for the length of one call. It must not come from the arena's end that grows, where entries
- * of the store may be added meanwhile: a fixed buffer lends its far end, anything else its allocator.
- * What was lent last is given back first. */
+/* Memory for the length of one call. It cannot come from the end at which the arena grows, where
+ * entries of the store may be added meanwhile: a fixed buffer lends its far end, any other arena
+ * its allocator. What was lent last is given back first. */
 typedef struct xg__loan { void *memory; size_t bytes; } xg__loan;
 
 static xg__loan xg__borrow(xg__arena *a, uint64_t bytes)
@@ -7290,7 +8649,7 @@ typedef struct xg__source {
     const unsigned char *at;
     uint64_t left;
 #ifndef XG_NO_STDIO
-    FILE *file;                            /* NULL: memory                                           */
+    FILE *file;                            /* NULL: memory                                        */
 #endif
 } xg__source;
 
@@ -7365,9 +8724,7 @@ static bool xg__cursor_failed(const xg__cursor *c) { return c->error->code != XG
 /* The next character that is not white space, or -1 at the end. */
 static int xg__cursor_peek(xg__cursor *c)
 {
-    while (c->at < c->end && (*c->at == ' ' || *c->at == '\t' || *c->at == '\n' || *c->at == '\r')) {
-        c->at++;
-    }
+    while (c->at < c->end && memchr(" \t\n\r", *c->at, 4)) c->at++;
     return c->at < c->end ? *c->at : -1;
 }
 
@@ -7433,13 +8790,13 @@ static xg_real xg__from_f32(uint64_t bits)
 /* bfloat16 is the upper half of a float. */
 static xg_real xg__from_bf16(uint64_t bits) { return xg__from_f32(bits << 16); }
 
-/* Half precision: a sign, 5 bits of exponent with bias 15, 10 bits of mantissa. A float has bias 127
- * and 23 bits, so a normal number moves 13 bits up and its exponent gains 112. */
+/* Half precision: a sign, 5 bits of exponent with bias 15, 10 bits of mantissa. A float has 8 bits
+ * with bias 127, and 23: the mantissa moves 13 bits up, the exponent gains 112. */
 static xg_real xg__from_f16(uint64_t bits)
 {
     const uint64_t sign = (bits & 0x8000) << 16, mantissa = bits & 1023;
     const uint64_t exponent = (bits >> 10) & 31;
-    const xg_real tiny = (xg_real)mantissa / (xg_real)16777216;    /* subnormal: mantissa / 2^24     */
+    const xg_real tiny = (xg_real)mantissa / (xg_real)16777216;    /* subnormal: mantissa / 2^24  */
     if (exponent == 0) return sign ? -tiny : tiny;
     if (exponent == 31) return xg__from_f32(sign | 0x7f800000 | mantissa << 13);
     return xg__from_f32(sign | (exponent + 112) << 23 | mantissa << 13);
@@ -7517,7 +8874,7 @@ static void xg__extents_add(xg__extents *e, uint64_t extent, xg__cursor *c)
     }
     e->count *= extent;
     if (e->rank < 4) e->axis[e->rank] = extent;
-    if (e->rank < 5) e->rank++;            /* 5 stands for any rank above 4                          */
+    if (e->rank < 5) e->rank++;            /* 5 stands for any rank above 4                       */
 }
 
 /* The extents as a shape, missing axes 1: [O,F] is n = O, c = F. False: no shape of ours. */
@@ -7535,8 +8892,8 @@ static bool xg__extents_shape(const xg__extents *e, xg_shape *shape)
 
 #ifndef XG_NO_STDIO
 
-/* 11.3 Writing: to a temporary file beside the target, which takes the target's name when all is well.
- *      A full disk or a crash leaves the old file as it was. */
+/* 11.3 Writing: to a temporary file beside the target, which takes the target's name when all is
+ *      well. A full disk or a crash leaves the old file as it was. */
 
 /* Where bytes go. Without a file they are only counted: a header is composed twice, first to learn
  * its length, and needs no memory. */
@@ -7549,14 +8906,14 @@ typedef struct xg__sink {
 #define XG__PATH_MAX 4096
 
 #ifdef _WIN32
-/* rename() does not replace a file here; this does. Declared by hand: windows.h defines too much. */
+/* rename() does not replace a file here; this does. Declared by hand: windows.h brings too much. */
 #ifdef __cplusplus
 extern "C"
 #endif
-__declspec(dllimport) int __stdcall MoveFileExA(const char *from, const char *to, unsigned long how);
-static bool xg__rename(const char *from, const char *to) { return MoveFileExA(from, to, 1) != 0; }
+__declspec(dllimport) int __stdcall MoveFileExA(const char *from, const char *to, unsigned long);
+static bool xg__replace(const char *to, const char *from) { return MoveFileExA(from, to, 1) != 0; }
 #else
-static bool xg__rename(const char *from, const char *to) { return rename(from, to) == 0; }
+static bool xg__replace(const char *to, const char *from) { return rename(from, to) == 0; }
 #endif
 
 static void xg__put(xg__sink *s, const void *bytes, size_t count)
@@ -7567,12 +8924,19 @@ static void xg__put(xg__sink *s, const void *bytes, size_t count)
 
 static void xg__put_text(xg__sink *s, const char *text) { xg__put(s, text, strlen(text)); }
 
+/* The digits of a number stand at the end of `room`. */
+static const char *xg__digits(char room[24], uint64_t value)
+{
+    char *at = room + 23;
+    *at = 0;
+    do *--at = (char)('0' + value % 10); while ((value /= 10) != 0);
+    return at;
+}
+
 static void xg__put_number(xg__sink *s, uint64_t value)
 {
-    char digits[20];
-    size_t at = sizeof digits;
-    do digits[--at] = (char)('0' + value % 10); while ((value /= 10) != 0);
-    xg__put(s, digits + at, sizeof digits - at);
+    char room[24];
+    xg__put_text(s, xg__digits(room, value));
 }
 
 /* An unsigned integer, little-endian. */
@@ -7633,7 +8997,7 @@ static void xg__save_end(xg__sink *s, const char *path, const char *temporary, x
     bool good = fflush(s->file) == 0 && !s->failed && !ferror(s->file);
     good = fclose(s->file) == 0 && good;
     s->file = NULL;
-    if (good && xg__rename(temporary, path)) return;
+    if (good && xg__replace(path, temporary)) return;
     remove(temporary);
     xg__complain(error, XG_ERR_IO, good ? "'%.160s' cannot be replaced"
                                         : "'%.160s' cannot be written; is the disk full?", path);
@@ -7642,7 +9006,7 @@ static void xg__save_end(xg__sink *s, const char *path, const char *temporary, x
 
 /* 11.4 npy: {'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), } and then the numbers. */
 
-#define XG__NPY_HEADER 4096   /* far more than four axes need                                        */
+#define XG__NPY_HEADER 4096   /* far more than four axes need                                     */
 
 typedef struct xg__npy {
     const xg__dtype *type;
@@ -7695,8 +9059,8 @@ static void xg__npy_order(xg__cursor *c)
 {
     if (xg__npy_word(c, "False")) return;
     if (!xg__npy_word(c, "True")) xg__cursor_fail(c, XG_ERR_FORMAT, "expected True or False");
-    else xg__cursor_fail(c, XG_ERR_UNSUPPORTED, "the array is in Fortran order (first axis fastest); "
-                         "save it again after numpy.ascontiguousarray");
+    else xg__cursor_fail(c, XG_ERR_UNSUPPORTED, "the array is in Fortran order, its first axis the "
+                         "fastest; save it again after numpy.ascontiguousarray");
 }
 
 /* (), (3,), (2, 3): a tuple of one needs its comma. */
@@ -7717,14 +9081,14 @@ static void xg__npy_shape(xg__cursor *c, xg__npy *npy)
 static void xg__npy_dict(xg__cursor *c, xg__npy *npy)
 {
     static const char *const keys[3] = { "descr", "fortran_order", "shape" };
-    int seen = 0;
+    int seen = 8;                          /* bit 3, "none of them", is never welcome            */
     xg__cursor_expect(c, '{');
     while (!xg__cursor_failed(c) && !xg__cursor_accept(c, '}')) {
         char key[16];
         int i = 0;
         xg__npy_string(c, key, sizeof key);
         while (i < 3 && strcmp(key, keys[i]) != 0) i++;
-        if (i == 3 || (seen & (1 << i))) xg__cursor_fail(c, XG_ERR_FORMAT, "an unknown or second key");
+        if (seen & (1 << i)) xg__cursor_fail(c, XG_ERR_FORMAT, "an unknown or a second key");
         seen |= 1 << i;
         xg__cursor_expect(c, ':');
         if (i == 0) xg__npy_descr(c, npy);
@@ -7733,7 +9097,7 @@ static void xg__npy_dict(xg__cursor *c, xg__npy *npy)
         if (xg__cursor_peek(c) != '}') xg__cursor_expect(c, ',');
     }
     if (xg__cursor_peek(c) != -1) xg__cursor_fail(c, XG_ERR_FORMAT, "text after the dict");
-    if (seen != 7) xg__cursor_fail(c, XG_ERR_FORMAT, "a key is missing");
+    if (seen != 15) xg__cursor_fail(c, XG_ERR_FORMAT, "a key is missing");
 }
 
 static void xg__npy_header(xg__source *s, xg__npy *npy, xg_error *error)
@@ -7840,15 +9204,15 @@ XG_API_DEF xg_code xg_npy_save(xg_tensor *x, const char *path)
 }
 #endif
 
-/* 11.5 JSON, as much as the header of a safetensors file may hold: objects, strings, arrays of whole
- *      numbers. The depth is known, so nothing recurses. */
+/* 11.5 JSON, as much as the header of a safetensors file may hold: objects, strings, arrays of
+ *      whole numbers. The depth is known, so nothing recurses. */
 
-/* Texts go, without escapes and with a 0 at the end, into a pool of one byte more than the header has:
- * a string never grows, and its quotes leave room for the 0. */
+/* Texts go, without their escapes and with a 0 at the end, into a pool one byte larger than the
+ * header: no escape is shorter than what it stands for, and the quotes leave room for the 0. */
 typedef struct xg__json { xg__cursor c; char *pool; } xg__json;
 
-/* The bytes of the UTF-8 character at s, or 0 if it is none: too long for what it encodes, a half of
- * a pair, or beyond Unicode (RFC 3629). */
+/* The bytes of the UTF-8 character at s, or 0 if it is none: longer than it needs to be, half of a
+ * pair, or beyond Unicode (RFC 3629). */
 static size_t xg__utf8(const unsigned char *s, size_t left)
 {
     if (left == 0) return 0;
@@ -7907,10 +9271,10 @@ static size_t xg__json_escape(xg__cursor *c, char *out)
     }
     c->at++;
     uint32_t code = xg__json_hex(c);
-    if (code >= 0xd800 && code < 0xdc00 && c->end - c->at > 2 && c->at[0] == '\\' && c->at[1] == 'u') {
+    if (code >> 10 == 0xd800 >> 10 && c->end - c->at > 2 && !memcmp(c->at, "\\u", 2)) {
         c->at += 2;
         const uint32_t low = xg__json_hex(c);
-        if (low >= 0xdc00 && low < 0xe000) code = 0x10000 + (code - 0xd800) * 0x400 + (low - 0xdc00);
+        if (low >> 10 == 0xdc00 >> 10) code = 0x10000 + ((code & 1023) << 10 | (low & 1023));
     }
     if (code == 0 || (code >= 0xd800 && code < 0xe000)) {
         xg__cursor_fail(c, XG_ERR_FORMAT, "the escape is no character that a text may hold");
@@ -7960,19 +9324,19 @@ static bool xg__json_more(xg__json *j, char close, bool *first)
 
 /* 11.6 safetensors: what a file says. It is read, checked and indexed as a whole. */
 
-#define XG__HEADER_MAX 100000000.0   /* bytes of header, as the format limits it                     */
+#define XG__HEADER_MAX 100000000.0   /* bytes of header, as the format limits it                  */
 
 enum { XG__LOAD_NEW = -1, XG__LOAD_NOT = -2 };
 
 /* A tensor of the file. Its range counts from the end of the header. */
 typedef struct xg__stored {
-    const char *name;                      /* first: what xg__by_name compares                       */
-    const xg__dtype *type;                 /* NULL: not known here                                   */
+    const char *name;                      /* first: what xg__by_name compares                    */
+    const xg__dtype *type;                 /* NULL: not known here                                */
     xg__extents extents;
     uint64_t begin, end;
-    xg_shape shape;                        /* once it is known to be one of ours                     */
-    int  entry;                            /* where it goes in the store, or one of XG__LOAD_...     */
-    bool buffer, frozen;                   /* what the metadata says of it                           */
+    xg_shape shape;                        /* once it is known to be one of ours                  */
+    int  entry;                            /* where it goes in the store, or one of XG__LOAD_...  */
+    bool buffer, frozen;                   /* what the metadata says of it                        */
 } xg__stored;
 
 /* A text of the metadata. */
@@ -7980,13 +9344,13 @@ typedef struct xg__meta { const char *key, *value; } xg__meta;
 
 typedef struct xg__weights {
     const unsigned char *data;
-    uint64_t bytes;                        /* of data                                                */
+    uint64_t bytes;                        /* of data                                             */
     xg__stored *stored;
     xg__meta   *pair;
-    const void **sorted;                   /* of `stored`, for checks and for finding names          */
+    const void **sorted;                   /* of `stored`, for checks and for finding names       */
     int  count, pairs;
     bool lenient;
-    bool checkpoint;                       /* holds optimiser state too                              */
+    bool checkpoint;                       /* holds optimiser state too                           */
     xg_error *error;
 } xg__weights;
 
@@ -8054,7 +9418,7 @@ static void xg__weights_tensor(xg__weights *w, xg__json *j, const char *name)
     t.extents = xg__extents_none();
     xg__cursor_expect(c, '{');
     for (bool first = true; xg__json_more(j, '}', &first);) {
-        char *pool = j->pool;              /* neither key nor type is kept                           */
+        char *pool = j->pool;              /* neither key nor type is kept                        */
         const char *key = xg__json_string(j);
         const int bit = !strcmp(key, "dtype") ? 1 : !strcmp(key, "shape") ? 2
                       : !strcmp(key, "data_offsets") ? 4 : 0;
@@ -8100,7 +9464,9 @@ static void xg__weights_header(xg__weights *w, xg__json *j)
         else xg__weights_tensor(w, j, name);
         metadata = metadata || special;
     }
-    if (xg__cursor_peek(&j->c) != -1) xg__cursor_fail(&j->c, XG_ERR_FORMAT, "text after the object");
+    if (xg__cursor_peek(&j->c) != -1) {
+        xg__cursor_fail(&j->c, XG_ERR_FORMAT, "text after the object");
+    }
 }
 
 /* Does its range hold what its type and shape ask for? */
@@ -8109,12 +9475,12 @@ static void xg__weights_check(xg__weights *w, const xg__stored *t)
     if (t->begin > t->end || t->end > w->bytes) {
         xg__complain(w->error, XG_ERR_FORMAT, "tensor '%.80s': its range leaves the file", t->name);
     } else if (!t->type && !w->lenient) {
-        xg__complain(w->error, XG_ERR_UNSUPPORTED, "tensor '%.80s': its type of number is not known",
+        xg__complain(w->error, XG_ERR_UNSUPPORTED, "tensor '%.80s' has no known type of number",
                      t->name);
     } else if (t->type && ((t->end - t->begin) % t->type->size != 0
                            || (t->end - t->begin) / t->type->size != t->extents.count)) {
-        xg__complain(w->error, XG_ERR_FORMAT, "tensor '%.80s': its shape asks for %.0f numbers of %d "
-                     "bytes, its range has %.0f bytes", t->name, (double)t->extents.count,
+        xg__complain(w->error, XG_ERR_FORMAT, "tensor '%.80s': its shape asks for %.0f numbers of "
+                     "%d bytes, its range has %.0f bytes", t->name, (double)t->extents.count,
                      (int)t->type->size, (double)(t->end - t->begin));
     }
 }
@@ -8174,8 +9540,8 @@ static size_t xg__weights_length(const unsigned char *bytes, size_t count, xg_er
     return 0;
 }
 
-/* Indexes a whole file. The index lies in *loan, the caller's to give back in any case. A tensor takes
- * four colons of header and a text one, so counting colons bounds the memory. */
+/* Indexes a whole file. The index lies in *loan, the caller's to give back in any case. A tensor
+ * takes four colons of the header, a text of the metadata one: their number bounds the memory. */
 static bool xg__weights_read(xg__weights *w, xg__arena *arena, xg__loan *loan,
                              const unsigned char *bytes, size_t count)
 {
@@ -8212,7 +9578,7 @@ static bool xg__weights_read(xg__weights *w, xg__arena *arena, xg__loan *loan,
  *     read      index the file and check it                                            (11.6)
  *     plan      for each tensor of the file, where it goes; the report
  *     reserve   new entries and state, still zero: whatever may run out of memory
- *     commit    copy the numbers, which cannot fail                                               */
+ *     commit    copy the numbers, which cannot fail                                              */
 
 /* Appends a name to a list of the report; "..." once there is no room. */
 static void xg__list_add(char list[512], const char *name)
@@ -8223,7 +9589,7 @@ static void xg__list_add(char list[512], const char *name)
     strcat(list, used + length + 2 + 2 + 3 < 512 ? name : "...");
 }
 
-/* Are these the same numbers in the same order? Extents of 1 do not count: a bias is [64] in files. */
+/* Are these the same numbers in the same order? Extents of 1 do not count: [64] is [1 64 1 1]. */
 static bool xg__shape_alike(xg_shape a, xg_shape b)
 {
     const int x[5] = { a.n, a.c, a.h, a.w, 0 }, y[5] = { b.n, b.c, b.h, b.w, 0 };
@@ -8251,8 +9617,8 @@ static bool xg__load_can(xg__weights *w, xg__stored *t)
         xg__complain(w->error, XG_ERR_UNSUPPORTED, "tensor '%.80s' has no name or no known type of "
                      "number", t->name);
     } else if (!xg__extents_shape(&t->extents, &t->shape)) {
-        xg__complain(w->error, XG_ERR_UNSUPPORTED, "tensor '%.80s': only up to four axes of at least 1 "
-                     "are supported", t->name);
+        xg__complain(w->error, XG_ERR_UNSUPPORTED, "tensor '%.80s' has more than four axes, or an "
+                     "empty or a huge one", t->name);
     }
     return w->error->code == XG_ERR_OK;
 }
@@ -8352,11 +9718,11 @@ static void xg__resume_plan(xg__weights *w, const xg_load_report *report)
         xg__stored *t = &w->stored[i];
         xg__state state;
         if (t->type != xg__dtype_own()) {
-            xg__complain(error, XG_ERR_UNSUPPORTED, "it was written by a %s build", sizeof(xg_real) == 8
-                         ? "float" : "double");
+            xg__complain(error, XG_ERR_UNSUPPORTED, "its numbers are not %s, as this build's are",
+                         xg__dtype_own()->safetensors);
         }
         if (!xg__is_state(w, t) || !xg__load_can(w, t)) continue;
-        if (!xg__state_split(w, t, &state) || !xg__extents_shape(&state.of->extents, &state.of->shape)
+        if (!xg__state_split(w, t, &state) || !xg__load_can(w, state.of)
             || !xg__shape_alike(t->shape, state.of->shape)) {
             xg__complain(error, XG_ERR_FORMAT, "'%.80s' belongs to no parameter", t->name);
         }
@@ -8378,8 +9744,8 @@ static void xg__load_undo(xg_params *p, int count)
     for (int i = 0; i < count; i++) *xg__params_bucket(p, p->entry[i].name) = i + 1;
 }
 
-/* Everything of a load that may ask for memory. Counts come first, in the order of the file, so that
- * a store that is saved again gives the same file. */
+/* Everything of a load that may ask for memory. Counts come first, in the order of the file: so a
+ * store that is saved again gives the same file. */
 static bool xg__load_reserve(xg__weights *w, xg_params *p, bool resume)
 {
     const int before = p->count;
@@ -8421,19 +9787,20 @@ static void xg__load_commit(const xg__weights *w, xg_params *p)
     }
 }
 
-/* Makes the rest of the store what it was: state and counts that the checkpoint does not have are 0. */
+/* Makes the rest of the store what it was. State and counts that the checkpoint lacks become 0. */
 static void xg__resume_commit(const xg__weights *w, xg_params *p)
 {
     for (int i = 0; i < p->count; i++) {
         const size_t bytes = xg_shape_size(p->entry[i].shape) * sizeof(xg_real);
-        for (xg__slot *slot = p->entry[i].slots; slot; slot = slot->next) memset(slot->data, 0, bytes);
+        for (xg__slot *s = p->entry[i].slots; s; s = s->next) memset(s->data, 0, bytes);
     }
     for (int i = 0; i < xg__steps_count(p); i++) xg__steps_set(p, xg__steps_name(p, i), 0);
     for (int i = 0; i < w->count; i++) {
         const xg__stored *t = &w->stored[i];
         xg__state state;
         if (xg__is_state(w, t) && xg__state_split(w, t, &state)) {
-            xg__load_numbers(w, t, xg__slot_get(p, state.of->entry, state.optim, state.which, true));
+            xg_real *out = xg__slot_get(p, state.of->entry, state.optim, state.which, true);
+            if (out) xg__load_numbers(w, t, out);      /* as always: it was reserved             */
         } else if (t->entry >= 0) {
             p->entry[t->entry].trainable = !t->buffer;
             p->entry[t->entry].frozen = t->frozen;
@@ -8556,8 +9923,8 @@ XG_API_DEF xg_code xg_checkpoint_load(xg_params *params, const char *path, xg_no
 typedef struct xg__saving {
     const xg_params *params;
     const xg_note *notes;
-    int  count;                            /* of notes                                               */
-    bool checkpoint;                       /* optimiser state, step counts and notes too             */
+    int  count;                            /* of notes                                            */
+    bool checkpoint;                       /* optimiser state, step counts and notes too          */
 } xg__saving;
 
 /* A text between quotes; the caller has made sure that it is UTF-8. */
@@ -8573,7 +9940,7 @@ static void xg__put_escaped(xg__sink *s, const char *text)
     }
 }
 
-/* "prefix + key":"value" of the metadata, none of them the first. */
+/* ,"prefix + key":"value" of the metadata. */
 static void xg__put_pair(xg__sink *s, const char *prefix, const char *key, const char *value)
 {
     xg__put_text(s, ",\n\"");
@@ -8595,9 +9962,8 @@ static void xg__put_metadata(xg__sink *s, const xg__saving *what)
     }
     for (int i = 0; what->checkpoint && i < xg__steps_count(p); i++) {
         const char *slot = xg__steps_name(p, i);
-        char steps[24];
-        snprintf(steps, sizeof steps, "%.0f", (double)xg__steps_get(p, slot));
-        xg__put_pair(s, "xguide.steps:", slot, steps);
+        char room[24];
+        xg__put_pair(s, "xguide.steps:", slot, xg__digits(room, (uint64_t)xg__steps_get(p, slot)));
     }
     for (int i = 0; i < what->count; i++) {
         xg__put_pair(s, "xguide.note:", what->notes[i].key, what->notes[i].value);
@@ -8606,8 +9972,8 @@ static void xg__put_metadata(xg__sink *s, const xg__saving *what)
     xg__put_text(s, "}");
 }
 
-/* The line of the header about one entry, or about a slot of it. Trailing extents of 1 are left out,
- * so that biases and dense weights have the axes they have elsewhere. */
+/* The line of the header about one entry, or about a slot of it. Trailing extents of 1 are left
+ * out, so that biases and dense weights have the axes that they have elsewhere. */
 static void xg__put_line(xg__sink *s, const xg__entry *e, const xg__slot *slot, uint64_t *at)
 {
     const int axis[4] = { e->shape.n, e->shape.c, e->shape.h, e->shape.w };
@@ -8698,11 +10064,12 @@ static void xg__save_check(const xg__saving *what, xg_error *error)
     for (int i = 0; what->checkpoint && i < xg__steps_count(p); i++) {
         const char *slot = xg__steps_name(p, i);
         if (xg__is_text(slot, 64) && slot[0] && !strchr(slot, ':')) continue;
-        xg__complain(error, XG_ERR_ARGUMENT, "'%.80s' cannot be an optimiser's slot in a file", slot);
+        xg__complain(error, XG_ERR_ARGUMENT, "'%.80s' cannot name a slot in a file", slot);
     }
     for (int i = 0; i < what->count; i++) {
         const xg_note *note = &what->notes[i];
-        if (!xg__is_text(note->key, sizeof note->key) || !xg__is_text(note->value, sizeof note->value)) {
+        if (!xg__is_text(note->key, sizeof note->key)
+            || !xg__is_text(note->value, sizeof note->value)) {
             xg__complain(error, XG_ERR_ARGUMENT, "note %d is no text that ends", i);
         }
         for (int k = 0; error->code == XG_ERR_OK && k < i; k++) {
@@ -8757,6 +10124,32 @@ XG_API_DEF xg_code xg_checkpoint_save(xg_params *params, const char *path, const
 #endif /* XG_NO_STDIO */
 
 #endif /* after the kernels */
-/*
- *  Licence: public domain or MIT, as you like.
+
+/* ------------------------------------------------------------------------------------------------
+ * Licence: choose the public domain or MIT.
+ *
+ * A - Public domain (www.unlicense.org). This is free and unencumbered software released into the
+ * public domain. Anyone is free to copy, modify, publish, use, compile, sell, or distribute this
+ * software, either in source code form or as a compiled binary, for any purpose, commercial or
+ * non-commercial, and by any means. In jurisdictions that recognize copyright laws, the author or
+ * authors of this software dedicate any and all copyright interest in the software to the public
+ * domain. We make this dedication for the benefit of the public at large and to the detriment of
+ * our heirs and successors. We intend this dedication to be an overt act of relinquishment in
+ * perpetuity of all present and future rights to this software under copyright law.
+ *
+ * B - MIT. Copyright (c) 2026 the xguide.h authors. Permission is hereby granted, free of charge, to
+ * any person obtaining a copy of this software and associated documentation files (the "Software"),
+ * to deal in the Software without restriction, including without limitation the rights to use, copy,
+ * modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
+ * persons to whom the Software is furnished to do so, subject to the following conditions: The above
+ * copyright notice and this permission notice shall be included in all copies or substantial
+ * portions of the Software.
+ *
+ * Either way: THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED,
+ * INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE
+ * AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM,
+ * DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT
+ * OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+ *
+ * Changes: 0.1.0 (2026-11) the first version. CHANGELOG.md tells more.
  */

@@ -28,10 +28,10 @@ static void test_epg_degenerate(void)
     xg_real negative[16], faint[16], broken[16];
     for (int i = 0; i < 16; i++) {
         negative[i] = -1;
-        faint[i] = (xg_real)1e-9;                        /* 1.6e-8 in all: below 1e-7               */
+        faint[i] = (xg_real)1e-9;                        /* 1.6e-8 in all: below 1e-7             */
         broken[i] = hand_map[i];
     }
-    broken[15] = not_a_number;                           /* outside the mask, and still noticed      */
+    broken[15] = not_a_number;                           /* outside the mask, and still noticed   */
     CHECK(xg_epg(nothing, hand_mask, 16) == 0.0);
     CHECK(xg_epg(negative, hand_mask, 16) == 0.0);
     CHECK(xg_epg(faint, hand_mask, 16) == 0.0);
@@ -66,7 +66,7 @@ static void test_iou_degenerate(void)
     xg_real broken[16], faint[16];
     for (int i = 0; i < 16; i++) {
         broken[i] = i == 3 ? not_a_number : hand_map[i];
-        faint[i] = hand_mask[i] * (xg_real)1e-10;        /* a range below 1e-7: over the maximum     */
+        faint[i] = hand_mask[i] * (xg_real)1e-10;        /* a range below 1e-7: over the maximum  */
     }
     CHECK(xg_iou(nothing, hand_mask, 16, 0.5) == 0.0);
     CHECK(xg_iou(nothing, nothing, 16, 0.5) == 0.0);
@@ -105,7 +105,7 @@ static void test_accuracy(void)
 {
     const xg_real logits[12] = { 3, 1, 2,   0, 5, 5,   -1, -2, -3,   0, 0, 0 };
     const int right[4] = { 0, 1, 0, 0 }, mixed[4] = { 0, 2, 1, 2 }, outside[4] = { 3, -1, 7, 0 };
-    CHECK_NEAR(xg_accuracy(logits, right, 4, 3), 1.0, 1e-15);      /* ties: the first best counts    */
+    CHECK_NEAR(xg_accuracy(logits, right, 4, 3), 1.0, 1e-15);      /* ties: the first best counts */
     CHECK_NEAR(xg_accuracy(logits, mixed, 4, 3), 0.25, 1e-15);
     CHECK_NEAR(xg_accuracy(logits, outside, 4, 3), 0.25, 1e-15);
     CHECK(isnan(xg_accuracy(logits, right, 0, 3)));
@@ -126,9 +126,9 @@ static void test_groups(void)
     xg_groups g;
     memset(&g, 0, sizeof g);
     CHECK(isnan(xg_groups_overall(&g)) && isnan(xg_groups_mean(&g)) && isnan(xg_groups_worst(&g)));
-    for (int i = 0; i < 8; i++) xg_groups_add(&g, 0, true);        /* 8 of 8                         */
-    for (int i = 0; i < 4; i++) xg_groups_add(&g, 1, i < 3);       /* 3 of 4                         */
-    for (int i = 0; i < 4; i++) xg_groups_add(&g, 3, i < 1);       /* 1 of 4; nobody in group 2      */
+    for (int i = 0; i < 8; i++) xg_groups_add(&g, 0, true);        /* 8 of 8                      */
+    for (int i = 0; i < 4; i++) xg_groups_add(&g, 1, i < 3);       /* 3 of 4                      */
+    for (int i = 0; i < 4; i++) xg_groups_add(&g, 3, i < 1);       /* 1 of 4; nobody in group 2   */
     xg_groups_add(&g, -1, true);
     xg_groups_add(&g, 64, true);
     CHECK(g.count == 4);
@@ -155,7 +155,8 @@ static void test_groups_at_the_edges(void)
 
 static void test_f1(void)
 {
-    const xg_real logits[6] = { 2, 0, -1, 3, -2, not_a_number };   /* 0 counts as positive, NaN does not */
+    /* A logit of 0 counts as positive, NaN does not. */
+    const xg_real logits[6] = { 2, 0, -1, 3, -2, not_a_number };
     const xg_real target[6] = { 1, 1, 1, 0, 0, 1 };
     xg_f1 f;
     memset(&f, 0, sizeof f);
@@ -163,7 +164,7 @@ static void test_f1(void)
     xg_f1_add(&f, logits, target, 6);
     CHECK(f.tp == 2 && f.fp == 1 && f.fn == 2);
     CHECK_NEAR(xg_f1_value(&f), 4.0 / 7.0, 1e-15);
-    xg_f1_add(&f, logits, target, 2);                              /* batches add up                 */
+    xg_f1_add(&f, logits, target, 2);                              /* batches add up              */
     CHECK(f.tp == 4 && f.fp == 1 && f.fn == 2);
     CHECK_NEAR(xg_f1_value(&f), 8.0 / 11.0, 1e-15);
 }

@@ -25,6 +25,7 @@ int cli_complain(int code, const xg_error *error);
 
 typedef enum cli_attribution { CLI_IXG, CLI_GRADIENT, CLI_GRADCAM, CLI_BCOS, CLI_IG } cli_attribution;
 typedef enum cli_guidance { CLI_NONE, CLI_ENERGY, CLI_L1, CLI_PPCE, CLI_RRR } cli_guidance;
+typedef enum cli_score { CLI_CONTRAST, CLI_LOGIT } cli_score;   /* what is explained             */
 typedef enum cli_objective { CLI_CROSS_ENTROPY, CLI_BCE } cli_objective;
 
 /* Everything that decides the numbers of a run, and after it what does not. */
@@ -45,7 +46,7 @@ typedef struct cli_options {
     const char *train_from;      /* weights before this layer stay as they are; "" for none       */
     int         head_first;      /* so many steps train the classifier only                       */
 
-    int         attribution, loss, objective;
+    int         attribution, score, loss, objective;
     const char *layer;
     double      lambda;
     bool        mean;            /* guidance loss: mean over guided pictures, not their sum       */
@@ -61,7 +62,7 @@ typedef struct cli_options {
     /* Not part of what is computed. */
     const char *out;
     int         threads, save_every, log_every, val_limit;
-    bool        fresh, quiet;
+    bool        no_test, fresh, quiet;
 } cli_options;
 
 /* The most rows of cli_options_table. */
@@ -172,7 +173,8 @@ typedef struct cli_sums {
 bool cli_step(cli_run *run, cli_sums *sums, xg_error *error);
 
 /* The map of `attribution` at a named layer for logits on the tape; [n,1,h,w]. Not for CLI_IG. */
-xg_tensor *cli_map(int attribution, xg_tensor *logits, const int *label, const char *layer);
+xg_tensor *cli_map(int attribution, int score, xg_tensor *logits, const int *label,
+                   const char *layer);
 /* The same with CLI_IG, whose passes it makes; x is the input's leaf. */
 xg_tensor *cli_map_any(xg_scope *s, const cli_options *o, int attribution, xg_tensor *x,
                        xg_tensor *logits, const int *label, const char *layer);
@@ -184,7 +186,8 @@ typedef struct cli_scores {
     double    seconds;
 } cli_scores;
 
-/* limit: look at so many pictures at most, spread over the split; 0: all. maps: measure EPG. */
+/* limit: look at so many pictures at most, spread over the split; 0: all. maps: measure EPG.
+ * False without an error after Ctrl-C. */
 bool cli_measure(cli_run *run, kit_split split, int limit, bool maps, cli_scores *out,
                  xg_error *error);
 

@@ -92,6 +92,8 @@ static void put_guidance(row *to, cli_options *o)
     put(to, "loss", KIT_ARG_CHOICE, &o->loss, "none|energy|l1|ppce|rrr", "loss on explanations");
     put(to, "attribution", KIT_ARG_CHOICE, &o->attribution, "ixg|gradient|gradcam|bcos|ig",
         "how explanations are made");
+    put(to, "score", KIT_ARG_CHOICE, &o->score, "contrast|logit",
+        "explain the logit less the others' mean, or as it is");
     put(to, "layer", KIT_ARG_TEXT, &o->layer, "NAME", "where: input, layer1 .. layer4, features");
     put(to, "lambda", KIT_ARG_NUMBER, &o->lambda, "X", "weight of the loss on explanations");
     put(to, "mean", KIT_ARG_FLAG, &o->mean, NULL,
@@ -132,6 +134,8 @@ int cli_options_table(cli_options *o, kit_arg table[CLI_MAX_ARGS])
     put(&to, "log-every", KIT_ARG_INT, &o->log_every, "STEPS", "between rows of the log");
     put(&to, "val-limit", KIT_ARG_INT, &o->val_limit, "N",
         "look at N validation pictures between epochs; 0: all");
+    put(&to, "no-test", KIT_ARG_FLAG, &o->no_test, NULL,
+        "leave the test pictures alone while options are being chosen");
     put(&to, "fresh", KIT_ARG_FLAG, &o->fresh, NULL, "begin anew, whatever is in the folder");
     put(&to, "quiet", KIT_ARG_FLAG, &o->quiet, NULL, "no progress line");
     return to.count;

@@ -48,7 +48,7 @@ bool kit_join(char *out, size_t size, const char *folder, const char *name, xg_e
 
 bool kit_is_file(const char *path);                          /* a regular file that exists        */
 bool kit_is_folder(const char *path);                        /* a folder that exists              */
-bool kit_make_folder(const char *path, xg_error *error);     /* with its parents; fine if it exists */
+bool kit_make_folder(const char *path, xg_error *error);     /* with its parents; may exist       */
 
 /* Reads a whole file of at most `limit` bytes. *bytes gets a trailing 0 that *count does not count;
  * free() it. */
@@ -69,8 +69,8 @@ double kit_seconds(void);                     /* a clock that never jumps       
 int    kit_cpus(void);                        /* processors on line, at least 1                   */
 
 /* Numbers for people. Each writes to `out` and returns it. */
-const char *kit_human_time(double seconds, char out[32]);    /* "0.4 s", "3 min 20 s", "2 h 05 min" */
-const char *kit_human_count(double count, char out[32]);     /* "950", "11.2 k", "2.78 M", "1.20 G" */
+const char *kit_human_time(double seconds, char out[32]);   /* "0.4 s", "3 min 20 s", ... */
+const char *kit_human_count(double count, char out[32]);  /* "950", "11.2 k", "2.78 M", ... */
 const char *kit_human_bytes(double bytes, char out[32]);     /* "512 B", "3.1 MiB"                */
 
 /* ============================================================================================== *
@@ -88,7 +88,8 @@ typedef struct kit_csv {
     bool   header;     /* row 0 names the columns                                                 */
 } kit_csv;
 
-/* separator: usually ','; ' ' takes any run of blanks as one. header: the first row names columns. */
+/* separator: usually ','; ' ' takes any run of blanks as one. header: the first row names the
+ * columns. */
 bool kit_csv_read(kit_csv *csv, const char *path, char separator, bool header, xg_error *error);
 void kit_csv_free(kit_csv *csv);
 
@@ -108,7 +109,7 @@ typedef struct kit_set {
     int      count, channels, h, w;
     int      classes;      /* labels are in [0,classes)                                           */
     int      groups;       /* groups are in [0,groups)                                            */
-    xg_real *pixels;       /* [count,channels,h,w], 0 black .. 1 white (noise may leave that range) */
+    xg_real *pixels;       /* [count,channels,h,w], 0 black .. 1 white (noise may exceed that) */
     xg_real *masks;        /* [count,1,h,w], 1 on what should explain the label                   */
     int     *label;        /* [count]                                                             */
     int     *group;        /* [count], what it means is said by whoever made the set              */
@@ -125,8 +126,8 @@ xg_box kit_mask_bounds(const xg_real *mask, int h, int w);
 /* 3.1 The black-and-white sets of methods.md 6.4: greyscale, two classes.
  *     TRIANGLE         class 1 points up, class 0 down. Mask: a bar from the apex to the base.
  *     PENTAGON         the middle slice of such triangles, same labels and masks: for testing.
- *     FOX_CAT          a body with a pointed head (fox, 1) or a round one (cat, 0). Mask: a square on
- *                      the head's vertex or top.
+ *     FOX_CAT          a body with a pointed head (fox, 1) or a round one (cat, 0). Mask: a square
+ *                      on the head's vertex or top.
  *     TRIANGLE_CIRCLE  the same heads without the bodies: for testing.
  *     From one generator state PENTAGON matches TRIANGLE and TRIANGLE_CIRCLE matches FOX_CAT, shape
  *     by shape. What the paper leaves open is an option here; zero means the default. */
@@ -152,7 +153,7 @@ typedef struct kit_shape_options {
     double slice;                    /* width of a pentagon by that of its triangle; default 0.5  */
     int    head_min, head_max;       /* width and height of a head; default 12..20                */
     int    body_min, body_max;       /* width and height of a body, drawn apart; default 16..24   */
-    int    head_shift;               /* the head is off the body's middle by up to this; default 0 */
+    int    head_shift;               /* the head is off the body's middle by up to this; def. 0 */
     int    margin;                   /* pixels between a shape and the picture's edge; default 2  */
     int    outline;                  /* 0: filled; else the thickness of the line                 */
     double rotation;                 /* turned by up to this many degrees either way; default 0   */
@@ -200,7 +201,8 @@ bool kit_draw_decoy(kit_set *set, int count, const kit_decoy_options *options, x
                     xg_error *error);
 const char *kit_decoy_class(int label);        /* "disc", "square", ...                           */
 
-/* Marks int(fraction * count) entries true, the others false, without replacement (methods 2.10). */
+/* Marks int(fraction * count) entries true, the others false, drawn by seed without replacement
+ * (methods 2.10). */
 void kit_annotate(bool *annotated, int count, double fraction, uint64_t seed);
 
 /* ============================================================================================== *
@@ -237,10 +239,10 @@ typedef struct kit_photos {
 
 typedef struct kit_photos_options {
     int      size;         /* default 128                                                         */
-    double   val, test;    /* class folders without splits: fractions, of each class; default 0, 0 */
+    double   val, test;    /* class folders without splits: fractions of each class; default 0  */
     uint64_t seed;         /* which files go to which split                                       */
     size_t   keep_bytes;   /* keep decoded pictures up to this; default 1 GiB                     */
-    bool     place_task;   /* Waterbirds: the label is the place; masks are then to be taken outside */
+    bool     place_task;   /* Waterbirds: the label is the place; view.outside then fits        */
 } kit_photos_options;
 
 /* Opens a folder of photographs. It may be laid out as
@@ -248,8 +250,8 @@ typedef struct kit_photos_options {
  *     split folders    train/CLASS/..., test/CLASS/..., optionally val/CLASS/...
  *     class folders    CLASS/..., cut into splits by `val` and `test`
  *     flat             pictures only; labels are not known, all in KIT_TEST
- * The last three take boxes from boxes.csv (image,what,x0,y0,x1,y1; image relative to the folder) when
- * it is there. Pictures (.png .jpg .jpeg .pgm .ppm) are not decoded yet. */
+ * The last three take boxes from boxes.csv (image,what,x0,y0,x1,y1; image relative to the folder)
+ * when it is there. Pictures (.png .jpg .jpeg) are not decoded yet. */
 bool kit_photos_open(kit_photos *photos, const char *folder, const kit_photos_options *options,
                      xg_error *error);
 void kit_photos_free(kit_photos *photos);
@@ -338,7 +340,7 @@ typedef struct kit_picture { int w, h; unsigned char *rgb; } kit_picture;
 bool kit_picture_new(kit_picture *picture, int w, int h, unsigned colour, xg_error *error);
 void kit_picture_free(kit_picture *picture);
 
-/* PNG, JPEG and PNM (by content), at most 64 megapixels; transparency is laid on white, grey becomes
+/* PNG and JPEG (by content), at most 64 megapixels; transparency is laid on white, grey becomes
  * colour. Hostile files are refused with a sentence. */
 bool kit_picture_load(kit_picture *picture, const char *path, xg_error *error);
 bool kit_picture_save(const kit_picture *picture, const char *path, xg_error *error);    /* a PNG */
@@ -416,8 +418,8 @@ typedef struct kit_sheet {
     double               strength; /* opacity of a map where it is largest; default 0.85          */
 } kit_sheet;
 
-/* Each map is scaled by its own largest magnitude: red speaks for, blue against, white-grey neither.
- * Boxes are outlined in every cell. The page carries a colour bar. */
+/* Each map is scaled by its own largest magnitude (the largest in 200 left out): red speaks for the
+ * class, blue against, grey neither. Boxes are outlined in every cell. A colour bar explains. */
 bool kit_sheet_draw(const kit_sheet *sheet, kit_picture *out, xg_error *error);
 bool kit_sheet_save(const kit_sheet *sheet, const char *path, xg_error *error);
 
@@ -478,8 +480,8 @@ typedef struct kit_progress {
 /* out NULL: stderr. `first` of `total` steps are done already (after a resume). */
 void kit_progress_start(kit_progress *p, FILE *out, const char *label, int64_t first,
                         int64_t total);
-/* Says that `done` of total steps are done; `note` (printf-like, may be NULL) ends the line. Cheap to
- * call for every step: it writes ten times a second at most. */
+/* Says that `done` of total steps are done; `note` (printf-like, may be NULL) ends the line. Cheap
+ * to call for every step: it writes ten times a second at most. */
 void kit_progress_step(kit_progress *p, int64_t done, const char *note, ...) KIT_PRINTF(3, 4);
 /* Writes the last state with the time taken, and a line end. */
 void kit_progress_end(kit_progress *p, int64_t done, const char *note, ...) KIT_PRINTF(3, 4);
@@ -499,11 +501,12 @@ typedef struct kit_log {
     char       **column;       /* names                                                           */
     char       **value;        /* what the next row holds, NULL: nothing                          */
     bool        *quoted;       /* is it text?                                                     */
+    bool         failed;       /* the next row holds a value for no column                        */
 } kit_log;
 
 /* Starts a log, or goes on with one. resume_at < 0 starts afresh. Otherwise old rows stay if the
- * number in their first column is less than or equal to resume_at, and a half line is dropped; the old
- * columns must be the same. */
+ * number in their first column is less than or equal to resume_at, and a half line is dropped; the
+ * old columns must be the same. */
 bool kit_log_open(kit_log *log, const char *folder, const char *name, const char *const *columns,
                   int count, double resume_at, xg_error *error);
 /* Sets a value of the next row. NaN becomes an empty cell and a JSON null. A column that does not
@@ -531,16 +534,16 @@ void kit_table_free(kit_table *table);
  * ============================================================================================== */
 
 /* A pool of persistent workers for xg_config.parallel_for. The calling thread works too, so a pool
- * of n makes n-1 threads. Idle workers spin for some 30 microseconds, then sleep. A call from inside
- * a task, or while another thread uses the pool, runs on its own thread: never more than n threads
- * are busy, and nothing can lock up. */
+ * of n makes n-1 threads. Idle workers spin for some 30 microseconds, then sleep. A call from
+ * inside a task, or while another thread uses the pool, runs on the calling thread alone: nothing
+ * can lock up, and no thread beyond the pool's is ever made. */
 typedef struct kit_pool kit_pool;
 kit_pool *kit_pool_new(int threads, xg_error *error);      /* 0: one for each processor           */
 void      kit_pool_free(kit_pool *pool);                   /* NULL is fine                        */
 int       kit_pool_threads(const kit_pool *pool);          /* NULL: 1                             */
 void      kit_pool_run(kit_pool *pool, int tasks,          /* NULL: serial                        */
                        void (*run)(void *context, int task, int worker), void *context);
-void      kit_pool_config(kit_pool *pool, xg_config *config); /* sets parallel_for and its fellows */
+void      kit_pool_config(kit_pool *pool, xg_config *config); /* sets parallel_for and so on */
 
 /* ============================================================================================== *
  *  [K13] command line                                                                            *

@@ -209,7 +209,7 @@ static void draw_panel(kit_picture *page, const kit_panel *panel, int x, int y, 
         kit_draw_text_in(page, f.left, y + 4, 11, KIT_LEFT, KIT_INK, panel->title,
                          f.right - f.left);
     }
-    if (panel->y_label != NULL) {           /* level and over the axis: easier to read than upright */
+    if (panel->y_label != NULL) {           /* level, over the axis: easier to read than upright */
         kit_draw_text(page, f.left, y + 26, 8, KIT_LEFT, KIT_SOFT, panel->y_label);
     }
     if (panel->x_label != NULL) {

@@ -1,5 +1,5 @@
-/* kit_csv.c - K2: text tables. The file is read whole and cut up in place: quotes and separators are
- * overwritten, and the cells are pointers into it. */
+/* kit_csv.c - K2: text tables. The file is read whole and cut up in place: quotes and separators
+ * are overwritten, and the cells are pointers into it. */
 #include <limits.h>
 #include <math.h>
 #include <stdlib.h>
@@ -67,7 +67,7 @@ static bool ends_cell(const cutter *c, char k)
     return k == c->separator || k == '\n' || k == '\r' || k == '\0';
 }
 
-/* A quoted cell: moves its text to the front, "" becomes ". Leaves `at` behind the closing quote. */
+/* A quoted cell: moves its text to the front, "" becomes ". Leaves `at` after the closing quote. */
 static bool cut_quoted(cutter *c, char **cell)
 {
     int   first = c->line;

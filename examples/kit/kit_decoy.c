@@ -22,8 +22,8 @@ const char *kit_decoy_class(int label)
     return label >= 0 && label < DECOY_CLASSES ? class_name[label] : "?";
 }
 
-/* Is the point (u,v), in units of the radius and upright, inside the shape of that label? The shapes
- * are of like area, so that counting pixels does not tell them apart. */
+/* Is the point (u,v), in units of the radius and upright, inside the shape of that label? The
+ * shapes are of like area, so that counting pixels does not tell them apart. */
 static bool shape_covers(int label, double u, double v)
 {
     double far = fabs(u) > fabs(v) ? fabs(u) : fabs(v), round = sqrt(u * u + v * v);
@@ -65,9 +65,10 @@ static bool check(const kit_decoy_options *o, xg_error *error)
         return kit_fail(error, XG_ERR_ARGUMENT, "decoy scenes need radii that are positive and "
                         "ordered, object_max + decoy_radius at most 0.4 of the picture");
     }
-    if (!(o->broken >= 0 && o->broken <= 1 && o->noise >= 0 && o->texture >= 0)) {
-        return kit_fail(error, XG_ERR_ARGUMENT, "decoy scenes need broken in [0,1], and noise and "
-                        "texture that are not negative");
+    if (!(o->broken >= 0 && o->broken <= 1 && o->noise >= 0 && o->noise <= 10 && o->texture >= 0
+          && o->texture <= 10 && fabs(o->contrast) <= 10 && fabs(o->rotation) <= 360)) {
+        return kit_fail(error, XG_ERR_ARGUMENT, "decoy scenes need broken in [0,1], and noise, "
+                        "texture, contrast, rotation within reason");
     }
     return true;
 }
@@ -120,7 +121,8 @@ static void draw_object(const kit_decoy_options *o, int label, double cx, double
     }
 }
 
-static void draw_decoy(const kit_decoy_options *o, int colour, double cx, double cy, xg_real *planes)
+static void draw_decoy(const kit_decoy_options *o, int colour, double cx, double cy,
+                       xg_real *planes)
 {
     double radius = o->decoy_radius * o->size;
     size_t plane = (size_t)o->size * (size_t)o->size;
@@ -143,8 +145,8 @@ static void draw_point(const kit_decoy_options *o, double edge, xg_rng *rng, dou
     *y = edge + (o->size - 2 * edge) * xg_rng_uniform(rng);
 }
 
-/* One scene; colour < 0: no decoy. Draws the same numbers for every colour, so that sets that differ
- * only in the rule show the same objects on the same ground. */
+/* One scene; colour < 0: no decoy. Draws the same numbers for every colour, so that sets that
+ * differ only in the rule show the same objects on the same ground. */
 static void draw_scene(const kit_decoy_options *o, int label, int colour, xg_rng *rng,
                        xg_real *planes, xg_real *mask)
 {

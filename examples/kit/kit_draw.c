@@ -8,7 +8,7 @@
 
 unsigned kit_colour(int i)
 {
-    /* Blue, orange, green, magenta, sky, brown, grey, black: told apart by colour-blind eyes too. */
+    /* Blue, orange, green, magenta, sky, brown, grey, black: also for colour-blind eyes. */
     static const unsigned colour[8] = {
         0x1f6fb4, 0xe07b00, 0x1a9850, 0xc0398f, 0x4bb3e0, 0x8c564b, 0x8a8a8a, 0x222222
     };
@@ -112,8 +112,8 @@ void kit_draw_picture(kit_picture *p, const kit_picture *stamp, int x, int y)
 
 /* -------------------------------------------------------------------------------------- text -- */
 
-/* ASCII 32 to 127, twelve letters side by side, each 5 wide and 9 high: seven rows for capitals, two
- * below the line. */
+/* ASCII 32 to 127, twelve letters side by side, each 5 wide and 9 high: seven rows for capitals,
+ * two below the line. */
 #define FONT_W 5
 #define FONT_H 9
 #define FONT_BAND 12

@@ -1,5 +1,5 @@
 /* kit_picture.c - K6: pictures in memory and on disk. The only file that includes the system's stb
- * headers: private to this file, cut down to PNG, JPEG and PNM, their warnings fenced off. */
+ * headers: private to this file, cut down to PNG and JPEG, their warnings fenced off. */
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,7 +27,6 @@
 #define STB_IMAGE_IMPLEMENTATION
 #define STBI_ONLY_PNG
 #define STBI_ONLY_JPEG
-#define STBI_ONLY_PNM
 #define STBI_NO_STDIO
 #define STBI_NO_HDR
 #define STBI_NO_LINEAR
@@ -55,7 +54,7 @@
 
 #if defined(__GNUC__) || defined(__clang__)
 #pragma GCC diagnostic pop
-/* Declared by stb and not defined (GIF, HDR): gcc looks for such functions at the end of the file. */
+/* Declared by stb and not defined (GIF, HDR): gcc looks for those at the end of the file. */
 #pragma GCC diagnostic ignored "-Wunused-function"
 #endif
 
@@ -111,7 +110,7 @@ static bool decode(kit_picture *picture, const unsigned char *bytes, size_t coun
     int  w = 0, h = 0, channels = 0;
     kit_short_path(path, text);
     if (count > INT_MAX || !stbi_info_from_memory(bytes, (int)count, &w, &h, &channels)) {
-        return kit_fail(error, XG_ERR_FORMAT, "%s is not a PNG, JPEG or PNM picture", text);
+        return kit_fail(error, XG_ERR_FORMAT, "%s is neither a PNG nor a JPEG picture", text);
     }
     if (w < 1 || h < 1 || (size_t)w > PIXEL_LIMIT / (size_t)h) {
         return kit_fail(error, XG_ERR_UNSUPPORTED, "%s has %d x %d pixels; the limit is 64 million "

@@ -254,7 +254,9 @@ static void fill(const kit_shape_options *o, const figure *f, xg_real *plane, xg
             double ux, uy;
             unturn(f, x, y, &ux, &uy);
             size_t at = (size_t)y * (size_t)o->size + (size_t)x;
-            for (int i = 0; i < f->shapes; i++) if (part_covers(&f->shape[i], ux, uy)) plane[at] = 1;
+            for (int i = 0; i < f->shapes; i++) {
+                if (part_covers(&f->shape[i], ux, uy)) plane[at] = 1;
+            }
             if (part_covers(&f->mask, ux, uy)) mask[at] = 1;
         }
     }
@@ -273,7 +275,7 @@ static bool deep_inside(const xg_real *plane, int size, int x, int y, int reach)
     return true;
 }
 
-/* Empties the figure but for a line along its edge. Works on a copy: decisions need the full shape. */
+/* Empties the figure but for a line along its edge, deciding on a copy of the full shape. */
 static void hollow(xg_real *plane, xg_real *copy, int size, int thickness)
 {
     memcpy(copy, plane, (size_t)size * (size_t)size * sizeof *plane);

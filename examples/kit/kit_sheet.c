@@ -214,7 +214,7 @@ static layout arrange(const kit_sheet *sheet)
 /* The colour bar, and what the green frame means, at the foot of the page. */
 static void legend(kit_picture *page, const layout *l, bool boxes)
 {
-    int width = 200, height = 12, y = l->h - l->margin - 30;
+    int width = 250, height = 12, y = l->h - l->margin - 30;
     int x = l->left;
     for (int i = 0; i < width; i++) {
         double t = 2.0 * i / (width - 1) - 1;
