@@ -47,10 +47,10 @@ $(BUILD):
 
 # ---- the library, compiled once for everything that links with it --------------------------------
 
-$(BUILD)/xguide.o: tests/compile/implementation.c xguide.h | $(BUILD)
+$(BUILD)/library.o: tests/compile/implementation.c xguide.h | $(BUILD)
 	$(CC) $(CFLAGS) $(C99) -c $< -o $@
 
-$(BUILD)/xguide_double.o: tests/compile/implementation.c xguide.h | $(BUILD)
+$(BUILD)/library_double.o: tests/compile/implementation.c xguide.h | $(BUILD)
 	$(CC) $(CFLAGS) $(C99) -DXG_DOUBLE -c $< -o $@
 
 # ---- kit, tool, examples -------------------------------------------------------------------------
@@ -61,26 +61,30 @@ $(BUILD)/kit_%.o: examples/kit/kit_%.c $(HEADERS) | needs
 $(BUILD)/%.o: tools/%.c $(HEADERS) $(wildcard tools/*.h) | $(BUILD)
 	$(CC) $(CFLAGS) $(C99) -c $< -o $@
 
-$(BUILD)/xguide: $(TOOL) $(KIT) $(BUILD)/xguide.o
+$(BUILD)/xguide: $(TOOL) $(KIT) $(BUILD)/library.o
 	$(CC) $(CFLAGS) $^ -o $@ $(LIBS)
 
-$(BUILD)/bench: $(BUILD)/bench.o $(KIT) $(BUILD)/xguide.o
+$(BUILD)/bench: $(BUILD)/bench.o $(KIT) $(BUILD)/library.o
 	$(CC) $(CFLAGS) $^ -o $@ $(LIBS)
 
 # hello.c is its own implementation: one file, no library to link.
 $(BUILD)/example_hello: examples/hello.c xguide.h | $(BUILD)
 	$(CC) $(CFLAGS) -std=c99 $(WARN) -I. $< -o $@ -lm
 
-$(BUILD)/example_%: examples/%.c $(KIT) $(BUILD)/xguide.o $(HEADERS)
-	$(CC) $(CFLAGS) $(C99) $< $(KIT) $(BUILD)/xguide.o -o $@ $(LIBS)
+$(BUILD)/example_%: examples/%.c $(KIT) $(BUILD)/library.o $(HEADERS)
+	$(CC) $(CFLAGS) $(C99) $< $(KIT) $(BUILD)/library.o -o $@ $(LIBS)
 
 # ---- tests, in float and in double ---------------------------------------------------------------
 
-$(BUILD)/test_%: tests/test_%.c tests/test.h $(KIT) $(BUILD)/xguide.o
-	$(CC) $(CFLAGS) $(C99) -Itests $< $(KIT) $(BUILD)/xguide.o -o $@ $(LIBS)
+$(BUILD)/test_%: tests/test_%.c tests/test.h $(KIT) $(BUILD)/library.o
+	$(CC) $(CFLAGS) $(C99) -Itests $< $(KIT) $(BUILD)/library.o -o $@ $(LIBS)
 
-$(BUILD)/double_%: tests/test_%.c tests/test.h $(BUILD)/xguide_double.o
-	$(CC) $(CFLAGS) $(C99) -Itests -DXG_DOUBLE $< $(BUILD)/xguide_double.o -o $@ $(LIBS)
+$(BUILD)/double_%: tests/test_%.c tests/test.h $(BUILD)/library_double.o
+	$(CC) $(CFLAGS) $(C99) -Itests -DXG_DOUBLE $< $(BUILD)/library_double.o -o $@ $(LIBS)
+
+# The header's reviewer: a plain program.
+$(BUILD)/check: tools/check.c | $(BUILD)
+	$(CC) $(CFLAGS) $(C99) $< -o $@
 
 # ---- the rest ------------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ bad=$(nm -u "$object" | awk '{ print $2 }' |
       grep -E '^(abort|exit|_exit|printf|puts|putchar|perror|__assert_fail|rand|srand|system)$')
 [ -z "$bad" ] || { echo "the library must not call: $bad"; exit 1; }
 bad=$(nm "$object" | awk '$2 ~ /^[bBdDcC]$/ { print $3 }' | grep -v '\.rel\.ro')
-relocated=$(nm "$object" | awk '$2 ~ /^[dD]$/ { print $3 }')
 for name in $bad; do
     # Constant tables of pointers stand in .data.rel.ro, which the loader makes read-only.
     section=$(objdump -t "$object" 2>/dev/null | awk -v n="$name" '$NF == n { for (i = 1; i < NF; i++) if ($i ~ /^\./) print $i }')

@@ -788,6 +788,27 @@ static void test_path_vjp_finds_the_leaves_of_a_step(void)
     path_close(&c);
 }
 
+/* Explaining before anything else makes the weights, and only that moves the generator: what is
+ * drawn next does not repeat the numbers that became weights. */
+static void test_path_makes_weights(void)
+{
+    path_case c;
+    path_open(&c, false, 0, 65);
+    xg_params *fresh = xg_params_new(NULL);
+    xg_scope s = xg_scope_new(c.tape, fresh, &c.rng, false);
+    s.user = &c.choice;
+    xg_rng start = c.rng;
+    xg_tensor *map = xg_integrated_gradients(&s, path_net, c.x, path_label, NULL);
+    uint64_t once = c.rng.state;
+    CHECK(once != start.state);
+    CHECK(xg_params_count(fresh) == xg_params_count(c.params));
+    xg_tensor *again = xg_integrated_gradients(&s, path_net, c.x, path_label, NULL);
+    CHECK(c.rng.state == once);
+    CHECK(distance(map, again) == 0);
+    xg_params_free(fresh);
+    path_close(&c);
+}
+
 /* Constant memory: the same peak at 8 and at 512 steps, for the map and for its second pass. */
 static void test_path_peak(void)
 {
@@ -1056,7 +1077,8 @@ static void test_post_errors(void)
     }
     CHECK(isnan(xg_item(xg_postprocess(xg_leaf(t, xg_shape4(1, 3, 2, 2), NULL), &fine))));
     CHECK_ERROR(xg_tape_error(t), XG_ERR_SHAPE);
-    CHECK(isnan(xg_item(xg_postprocess(NULL, &fine))) && isnan(xg_item(xg_postprocess(map, NULL))));
+    CHECK(xg_postprocess(map, NULL) != map && isnan(xg_item(xg_postprocess(map, NULL))));
+    CHECK(xg_postprocess(NULL, NULL) != NULL && xg_postprocess(NULL, &fine) != NULL);
     xg_tape_free(t);
 }
 
@@ -1091,12 +1113,12 @@ static void test_guidance_moves_the_energy(void)
         xg_tensor *map = xg_input_x_gradient(xg_pick(relu_net(&s, x), label), x);
         double epg = 0;
         for (int n = 0; n < N; n++) {
-            epg += xg_epg(xg_data(map) + n * AREA, mask + n * AREA, AREA) / N;
+            epg += xg_epg(xg_data(map) + n * AREA, mask + n * AREA, AREA) / (double)N;
         }
         if (step == 0) first = epg;
         last = epg;
         xg_tensor *loss = xg_guide(map, xg_leaf(t, xg_shape4(N, 1, 8, 8), mask), NULL);
-        CHECK_NEAR(xg_item(loss), N * (1 - epg), TOL(1e-5, 1e-12));
+        CHECK_NEAR(xg_item(loss), (double)N * (1 - epg), TOL(1e-5, 1e-12));
         CHECK(xg_optim_step(&adam, params, loss) == XG_ERR_OK);
         xg_tape_release(t, mark);
     }
@@ -1128,6 +1150,7 @@ TEST_MAIN(
     TEST(test_path_vjp)
     TEST(test_path_vjp_with_batch_statistics_and_dropout)
     TEST(test_path_vjp_finds_the_leaves_of_a_step)
+    TEST(test_path_makes_weights)
     TEST(test_path_peak)
     TEST(test_path_leaves_running_statistics_alone)
     TEST(test_path_errors)

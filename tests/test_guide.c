@@ -158,7 +158,7 @@ static void test_ppce_values(void)
     CHECK_NEAR(loss_of(t, options(XG_LOSS_PPCE), none, mask, 4), 100.0, 0.0);
     CHECK_NEAR(loss_of(t, options(XG_LOSS_PPCE), mixed, mask, 4), 50.0, 0.0);
     CHECK_NEAR(loss_of(t, options(XG_LOSS_PPCE), ones, none, 4), 0.0, 0.0);
-    for (int k = 1; k <= 80; k += 13) {                  /* the floor lies below e^-87              */
+    for (int k = 1; k <= 80; k += 13) {                  /* the floor lies below e^-87            */
         const xg_real small[4] = { (xg_real)exp(-(double)k), 1, 0, 0 };
         CHECK_NEAR(loss_of(t, raw(XG_LOSS_PPCE), small, mask, 4), k / 2.0, TOL(1e-6, 1e-14));
     }
@@ -492,7 +492,8 @@ static void test_errors(void)
     refused(t, map, plane(t, 1, 2, 2, nan_mask), &o, XG_ERR_NONFINITE);
     refused(t, map, plane(t, 1, 2, 2, two), &o, XG_ERR_ARGUMENT);
     refused(t, map, plane(t, 1, 2, 2, below), &o, XG_ERR_ARGUMENT);
-    bad.loss = (xg_loss)99;
+    int unknown = 99;
+    bad.loss = (xg_loss)unknown;
     refused(t, map, mask, &bad, XG_ERR_ARGUMENT);
     const xg_real hostile[4] = { -1, (xg_real)NAN, (xg_real)INFINITY, (xg_real)-INFINITY };
     for (int i = 0; i < 4; i++) {
@@ -545,6 +546,7 @@ static void test_boxes_by_hand(void)
     CHECK(is_rectangle(draw(box_of(10, 20, 30, 50), 224, 224, 0), H, W, 10, 20, 30, 50));
     CHECK(is_rectangle(draw(box_of(150, 75, 300, 300), 448, 448, 0), H, W, 75, 37, 150, 150));
     CHECK(is_rectangle(draw(box_of(150, 0, 299, 100), 300, 300, 0), H, W, 112, 0, 223, 74));
+    CHECK(is_rectangle(draw(box_of(180, 340, 360, 480), 640, 640, 0), H, W, 63, 119, 126, 168));
     CHECK(is_rectangle(draw(box_of(0, 0, 500, 375), 500, 375, 0), H, W, 0, 0, 223, 223));
     CHECK(is_rectangle(draw(box_of(-40, -1, 900, 900), 500, 375, 0), H, W, 0, 0, 223, 223));
     CHECK(is_rectangle(draw(box_of(10.9, 20.9, 30.9, 50.9), 224, 224, 0), H, W, 10, 20, 30, 50));
@@ -615,10 +617,10 @@ static int clipped(double edge, double scale, int size)
  * of two keep both ways of scaling exact. */
 static void test_random_boxes(void)
 {
-    enum { h = 32, w = 64 };
+    const int h = 32, w = 64;
     xg_rng rng = xg_rng_seed(8);
     for (int round = 0; round < 500; round++) {
-        xg_real mask[h * w];
+        xg_real mask[32 * 64];
         double width = 32 << xg_rng_below(&rng, 4), height = 16 << xg_rng_below(&rng, 4);
         xg_box box;
         box.x0 = width * (xg_rng_uniform(&rng) - 0.2);

@@ -63,11 +63,14 @@ static void test_iou_stretches_the_range(void)
 
 static void test_iou_degenerate(void)
 {
-    xg_real broken[16], faint[16];
+    xg_real broken[16], faint[16], flat[4];
     for (int i = 0; i < 16; i++) {
         broken[i] = i == 3 ? not_a_number : hand_map[i];
         faint[i] = hand_mask[i] * (xg_real)1e-10;        /* a range below 1e-7: over the maximum  */
     }
+    for (int i = 0; i < 4; i++) flat[i] = (xg_real)(0.01 + 1e-8 * i);  /* over 0.01: nearly 1 */
+    CHECK(flat[3] > flat[0]);
+    CHECK_NEAR(xg_iou(flat, hand_mask, 4, 0.5), 2.0 / 4.0, 1e-15);
     CHECK(xg_iou(nothing, hand_mask, 16, 0.5) == 0.0);
     CHECK(xg_iou(nothing, nothing, 16, 0.5) == 0.0);
     CHECK_NEAR(xg_iou(all, hand_mask, 16, 0.5), 4.0 / 16.0, 1e-15);

@@ -1,6 +1,7 @@
 /* test_models.c - the parameter store, layers, networks and optimisers, against plain loops, hand
  * computed updates, published counts, and answers known in advance (oracles O7, O8, O10 to O12). */
 #include "test.h"
+#include <time.h>
 
 /* What every test here needs. */
 typedef struct bench {
@@ -49,7 +50,9 @@ static void scatter_values(bench *b, const char *ending, double lo, double hi)
         if (length < tail || strcmp(name + length - tail, ending)) continue;
         xg_real *w = xg_params_data(b->params, i);
         size_t size = xg_shape_size(xg_params_shape(b->params, i));
-        for (size_t j = 0; j < size; j++) w[j] = (xg_real)(lo + (hi - lo) * xg_rng_uniform(&b->rng));
+        for (size_t j = 0; j < size; j++) {
+            w[j] = (xg_real)(lo + (hi - lo) * xg_rng_uniform(&b->rng));
+        }
     }
 }
 
@@ -93,7 +96,7 @@ static xg_window window(int kernel, int stride, int pad, int groups)
     return k;
 }
 
-/* ---- 7.1 the store ----------------------------------------------------------------------------- */
+/* ---- 7.1 the store -------------------------------------------------------------------------- */
 
 static void test_store_adds_and_finds(void)
 {
@@ -215,7 +218,7 @@ static void test_param_refuses(void)
     CHECK_ERROR(xg_tape_error(b.tape), XG_ERR_SHAPE);
     xg_clear_error(b.tape);
     xg_scope blind = xg_scope_new(b.tape, b.params, NULL, true);
-    xg_param(&blind, "w", sh(2, 3, 1, 1), XG_INIT_KAIMING, 1);   /* it exists: nothing to draw     */
+    xg_param(&blind, "w", sh(2, 3, 1, 1), XG_INIT_KAIMING, 1);   /* it exists: nothing to draw */
     CHECK_OK(b.tape);
     xg_param(&blind, "v", sh(2, 3, 1, 1), XG_INIT_KAIMING, 1);
     CHECK_ERROR(xg_tape_error(b.tape), XG_ERR_ARGUMENT);
@@ -312,7 +315,32 @@ static void test_leaves_of_this_tape(void)
     bench_close(&b);
 }
 
-/* ---- 7.2 layers -------------------------------------------------------------------------------- */
+/* A new store may stand where a freed one stood: its leaves must not be the old one's. */
+static void test_leaves_of_a_freed_store(void)
+{
+    static unsigned char memory[1 << 15];
+    bench b;
+    xg_tensor *leaf[2];
+    bench_open(&b, true);
+    xg_config config;
+    memset(&config, 0, sizeof config);
+    config.fixed = memory;
+    config.fixed_bytes = sizeof memory;
+    for (int i = 0; i < 2; i++) {
+        xg_params *p = xg_params_new(&config);
+        REQUIRE(p != NULL);
+        xg_scope s = xg_scope_new(b.tape, p, &b.rng, true);
+        if (i == 1) xg_params_add(p, "moves the rest", sh(64, 1, 1, 1), true);
+        if (i == 1) xg_params_add(p, "w", sh(1, 1, 1, 1), true);
+        if (i == 1) CHECK(xg_params_leaves(p, b.tape, leaf, 2) == 0);
+        CHECK(xg_data(xg_param(&s, "w", sh(1, 1, 1, 1), XG_INIT_ONE, 1)) == xg_params_data(p, i));
+        CHECK(xg_params_leaves(p, b.tape, leaf, 2) == 1);
+        xg_params_free(p);
+    }
+    bench_close(&b);
+}
+
+/* ---- 7.2 layers ----------------------------------------------------------------------------- */
 
 static void test_conv_and_dense_by_loops(void)
 {
@@ -407,7 +435,7 @@ static void test_batch_norm_by_hand(void)
     CHECK_NEAR(values(b.params, "bn.running_var")[1], 1, 0);
     set(b.params, "bn.weight", weight);
     set(b.params, "bn.bias", bias);
-    xg_tape_reset(b.tape);                     /* drops the statistics of the first pass           */
+    xg_tape_reset(b.tape);                     /* drops the statistics of the first pass */
 
     xg_tensor *y = xg_batch_norm(&b.s, "bn", norm_input(&b), NULL);
     for (int i = 0; i < 8; i++) {
@@ -415,7 +443,7 @@ static void test_batch_norm_by_hand(void)
         double hat = (norm_in[i] - mean[c]) / sqrt(var[c] + 1e-5);
         CHECK_NEAR(xg_data(y)[i], weight[c] * hat + bias[c], TOL(1e-5, 1e-12));
     }
-    CHECK_NEAR(values(b.params, "bn.running_mean")[0], 0, 0);   /* not before the step            */
+    CHECK_NEAR(values(b.params, "bn.running_mean")[0], 0, 0);   /* not before the step */
     xg_optim o;
     memset(&o, 0, sizeof o);
     o.lr = 1e-30;
@@ -452,14 +480,14 @@ static void test_batch_norm_switches(void)
     CHECK_NEAR(xg_item(xg_sum(xg_abs(y))), 0, 0);
     set(b.params, "bn.weight", three);
     o.zero_gain = false;
-    o.frozen = true;                            /* running mean 0 and variance 1, eps 1           */
+    o.frozen = true;                            /* running mean 0 and variance 1, eps 1 */
     y = xg_batch_norm(&b.s, "bn", norm_input(&b), &o);
     for (int i = 0; i < 8; i++) {
         CHECK_NEAR(xg_data(y)[i], 3 * norm_in[i] / sqrt(2.0), TOL(1e-6, 1e-14));
     }
     xg_tape_reset(b.tape);
     o.frozen = false;
-    xg_params_freeze(b.params, "bn.running", true);          /* a frozen buffer does not move      */
+    xg_params_freeze(b.params, "bn.running", true);          /* a frozen buffer does not move */
     y = xg_batch_norm(&b.s, "bn", norm_input(&b), &o);
     xg_optim step;
     memset(&step, 0, sizeof step);
@@ -471,6 +499,24 @@ static void test_batch_norm_switches(void)
     CHECK_NEAR(values(b.params, "bn.running_mean")[0], 1.25, TOL(1e-6, 1e-14));
     xg_batch_norm(&b.s, "bn", xg_leaf(b.tape, sh(1, 2, 1, 1), NULL), NULL);
     CHECK_ERROR(xg_tape_error(b.tape), XG_ERR_SHAPE);
+    bench_close(&b);
+}
+
+/* A release to a mark between forward pass and step must not bring committed statistics back. */
+static void test_batch_norm_commits_once(void)
+{
+    bench b;
+    bench_open(&b, true);
+    xg_tensor *y = xg_sum(xg_batch_norm(&b.s, "bn", norm_input(&b), NULL));
+    xg_optim o;
+    memset(&o, 0, sizeof o);
+    for (int i = 0; i < 2; i++) {
+        xg_mark mark = xg_tape_mark(b.tape);
+        CHECK(xg_optim_step(&o, b.params, y) == XG_ERR_OK);
+        xg_tape_release(b.tape, mark);
+        CHECK_NEAR(values(b.params, "bn.running_mean")[0], 0.25, TOL(1e-6, 1e-14));
+        CHECK_NEAR(values(b.params, "bn.running_var")[1], 0.9 + 0.1 * 16 / 3, TOL(1e-6, 1e-14));
+    }
     bench_close(&b);
 }
 
@@ -498,7 +544,7 @@ static void test_uncentred_norm(void)
     CHECK(xg_optim_step(&step, b.params, xg_sum(y)) == XG_ERR_OK);
     CHECK_NEAR(values(b.params, "bn.running_var")[1], 0.9 + 0.1 * 4, TOL(1e-6, 1e-14));
 
-    xg_tensor *flat = xg_full(b.tape, sh(3, 2, 2, 2), 0.25);    /* O12: variance 0                 */
+    xg_tensor *flat = xg_full(b.tape, sh(3, 2, 2, 2), 0.25);    /* O12: variance 0 */
     y = xg_batch_norm(&b.s, "bn", flat, &o);
     CHECK_NEAR(xg_data(y)[0], 2 * 0.25 / sqrt(1e-5), TOL(1e-5, 1e-12));
     CHECK_NEAR(xg_data(y)[5], -0.25 / sqrt(1e-5), TOL(1e-5, 1e-12));
@@ -643,7 +689,7 @@ static void test_bcos_homogeneity(void)
     bench_close(&b);
 }
 
-/* ---- explanations of the families --------------------------------------------------------------- */
+/* ---- explanations of the families ----------------------------------------------------------- */
 
 static xg_tensor *small_resnet(xg_scope *s, xg_tensor *x)
 {
@@ -662,7 +708,7 @@ static void test_bcos_contributions_are_complete(void)
     o.family = XG_FAMILY_BCOS;
     o.logit_bias = -2;
     int label[2] = { 3, 8 };
-    for (int pass = 0; pass < 2; pass++) {      /* the first creates, the second is looked at      */
+    for (int pass = 0; pass < 2; pass++) {      /* the first creates, the second is looked at */
         xg_tape_reset(b.tape);
         xg_tensor *x = xg_bcos_input(xg_sigmoid(xg_randn(b.tape, sh(2, 3, 12, 12), &b.rng)));
         xg_tensor *score = xg_pick(xg_resnet(&b.s, x, &o), label);
@@ -672,7 +718,7 @@ static void test_bcos_contributions_are_complete(void)
         for (int i = 0; i < 4 && pass == 1; i++) {
             xg_tensor *map = xg_bcos_map(score, xg_find(b.tape, at[i]));
             xg_tensor *sum = xg_sum_to(map, sh(2, 1, 1, 1));
-            CHECK(fabs(xg_item(score) + 2) > 1e-4);       /* the sums are not those of nothing      */
+            CHECK(fabs(xg_item(score) + 2) > 1e-4);       /* the sums are not those of nothing */
             for (int n = 0; n < 2; n++) {
                 double logit = (double)xg_data(score)[n] + 2;
                 CHECK_NEAR((double)xg_data(sum)[n] / logit, 1, TOL(1e-3, 1e-11));
@@ -739,8 +785,8 @@ static void test_bcos_training_through_maps(void)
     bench_close(&b);
 }
 
-/* Oracles O7 and O8: without biases input times gradient is integrated gradients, and its sum is the
- * logit less the head's bias. */
+/* Oracles O7 and O8: without biases input times gradient is integrated gradients, and its sum is
+ * the logit less the head's bias. */
 static void test_x_net_maps(void)
 {
     bench b;
@@ -754,7 +800,7 @@ static void test_x_net_maps(void)
     xg_tensor *x = xg_randn(b.tape, sh(2, 3, 12, 12), &b.rng);
     xg_tensor *logits = xg_resnet(&b.s, x, &o);
     CHECK_OK(b.tape);
-    CHECK_NEAR(xg_item(xg_sum(xg_abs(logits))), 0, 0);   /* Fixup: the classifier starts at zero    */
+    CHECK_NEAR(xg_item(xg_sum(xg_abs(logits))), 0, 0);   /* Fixup: the classifier starts at zero */
     for (int i = 0; i < xg_params_count(b.params); i++) {
         const char *name = xg_params_name(b.params, i);
         CHECK(!strcmp(name, "linear.bias") || strstr(name, "bias") == NULL);
@@ -784,7 +830,7 @@ static void test_x_net_maps(void)
     bench_close(&b);
 }
 
-/* ---- 7.3 networks ------------------------------------------------------------------------------ */
+/* ---- 7.3 networks --------------------------------------------------------------------------- */
 
 static xg_tensor *run_resnet(bench *b, int depth, xg_family family, xg_shape in)
 {
@@ -820,7 +866,8 @@ static void test_resnet_names_and_stages(void)
 {
     static const struct { const char *name; xg_shape s; } wanted[] = {
         { "conv1.weight", { 64, 3, 7, 7 } }, { "bn1.running_var", { 64, 1, 1, 1 } },
-        { "layer1.1.conv2.weight", { 64, 64, 3, 3 } }, { "layer2.0.downsample.0.weight", { 128, 64, 1, 1 } },
+        { "layer1.1.conv2.weight", { 64, 64, 3, 3 } },
+        { "layer2.0.downsample.0.weight", { 128, 64, 1, 1 } },
         { "layer3.0.downsample.1.running_mean", { 256, 1, 1, 1 } },
         { "layer4.1.bn2.bias", { 512, 1, 1, 1 } }, { "fc.weight", { 1000, 512, 1, 1 } },
         { "fc.bias", { 1000, 1, 1, 1 } }
@@ -847,7 +894,8 @@ static void test_resnet_names_and_stages(void)
     o.folded = true;
     xg_tensor *y = xg_resnet(&b.s, xg_full(b.tape, sh(1, 3, 64, 64), 0.5), &o);
     CHECK(xg_shape_same(xg_shape_of(y), sh(1, 2, 1, 1)));
-    CHECK(xg_params_find(b.params, "bn1.weight") == -1 && xg_params_find(b.params, "layer4.0.conv1.weight") == -1);
+    CHECK(xg_params_find(b.params, "bn1.weight") == -1);
+    CHECK(xg_params_find(b.params, "layer4.0.conv1.weight") == -1);
     CHECK(xg_params_find(b.params, "layer3.0.downsample.0.bias") >= 0);
     CHECK(xg_shape_same(xg_params_shape(b.params, xg_params_find(b.params, "fc.weight")),
                         sh(2, 256, 1, 1)));
@@ -892,7 +940,7 @@ static void test_cifar_shortcut(void)
 {
     bench b;
     bench_open(&b, false);
-    run_resnet(&b, 20, XG_FAMILY_X, sh(1, 3, 8, 8));    /* its residual branches start at zero      */
+    run_resnet(&b, 20, XG_FAMILY_X, sh(1, 3, 8, 8));    /* its residual branches start at zero */
     const xg_real *in = xg_data(xg_find(b.tape, "layer1"));
     const xg_real *out = xg_data(xg_find(b.tape, "layer2"));
     CHECK(xg_shape_same(xg_shape_of(xg_find(b.tape, "layer2")), sh(1, 32, 4, 4)));
@@ -948,7 +996,7 @@ static void test_squeezenet_and_mobilenet(void)
     y = xg_mobilenet_v2(&b.s, xg_full(b.tape, sh(1, 3, 65, 48), 1));
     CHECK_OK(b.tape);
     CHECK(xg_shape_same(xg_shape_of(y), sh(1, 1001, 1, 1)));
-    CHECK(xg_params_count(b.params) == 2 * 53);
+    CHECK(xg_params_count(b.params) == 2 * 53 && xg_params_size(b.params) == 3489097);
     at = xg_params_find(b.params, "c52.weight");
     CHECK(at >= 0 && xg_shape_same(xg_params_shape(b.params, at), sh(1001, 1280, 1, 1)));
     at = xg_params_find(b.params, "c40.weight");
@@ -983,7 +1031,8 @@ static void test_mlp_and_cnn(void)
     o.hidden = 0;
     x = xg_full(b.tape, sh(2, 3, 28, 28), 1);
     CHECK(xg_shape_same(xg_shape_of(xg_cnn(&b.s, x, &o)), sh(2, 3, 1, 1)));
-    CHECK(xg_params_find(b.params, "conv1.bias") == -1 && xg_params_find(b.params, "bn3.bias") >= 0);
+    CHECK(xg_params_find(b.params, "conv1.bias") == -1);
+    CHECK(xg_params_find(b.params, "bn3.bias") >= 0);
     CHECK(xg_shape_same(xg_params_shape(b.params, xg_params_find(b.params, "fc.weight")),
                         sh(3, 64, 1, 1)));
     o.layers = 40;
@@ -1032,7 +1081,7 @@ static void test_losses_fall(void)
     }
 }
 
-/* ---- 7.4 optimisers ---------------------------------------------------------------------------- */
+/* ---- 7.4 optimisers ------------------------------------------------------------------------- */
 
 static const double slope[3] = { 0.5, -2, 3 };
 
@@ -1155,7 +1204,7 @@ static void test_schedules(void)
 
     bench b;
     bench_open(&b, true);
-    memset(&o, 0, sizeof o);                    /* and the step uses them                          */
+    memset(&o, 0, sizeof o);                    /* and the step uses them */
     o.lr = 1;
     o.warmup = 2;
     xg_optim_step(&o, b.params, linear_loss(&b, 1));
@@ -1207,17 +1256,21 @@ static void test_apply_given_gradients(void)
     grad[0] = xg_full(b.tape, sh(2, 1, 1, 1), 1);
     grad[1] = xg_full(b.tape, sh(2, 1, 1, 1), 2);
     grad[2] = grad[0];
-    CHECK(xg_optim_apply(&o, b.params, leaf + 1, grad + 1, 2) == XG_ERR_OK);   /* v then u          */
+    CHECK(xg_optim_apply(&o, b.params, leaf + 1, grad + 1, 2) == XG_ERR_OK);   /* v then u */
     CHECK_NEAR(values(b.params, "u")[1], -1, 0);
     CHECK_NEAR(values(b.params, "v")[1], -2, 0);
-    CHECK(xg_optim_apply(&o, b.params, leaf, grad, 3) == XG_ERR_ARGUMENT);     /* u twice           */
+    CHECK(xg_optim_apply(&o, b.params, leaf, grad, 3) == XG_ERR_ARGUMENT);     /* u twice */
     xg_clear_error(b.tape);
     grad[0] = xg_full(b.tape, sh(1, 2, 1, 1), 1);
     CHECK(xg_optim_apply(&o, b.params, leaf, grad, 1) == XG_ERR_SHAPE);
     xg_clear_error(b.tape);
     leaf[0] = xg_full(b.tape, sh(1, 2, 1, 1), 1);
-    CHECK(xg_optim_apply(&o, b.params, leaf, grad, 1) == XG_ERR_ARGUMENT);     /* not a parameter   */
+    CHECK(xg_optim_apply(&o, b.params, leaf, grad, 1) == XG_ERR_ARGUMENT);     /* not a parameter */
+    xg_clear_error(b.tape);
+    leaf[1] = NULL;
+    CHECK(xg_optim_apply(&o, b.params, leaf + 1, grad, 1) == XG_ERR_ARGUMENT);
     CHECK(xg_optim_apply(&o, b.params, leaf, grad, 0) == XG_ERR_ARGUMENT);
+    CHECK(xg_optim_apply(&o, b.params, NULL, NULL, 1) == XG_ERR_ARGUMENT);
     CHECK_NEAR(values(b.params, "u")[1], -1, 0);
     CHECK(xg_optim_steps(&o, b.params) == 1);
     bench_close(&b);
@@ -1325,7 +1378,7 @@ static void test_no_memory_for_state(void)
         xg_optim o;
         memset(&o, 0, sizeof o);
         o.kind = XG_ADAM;
-        if (xg_failed(b.tape)) {                /* not even the weights fitted                     */
+        if (xg_failed(b.tape)) {                /* not even the weights fitted */
             CHECK_ERROR(xg_tape_error(b.tape), b.params ? XG_ERR_MEMORY : XG_ERR_ARGUMENT);
         } else {
             size_t count;
@@ -1365,7 +1418,9 @@ static void train_steps(bench *b, const xg_optim *o, int from, int to)
 
 static void test_resume_is_bit_exact(void)
 {
-    const char *path = "test_models.tmp.safetensors";
+    char path[64];                              /* several builds of this test may run at once */
+    snprintf(path, sizeof path, "test_models.%lx.tmp",
+             (unsigned long)time(NULL) ^ (unsigned long)(uintptr_t)path);
     for (int kind = XG_SGD; kind <= XG_ADAMW; kind++) {
         bench a, b, c;
         xg_optim o;
@@ -1384,7 +1439,7 @@ static void test_resume_is_bit_exact(void)
         train_steps(&a, &o, 0, 5);
         train_steps(&b, &o, 0, 3);
         CHECK(xg_checkpoint_save(b.params, path, NULL, 0) == XG_ERR_OK);
-        xg_rng_next(&c.rng);                    /* other initial weights                           */
+        xg_rng_next(&c.rng);                    /* other initial weights */
         train_steps(&c, &o, 0, 1);
         int notes = 0;
         CHECK(xg_checkpoint_load(c.params, path, NULL, 0, &notes) == XG_ERR_OK);
@@ -1413,10 +1468,12 @@ TEST_MAIN(
     TEST(test_layers_leave_the_store_alone_on_a_failed_tape)
     TEST(test_initial_values)
     TEST(test_leaves_of_this_tape)
+    TEST(test_leaves_of_a_freed_store)
     TEST(test_conv_and_dense_by_loops)
     TEST(test_conv_refuses)
     TEST(test_batch_norm_by_hand)
     TEST(test_batch_norm_switches)
+    TEST(test_batch_norm_commits_once)
     TEST(test_uncentred_norm)
     TEST(test_dropout)
     TEST(test_bcos_by_loops)

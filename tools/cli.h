@@ -21,9 +21,11 @@ enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2 };
 /* Prints "xguide: sentence" on stderr and returns `code`. */
 int cli_complain(int code, const xg_error *error);
 
-/* ---- options of a run -------------------------------------------------------------------------- */
+/* ---- options of a run ------------------------------------------------------------------------ */
 
-typedef enum cli_attribution { CLI_IXG, CLI_GRADIENT, CLI_GRADCAM, CLI_BCOS, CLI_IG } cli_attribution;
+typedef enum cli_attribution {
+    CLI_IXG, CLI_GRADIENT, CLI_GRADCAM, CLI_BCOS, CLI_IG
+} cli_attribution;
 typedef enum cli_guidance { CLI_NONE, CLI_ENERGY, CLI_L1, CLI_PPCE, CLI_RRR } cli_guidance;
 typedef enum cli_score { CLI_CONTRAST, CLI_LOGIT } cli_score;   /* what is explained             */
 typedef enum cli_objective { CLI_CROSS_ENTROPY, CLI_BCE } cli_objective;
@@ -33,6 +35,7 @@ typedef struct cli_options {
     const char *data;            /* folder, "decoy", "triangle", "foxcat"                         */
     int         size;            /* pictures are size x size; 0: 128, scenes their own            */
     int         count;           /* scenes: how many to train on                                  */
+    double      broken;          /* decoy scenes: part whose decoy tells nothing                  */
     double      val, test;       /* class folders without splits: fractions                       */
     bool        flip;            /* mirror half of the training pictures                          */
     double      annotated;       /* fraction of training pictures whose boxes are known           */
@@ -49,6 +52,7 @@ typedef struct cli_options {
     int         attribution, score, loss, objective;
     const char *layer;
     double      lambda;
+    bool        balance;         /* classes count alike in the loss on labels                     */
     bool        mean;            /* guidance loss: mean over guided pictures, not their sum       */
     int         extra;           /* annotated pictures added to every batch; 0: as they come      */
     int         steps_ig;        /* of integrated gradients                                       */
@@ -87,7 +91,7 @@ bool        cli_note_add(xg_note *notes, int *count, int max, const char *key, c
 /* The closest word of the list to what was typed, or NULL when none is close. */
 const char *cli_nearest(const char *typed, const char *const *words, int count);
 
-/* ---- networks ---------------------------------------------------------------------------------- */
+/* ---- networks -------------------------------------------------------------------------------- */
 
 typedef enum cli_kind { CLI_CNN, CLI_MLP, CLI_RESNET, CLI_SQUEEZENET, CLI_MOBILENET } cli_kind;
 
@@ -108,14 +112,14 @@ bool       cli_net_find(cli_net *net, const char *name, xg_error *error);
 bool       cli_net_from(cli_net *net, const cli_options *o, int classes, xg_error *error);
 xg_tensor *cli_net_run(xg_scope *s, xg_tensor *x);         /* an xg_net; s->user is the cli_net   */
 
-/* Makes the weights (a pass over zeros), then loads a file into them if weights is given, and says in
- * `said` (may be NULL) what the file did. */
+/* Makes the weights (a pass over zeros), then loads a file into them if weights is given, and
+ * says in `said` (may be NULL) what the file did. */
 bool cli_net_make(const cli_net *net, xg_tape *tape, xg_params *params, xg_shape input,
                   uint64_t seed, const char *weights, char said[512], xg_error *error);
 /* Freezes what comes before `layer` in the order of use; "" thaws everything. */
 bool cli_net_train_from(xg_params *params, const char *layer, xg_error *error);
 
-/* ---- data -------------------------------------------------------------------------------------- */
+/* ---- data ------------------------------------------------------------------------------------ */
 
 typedef struct cli_data {
     bool       drawn;                /* scenes in memory, else photographs                        */
@@ -123,6 +127,7 @@ typedef struct cli_data {
     kit_photos photos;
     kit_view   view;
     int       *item[3], count[3];    /* indices of each split                                     */
+    double    *class_weight;         /* [classes], so that all count alike in training            */
     int        classes, groups, channels, size;
     const char *const *group_name;   /* or NULL: the classes'                                     */
     char       class_text[8][24];    /* names of drawn classes                                    */
@@ -139,7 +144,7 @@ const char *cli_data_group(const cli_data *data, int group, char out[48]);
 bool        cli_data_batch(cli_data *data, kit_batch *batch, kit_split split, const int *index,
                            int count, bool training, kit_pool *pool, xg_error *error);
 
-/* ---- steps and measures ------------------------------------------------------------------------ */
+/* ---- steps and measures ---------------------------------------------------------------------- */
 
 /* What a run holds while it goes. */
 typedef struct cli_run {
@@ -195,7 +200,7 @@ bool cli_measure(cli_run *run, kit_split split, int limit, bool maps, cli_scores
 bool cli_tape_fail(xg_tape *tape, xg_error *error);
 bool cli_params_fail(xg_params *params, xg_error *error);
 
-/* ---- state and reports ------------------------------------------------------------------------- */
+/* ---- state and reports ----------------------------------------------------------------------- */
 
 bool cli_state_save(cli_run *run, const cli_sums *sums, xg_error *error);
 /* Goes on from run->o.out if there is a checkpoint: *found says so. Refuses other options. */
@@ -207,7 +212,7 @@ bool cli_report_result(const cli_run *run, const cli_scores *val, const cli_scor
 bool cli_report_curves(const cli_run *run, xg_error *error);                /* curves.png         */
 bool cli_report_maps(cli_run *run, xg_error *error);                        /* maps.png           */
 
-/* ---- commands ---------------------------------------------------------------------------------- */
+/* ---- commands -------------------------------------------------------------------------------- */
 
 int cli_demo(int argc, char **argv);
 int cli_train(int argc, char **argv);

@@ -9,14 +9,15 @@ static const char *const waterbird_groups[4] = {
     "landbird on land", "landbird on water", "waterbird on land", "waterbird on water"
 };
 
-/* ---- scenes -------------------------------------------------------------------------------------- */
+/* ---- scenes ---------------------------------------------------------------------------------- */
 
 static int split_count(const cli_options *o, int split)
 {
     return split == KIT_TRAIN ? o->count : split == KIT_VAL ? 400 : 800;
 }
 
-/* The decoy tells the label in training; it is any colour for validation, a wrong one for the test. */
+/* The decoy tells the label in training; it is any colour for validation, a wrong one for the
+ * test. */
 static bool draw_decoys(cli_data *data, const cli_options *o, xg_rng *rng, xg_error *error)
 {
     static const kit_decoy_rule rules[3] = { KIT_DECOY_TELLS, KIT_DECOY_RANDOM, KIT_DECOY_LIES };
@@ -25,7 +26,10 @@ static bool draw_decoys(cli_data *data, const cli_options *o, xg_rng *rng, xg_er
         memset(&scene, 0, sizeof scene);
         scene.size = o->size;
         scene.rule = rules[split];
-        if (!kit_draw_decoy(&data->set[split], split_count(o, split), &scene, rng, error)) return false;
+        scene.broken = o->broken;
+        if (!kit_draw_decoy(&data->set[split], split_count(o, split), &scene, rng, error)) {
+            return false;
+        }
     }
     for (int i = 0; i < data->set[0].classes; i++) {
         snprintf(data->class_text[i], sizeof data->class_text[i], "%s", kit_decoy_class(i));
@@ -47,18 +51,21 @@ static bool draw_shapes(cli_data *data, const cli_options *o, bool fox, xg_rng *
         scene.size = o->size;
         scene.kind = kinds[fox][split];
         scene.spurious = split == KIT_TRAIN ? KIT_SPURIOUS_CAPTION : KIT_SPURIOUS_NONE;
-        if (!kit_draw_shapes(&data->set[split], split_count(o, split), &scene, rng, error)) return false;
+        if (!kit_draw_shapes(&data->set[split], split_count(o, split), &scene, rng, error)) {
+            return false;
+        }
     }
     snprintf(data->class_text[0], sizeof data->class_text[0], "%s", fox ? "cat" : "down");
     snprintf(data->class_text[1], sizeof data->class_text[1], "%s", fox ? "fox" : "up");
     return true;
 }
 
-static bool open_scenes(cli_data *data, const cli_options *o, xg_error *error)
+static bool open_scenes(cli_data *data, const cli_options *o, kit_norm norm, xg_error *error)
 {
+    data->view.norm = norm == KIT_NORM_UNIT ? KIT_NORM_UNIT : KIT_NORM_SIGNED;
     if (o->dilation > 0) {
-        return kit_fail(error, XG_ERR_ARGUMENT, "--dilation grows boxes; the masks of drawn scenes are "
-                        "exact: leave it out");
+        return kit_fail(error, XG_ERR_ARGUMENT, "--dilation grows boxes; the masks of drawn "
+                        "scenes are exact: leave it out");
     }
     xg_rng rng = xg_rng_seed(o->seed ^ 0x5ce7e5u);
     bool fine = strcmp(o->data, "decoy") == 0 ? draw_decoys(data, o, &rng, error)
@@ -79,7 +86,7 @@ static bool open_scenes(cli_data *data, const cli_options *o, xg_error *error)
     return true;
 }
 
-/* ---- photographs --------------------------------------------------------------------------------- */
+/* ---- photographs ----------------------------------------------------------------------------- */
 
 static bool open_photos(cli_data *data, const cli_options *o, kit_norm norm, xg_error *error)
 {
@@ -91,7 +98,9 @@ static bool open_photos(cli_data *data, const cli_options *o, kit_norm norm, xg_
     options.seed = o->seed;
     kit_photos *photos = &data->photos;
     if (!kit_photos_open(photos, o->data, &options, error)) return false;
-    if (photos->boxes > 0 && !kit_photos_annotate(photos, o->annotated, o->seed, error)) return false;
+    if (photos->boxes > 0 && !kit_photos_annotate(photos, o->annotated, o->seed, error)) {
+        return false;
+    }
     data->classes = photos->classes;
     data->groups = photos->groups;
     data->channels = 3;
@@ -111,18 +120,44 @@ static bool open_photos(cli_data *data, const cli_options *o, kit_norm norm, xg_
     return true;
 }
 
+static int label_of(const cli_data *data, kit_split split, int index)
+{
+    return data->drawn ? data->set[split].label[index] : data->photos.photo[index].label;
+}
+
+/* Weights of mean 1 over the training pictures; a class without pictures counts 0. */
+static bool weigh_classes(cli_data *data, xg_error *error)
+{
+    data->class_weight = (double *)calloc((size_t)data->classes + 1, sizeof(double));
+    if (!data->class_weight) {
+        return kit_fail(error, XG_ERR_MEMORY, "out of memory for class weights");
+    }
+    for (int i = 0; i < data->count[KIT_TRAIN]; i++) {
+        int label = label_of(data, KIT_TRAIN, data->item[KIT_TRAIN][i]);
+        if (label >= 0) data->class_weight[label] += 1;
+    }
+    for (int i = 0; i < data->classes; i++) {
+        double seen = data->class_weight[i];
+        if (seen > 0) data->class_weight[i] = data->count[KIT_TRAIN] / (data->classes * seen);
+    }
+    return true;
+}
+
 bool cli_data_open(cli_data *data, const cli_options *o, kit_norm norm, xg_error *error)
 {
     static const char *const drawn[3] = { "decoy", "triangle", "foxcat" };
     memset(data, 0, sizeof *data);
     data->rng = xg_rng_seed(o->seed ^ 0xf11bu);
     for (int i = 0; i < 3; i++) {
-        if (strcmp(o->data, drawn[i]) == 0) return open_scenes(data, o, error);
+        if (strcmp(o->data, drawn[i]) != 0) continue;
+        return open_scenes(data, o, norm, error) && weigh_classes(data, error);
     }
-    if (kit_is_folder(o->data)) return open_photos(data, o, norm, error);
+    if (kit_is_folder(o->data)) {
+        return open_photos(data, o, norm, error) && weigh_classes(data, error);
+    }
     const char *near = cli_nearest(o->data, drawn, 3);
-    return kit_fail(error, XG_ERR_IO, "--data %.100s is no folder%s%s; give a folder of pictures, or "
-                    "decoy, triangle or foxcat for scenes drawn by rule", o->data,
+    return kit_fail(error, XG_ERR_IO, "--data %.100s is no folder%s%s; give a folder of pictures, "
+                    "or decoy, triangle or foxcat for scenes drawn by rule", o->data,
                     near ? "; did you mean " : "", near ? near : "");
 }
 
@@ -133,10 +168,11 @@ void cli_data_free(cli_data *data)
         free(data->item[split]);
     }
     kit_photos_free(&data->photos);
+    free(data->class_weight);
     memset(data, 0, sizeof *data);
 }
 
-/* ---- access -------------------------------------------------------------------------------------- */
+/* ---- access ---------------------------------------------------------------------------------- */
 
 bool cli_data_annotated(const cli_data *data, kit_split split, int index)
 {
@@ -163,15 +199,30 @@ const char *cli_data_group(const cli_data *data, int group, char out[48])
     return out;
 }
 
+/* Scenes hold 0 .. 1 and become -1 .. 1 for networks that want that: grey ground is then near 0 and
+ * explains little by itself. */
+static void centre(kit_batch *batch)
+{
+    size_t sample = (size_t)batch->channels * (size_t)batch->h * (size_t)batch->w;
+    for (size_t i = 0; i < sample * (size_t)batch->count; i++) {
+        batch->pixels[i] = 2 * batch->pixels[i] - 1;
+    }
+}
+
 bool cli_data_batch(cli_data *data, kit_batch *batch, kit_split split, const int *index, int count,
                     bool training, kit_pool *pool, xg_error *error)
 {
-    if (data->drawn) return kit_batch_from_set(batch, &data->set[split], index, count, error);
+    if (data->drawn) {
+        if (!kit_batch_from_set(batch, &data->set[split], index, count, error)) return false;
+        if (data->view.norm == KIT_NORM_SIGNED) centre(batch);
+        return true;
+    }
     kit_view view = data->view;
     view.all_boxes = !training;
     if (!training) {
         view.dilation = 0;
         view.flip = false;
     }
-    return kit_batch_from_photos(batch, &data->photos, index, count, &view, &data->rng, pool, error);
+    return kit_batch_from_photos(batch, &data->photos, index, count, &view, &data->rng, pool,
+                                 error);
 }

@@ -5,7 +5,8 @@
 #include "cli.h"
 
 static const char *const net_names[] = {
-    "cnn", "mlp", "resnet18", "resnet34", "resnet50", "resnet20", "resnet32", "resnet44", "resnet56",
+    "cnn", "mlp",
+    "resnet18", "resnet34", "resnet50", "resnet20", "resnet32", "resnet44", "resnet56",
     "bcos-resnet18", "bcos-resnet34", "bcos-resnet50", "bcos-resnet20", "bcos-resnet32",
     "bcos-resnet44", "bcos-resnet56", "x-resnet18", "x-resnet34", "x-resnet50", "x-resnet20",
     "x-resnet32", "x-resnet44", "x-resnet56", "squeezenet", "mobilenet_v2"
@@ -47,10 +48,11 @@ bool cli_net_find(cli_net *net, const char *name, xg_error *error)
     if (!known(name)) {
         const char *near = cli_nearest(name, net_names, NET_NAMES);
         return kit_fail(error, XG_ERR_NAME, "there is no network '%.40s'%s%s; there are cnn, mlp, "
-                        "squeezenet, mobilenet_v2 and resnet18 34 50 20 32 44 56, the resnets also as "
-                        "bcos-... and x-...", name, near ? ": did you mean " : "", near ? near : "");
+                        "squeezenet, mobilenet_v2 and resnet18 34 50 20 32 44 56, the resnets "
+                        "also as bcos-... and x-...", name, near ? ": did you mean " : "",
+                        near ? near : "");
     }
-    net->norm = KIT_NORM_UNIT;
+    net->norm = KIT_NORM_SIGNED;
     net->head = "fc.";
     if (strcmp(name, "cnn") == 0) {
         net->kind = CLI_CNN;
@@ -78,8 +80,9 @@ bool cli_net_from(cli_net *net, const cli_options *o, int classes, xg_error *err
     if (!cli_net_find(net, o->net, error)) return false;
     bool fixed = net->kind == CLI_SQUEEZENET || net->kind == CLI_MOBILENET;
     if (fixed && classes != 1000) {
-        return kit_fail(error, XG_ERR_UNSUPPORTED, "%s has the 1000 classes of ImageNet and cannot be "
-                        "trained on %d; it is there for `xguide explain`", o->net, classes);
+        return kit_fail(error, XG_ERR_UNSUPPORTED, "%s has the 1000 classes of ImageNet and "
+                        "cannot be trained on %d; it is there for `xguide explain`", o->net,
+                        classes);
     }
     net->cnn.width = o->width;
     net->cnn.batch_norm = o->batch_norm;
@@ -117,12 +120,12 @@ static bool load_weights(xg_params *params, const char *path, char said[512], xg
         return cli_params_fail(params, error);
     }
     if (report.loaded == 0) {
-        return kit_fail(error, XG_ERR_NAME, "%.120s has no weight of this network; its names begin with "
-                        "%.60s", path, report.unexpected_names);
+        return kit_fail(error, XG_ERR_NAME, "%.120s has no weight of this network; its names "
+                        "begin with %.60s", path, report.unexpected_names);
     }
     if (said != NULL) {
-        snprintf(said, 512, "%d tensors loaded; %d missing%s%.90s; %d of another shape, left as drawn%s"
-                 "%.90s; %d not used%s%.90s", report.loaded,
+        snprintf(said, 512, "%d tensors loaded; %d missing%s%.90s; %d of another shape, left as "
+                 "drawn%s%.90s; %d not used%s%.90s", report.loaded,
                  report.missing, report.missing ? ": " : "", report.missing_names,
                  report.mismatched, report.mismatched ? ": " : "", report.mismatched_names,
                  report.unexpected, report.unexpected ? ": " : "", report.unexpected_names);
@@ -159,9 +162,9 @@ bool cli_net_train_from(xg_params *params, const char *layer, xg_error *error)
     int count = xg_params_count(params), first = 0;
     while (first < count && !within(xg_params_name(params, first), layer)) first++;
     if (first == count) {
-        return kit_fail(error, XG_ERR_NAME, "--train-from %.40s: no weight of the network lies there; "
-                        "its weights are called %.40s ... %.40s", layer, xg_params_name(params, 0),
-                        xg_params_name(params, count - 1));
+        return kit_fail(error, XG_ERR_NAME, "--train-from %.40s: no weight of the network lies "
+                        "there; its weights are called %.40s ... %.40s", layer,
+                        xg_params_name(params, 0), xg_params_name(params, count - 1));
     }
     for (int i = 0; i < first; i++) xg_params_freeze(params, xg_params_name(params, i), true);
     return true;

@@ -1,5 +1,5 @@
-/* cli_options.c - the options of a run as one table. The command line, the notes in a checkpoint, and
- * the comparison of the two all read it, so an option is named in one place. */
+/* cli_options.c - the options of a run as one table. The command line, the notes in a
+ * checkpoint, and the comparison of the two all read it, so an option is named in one place. */
 #include <math.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -56,14 +56,18 @@ static void put_data(row *to, cli_options *o)
     put_heading(to, "data");
     put(to, "data", KIT_ARG_TEXT, &o->data, "FOLDER",
         "Waterbirds, a folder a class, or decoy, triangle, foxcat");
-    put(to, "size", KIT_ARG_INT, &o->size, "PIXELS", "side of the pictures; 0: 128, scenes 32 or 64");
+    put(to, "size", KIT_ARG_INT, &o->size, "PIXELS",
+        "side of the pictures; 0: 128, scenes 32 or 64");
     put(to, "count", KIT_ARG_INT, &o->count, "N", "scenes to train on");
+    put(to, "broken", KIT_ARG_NUMBER, &o->broken, "FRACTION",
+        "decoy scenes: part of the training scenes whose decoy tells nothing");
     put(to, "val", KIT_ARG_NUMBER, &o->val, "FRACTION", "class folders: part kept for validation");
     put(to, "test", KIT_ARG_NUMBER, &o->test, "FRACTION", "class folders: part kept for the test");
     put(to, "flip", KIT_ARG_FLAG, &o->flip, NULL, "mirror half of the training photographs");
     put(to, "annotated", KIT_ARG_NUMBER, &o->annotated, "FRACTION",
         "part of the training pictures whose boxes are known");
-    put(to, "dilation", KIT_ARG_NUMBER, &o->dilation, "FRACTION", "grow boxes by this on every side");
+    put(to, "dilation", KIT_ARG_NUMBER, &o->dilation, "FRACTION",
+        "grow boxes by this on every side");
 }
 
 static void put_network(row *to, cli_options *o)
@@ -76,7 +80,8 @@ static void put_network(row *to, cli_options *o)
     put(to, "folded", KIT_ARG_FLAG, &o->folded, NULL, "batch norm is folded into the convolutions");
     put(to, "width", KIT_ARG_INT, &o->width, "N", "cnn: channels of its first layer");
     put(to, "batch-norm", KIT_ARG_FLAG, &o->batch_norm, NULL, "cnn: normalise after convolutions");
-    put(to, "small-input", KIT_ARG_FLAG, &o->small_input, NULL, "resnet: a stem for 32x32 pictures");
+    put(to, "small-input", KIT_ARG_FLAG, &o->small_input, NULL,
+        "resnet: a stem for 32x32 pictures");
     put(to, "frozen-norm", KIT_ARG_FLAG, &o->frozen_norm, NULL,
         "resnet: norms use the statistics they were loaded with");
     put(to, "norm", KIT_ARG_CHOICE, &o->norm, "auto|unit|imagenet|caffe|signed",
@@ -107,8 +112,11 @@ static void put_training(row *to, cli_options *o)
 {
     put_heading(to, "training");
     put(to, "objective", KIT_ARG_CHOICE, &o->objective, "cross-entropy|bce", "loss on labels");
+    put(to, "balance", KIT_ARG_FLAG, &o->balance, NULL,
+        "cross-entropy in which rare classes count as much as common ones");
     put(to, "epochs", KIT_ARG_INT, &o->epochs, "N", "passes over the training pictures");
-    put(to, "limit", KIT_ARG_INT, &o->limit, "STEPS", "end after so many steps; 0: after the epochs");
+    put(to, "limit", KIT_ARG_INT, &o->limit, "STEPS",
+        "end after so many steps; 0: after the epochs");
     put(to, "batch", KIT_ARG_INT, &o->batch, "N", "pictures a step");
     put(to, "optimiser", KIT_ARG_CHOICE, &o->optimiser, "sgd|adam|adamw", "kind of step");
     put(to, "lr", KIT_ARG_NUMBER, &o->lr, "X", "learning rate");
@@ -144,26 +152,31 @@ int cli_options_table(cli_options *o, kit_arg table[CLI_MAX_ARGS])
 static bool in_range(xg_error *error, const char *name, double value, double low, double high)
 {
     if (value >= low && value <= high) return true;
-    return kit_fail(error, XG_ERR_ARGUMENT, "--%s must be between %g and %g, not %g", name, low, high,
-                    value);
+    return kit_fail(error, XG_ERR_ARGUMENT, "--%s must be between %g and %g, not %g", name, low,
+                    high, value);
 }
 
 bool cli_options_check(cli_options *o, xg_error *error)
 {
     if (o->data[0] == 0) {
-        return kit_fail(error, XG_ERR_ARGUMENT, "there is no data: give --data FOLDER, or --data decoy "
-                        "for scenes drawn by rule");
+        return kit_fail(error, XG_ERR_ARGUMENT, "there is no data: give --data FOLDER, or --data "
+                        "decoy for scenes drawn by rule");
+    }
+    if (o->balance && o->objective == CLI_BCE) {
+        return kit_fail(error, XG_ERR_ARGUMENT, "--balance is for cross-entropy, not for bce");
     }
     return in_range(error, "size", o->size, 0, 1024) && in_range(error, "count", o->count, 1, 1e6)
         && in_range(error, "val", o->val, 0, 0.9) && in_range(error, "test", o->test, 0, 0.9)
         && in_range(error, "val plus --test", o->val + o->test, 0, 0.95)
+        && in_range(error, "broken", o->broken, 0, 1)
         && in_range(error, "annotated", o->annotated, 0, 1)
         && in_range(error, "dilation", o->dilation, 0, 10)
         && in_range(error, "stages", o->stages, 0, 4) && in_range(error, "width", o->width, 1, 512)
         && in_range(error, "lambda", o->lambda, 0, 1e9)
         && in_range(error, "extra", o->extra, 0, 4096)
         && in_range(error, "ig-steps", o->steps_ig, 1, 1000)
-        && in_range(error, "epochs", o->epochs, 1, 1e6) && in_range(error, "limit", o->limit, 0, 1e9)
+        && in_range(error, "epochs", o->epochs, 1, 1e6)
+        && in_range(error, "limit", o->limit, 0, 1e9)
         && in_range(error, "batch", o->batch, 1, 4096) && in_range(error, "lr", o->lr, 1e-12, 1e6)
         && in_range(error, "momentum", o->momentum, 0, 0.9999)
         && in_range(error, "decay", o->decay, 0, 1e6) && in_range(error, "clip", o->clip, 0, 1e12)
@@ -175,7 +188,7 @@ bool cli_options_check(cli_options *o, xg_error *error)
         && in_range(error, "val-limit", o->val_limit, 0, 1e9);
 }
 
-/* ---- options as notes ---------------------------------------------------------------------------- */
+/* ---- options as notes ------------------------------------------------------------------------ */
 
 const char *cli_note(const xg_note *notes, int count, const char *key)
 {
@@ -274,12 +287,12 @@ bool cli_options_restore(cli_options *o, const xg_note *notes, int count, xg_err
         snprintf(key, sizeof key, "o.%s", table[i].name);
         const char *text = cli_note(notes, count, key);
         if (text == NULL) {
-            return kit_fail(error, XG_ERR_FORMAT, "the checkpoint does not say its --%s: it was made by "
-                            "another version or another program", table[i].name);
+            return kit_fail(error, XG_ERR_FORMAT, "the checkpoint does not say its --%s: it was "
+                            "made by another version or another program", table[i].name);
         }
         if (!value_parse(&table[i], text)) {
-            return kit_fail(error, XG_ERR_FORMAT, "the checkpoint's --%s is not understood: '%.80s'",
-                            table[i].name, text);
+            return kit_fail(error, XG_ERR_FORMAT, "the checkpoint's --%s is not understood: "
+                            "'%.80s'", table[i].name, text);
         }
     }
     return true;
@@ -292,14 +305,14 @@ bool cli_options_same(const cli_options *o, const xg_note *notes, int count, xg_
     for (int i = 0; i < rows; i++) {
         const char *old = cli_note(notes, count, mine[i].key);
         if (old != NULL && strcmp(old, mine[i].value) == 0) continue;
-        return kit_fail(error, XG_ERR_ARGUMENT, "the run in %.60s was made with --%s %.40s, not %.40s; "
-                        "give that, another --out, or --fresh to begin anew",
+        return kit_fail(error, XG_ERR_ARGUMENT, "the run in %.60s was made with --%s %.40s, not "
+                        "%.40s; give that, another --out, or --fresh to begin anew",
                         o->out, mine[i].key + 2, old != NULL ? old : "(unknown)", mine[i].value);
     }
     return true;
 }
 
-/* ---- near misses --------------------------------------------------------------------------------- */
+/* ---- near misses ----------------------------------------------------------------------------- */
 
 static int smaller(int a, int b) { return a < b ? a : b; }
 

@@ -28,7 +28,7 @@ bool cli_report_scores(const cli_run *run, const cli_scores *scores, kit_split s
     kit_table_end_row(&table);
     for (int i = 0; i < g->count; i++) {
         char name[48];
-        if (g->seen[i] == 0) continue;
+        if (g->seen[i] == 0 || g->count == 1) continue;
         kit_table_cell(&table, "  %s (%lld)", cli_data_group(&run->data, i, name),
                        (long long)g->seen[i]);
         kit_table_cell(&table, "%.2f", 100 * xg_groups_accuracy(g, i));
@@ -47,7 +47,7 @@ bool cli_report_scores(const cli_run *run, const cli_scores *scores, kit_split s
     return fine;
 }
 
-/* ---- result.json --------------------------------------------------------------------------------- */
+/* ---- result.json ----------------------------------------------------------------------------- */
 
 /* A text that grows; short on memory, it stays what it was and says so. */
 typedef struct text { char *at; size_t used, room; bool failed; } text;
@@ -103,7 +103,7 @@ static void say_scores(text *t, const cli_run *run, const char *name, const cli_
     say(t, ",\n    \"groups\": [");
     for (int i = 0, some = 0; i < s->groups.count; i++) {
         char group[48];
-        if (s->groups.seen[i] == 0) continue;
+        if (s->groups.seen[i] == 0 || s->groups.count == 1) continue;
         say(t, "%s\n      {\"name\": ", some++ ? "," : "");
         say_quoted(t, cli_data_group(&run->data, i, group));
         say(t, ", \"pictures\": %lld, ", (long long)s->groups.seen[i]);
@@ -123,7 +123,8 @@ bool cli_report_result(const cli_run *run, const cli_scores *val, const cli_scor
     const cli_options *o = &run->o;
     say(&t, "{\n  \"version\": \"%s\",\n  \"data\": ", xg_version());
     say_quoted(&t, o->data);
-    say(&t, ",\n  \"net\": \"%s\", \"attribution\": \"%s\", \"layer\": \"%s\", \"loss\": \"%s\",\n  ",
+    say(&t, ",\n  \"net\": \"%s\", \"attribution\": \"%s\", \"layer\": \"%s\", \"loss\": \"%s\",\n "
+            " ",
         o->net, attributions[o->attribution], o->layer, losses[o->loss]);
     say_number(&t, "lambda", o->lambda);
     say(&t, ", ");
@@ -141,7 +142,7 @@ bool cli_report_result(const cli_run *run, const cli_scores *val, const cli_scor
     return fine;
 }
 
-/* ---- curves -------------------------------------------------------------------------------------- */
+/* ---- curves ---------------------------------------------------------------------------------- */
 
 /* One column of the log as a line; rows without a number in it are left out. */
 typedef struct curve { double *x, *y; int count; } curve;
@@ -215,7 +216,7 @@ bool cli_report_curves(const cli_run *run, xg_error *error)
     return fine;
 }
 
-/* ---- maps ---------------------------------------------------------------------------------------- */
+/* ---- maps ------------------------------------------------------------------------------------ */
 
 enum { MAP_ROWS = 6 };
 
@@ -234,7 +235,7 @@ static bool make_row(cli_run *run, sheet_parts *s, int i, const xg_real *said, x
     const kit_batch *b = &run->batch;
     size_t plane = (size_t)b->h * (size_t)b->w, pixels = plane * (size_t)b->channels;
     if (!kit_picture_from(&s->picture[i], b->pixels + (size_t)i * pixels, b->channels, b->h, b->w,
-                          run->data.drawn ? KIT_NORM_UNIT : run->net.norm, error)) {
+                          run->data.view.norm, error)) {
         return false;
     }
     const xg_real *mask = b->masks + (size_t)i * plane;

@@ -2,8 +2,8 @@
  *
  * Everything that later steps depend on is in the checkpoint: weights, statistics, the optimiser's
  * state (the library's part), and as notes the step, the places in the shuffled orders, the
- * generators, the sums of the log's unfinished row, and the options. So a run that was stopped at any
- * moment ends with the same bits as one that was not. */
+ * generators, the sums of the log's unfinished row, and the options. So a run that was stopped
+ * at any moment ends with the same bits as one that was not. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,8 +22,8 @@ bool cli_run_engine(cli_run *run, int threads, xg_error *error)
     run->tape = xg_tape_new(&config);
     run->params = xg_params_new(NULL);
     if (run->tape != NULL && run->params != NULL) return true;
-    return kit_fail(error, XG_ERR_MEMORY, "no memory for a tape, or XG_SIMD names a level that this "
-                    "machine cannot run (see `xguide info`)");
+    return kit_fail(error, XG_ERR_MEMORY, "no memory for a tape, or XG_SIMD names a level that "
+                    "this machine cannot run (see `xguide info`)");
 }
 
 /* Which optimiser, with what. */
@@ -48,9 +48,6 @@ static bool open_batches(cli_run *run, xg_error *error)
     const cli_options *o = &run->o;
     cli_data *data = &run->data;
     int train = data->count[KIT_TRAIN], known = 0, most = o->batch + o->extra;
-    if (train == 0) {
-        return kit_fail(error, XG_ERR_ARGUMENT, "%.100s has no pictures to train on", o->data);
-    }
     int *annotated = (int *)calloc((size_t)train + 1, sizeof *annotated);
     run->picked = (int *)calloc((size_t)most + 1, sizeof *run->picked);
     if (annotated == NULL || run->picked == NULL) {
@@ -62,10 +59,11 @@ static bool open_batches(cli_run *run, xg_error *error)
         if (cli_data_annotated(data, KIT_TRAIN, index)) annotated[known++] = index;
     }
     xg_rng shuffle = xg_rng_seed(o->seed ^ 0x0de2u), shuffle_extra = xg_rng_seed(o->seed ^ 0xe72au);
-    bool fine = kit_order_new(&run->order, data->item[KIT_TRAIN], train, true, shuffle, error);
+    bool fine = train == 0 || kit_order_new(&run->order, data->item[KIT_TRAIN], train, true,
+                                            shuffle, error);
     if (fine && o->loss != CLI_NONE && known == 0) {
-        fine = kit_fail(error, XG_ERR_ARGUMENT, "--loss needs pictures with known boxes; %.80s has none, "
-                        "or --annotated is too small", o->data);
+        fine = kit_fail(error, XG_ERR_ARGUMENT, "--loss needs pictures with known boxes; %.80s "
+                        "has none, or --annotated is too small", o->data);
     }
     if (fine && known > 0) {
         fine = kit_order_new(&run->extra, annotated, known, true, shuffle_extra, error);
@@ -81,8 +79,9 @@ static bool open_batches(cli_run *run, xg_error *error)
 static bool check_labels(const cli_run *run, xg_error *error)
 {
     if (run->data.classes >= 2) return true;
-    return kit_fail(error, XG_ERR_FORMAT, "%.100s has %d classes; training needs at least 2: one folder "
-                    "a class, or a metadata.csv as Waterbirds has it", run->o.data, run->data.classes);
+    return kit_fail(error, XG_ERR_FORMAT, "%.100s has %d classes; training needs at least 2: one "
+                    "folder a class, or a metadata.csv as Waterbirds has it", run->o.data,
+                    run->data.classes);
 }
 
 bool cli_run_open(cli_run *run, const cli_options *o, char said[512], xg_error *error)
@@ -114,7 +113,7 @@ void cli_run_close(cli_run *run)
     memset(run, 0, sizeof *run);
 }
 
-/* ---- checkpoint ---------------------------------------------------------------------------------- */
+/* ---- checkpoint ------------------------------------------------------------------------------ */
 
 static bool checkpoint_path(const cli_run *run, char out[1024], xg_error *error)
 {
@@ -157,7 +156,9 @@ bool cli_state_save(cli_run *run, const cli_sums *sums, xg_error *error)
                         (unsigned long long)run->rng.state,
                         (unsigned long long)run->data.rng.state)
         && put_sums(notes, &count, sums);
-    if (!fits) return kit_fail(error, XG_ERR_ARGUMENT, "the state of the run is too long for its notes");
+    if (!fits) {
+        return kit_fail(error, XG_ERR_ARGUMENT, "the state of the run is too long for its notes");
+    }
     if (!checkpoint_path(run, path, error)) return false;
     if (xg_checkpoint_save(run->params, path, notes, count) == XG_ERR_OK) return true;
     return cli_params_fail(run->params, error);
@@ -173,8 +174,8 @@ static bool restore(cli_run *run, cli_sums *sums, const xg_note *notes, int coun
     unsigned long long first = 0, second = 0;
     if (!step || !order || !extra || !rng || !sum || sscanf(step, "%lld", &at) != 1 || at < 0
         || sscanf(rng, "%llu %llu", &first, &second) != 2 || !get_sums(sum, sums)) {
-        return kit_fail(error, XG_ERR_FORMAT, "the checkpoint in %.100s was not made by `xguide train`; "
-                        "give another --out, or --fresh to begin anew", run->o.out);
+        return kit_fail(error, XG_ERR_FORMAT, "the checkpoint in %.100s was not made by `xguide "
+                        "train`; give another --out, or --fresh to begin anew", run->o.out);
     }
     run->step = at;
     run->rng.state = first;

@@ -6,7 +6,7 @@
 
 #include "cli.h"
 
-/* ---- maps ---------------------------------------------------------------------------------------- */
+/* ---- maps ------------------------------------------------------------------------------------ */
 
 /* Cross-entropy sees only differences of logits. A network can therefore hide what it uses in the
  * logits of the other classes, where no map of the labelled one shows it; the contrast shows it. */
@@ -41,7 +41,7 @@ xg_tensor *cli_map_any(xg_scope *s, const cli_options *o, int attribution, xg_te
     return xg_integrated_gradients(s, cli_net_run, x, label, &path);
 }
 
-/* ---- a step -------------------------------------------------------------------------------------- */
+/* ---- a step ---------------------------------------------------------------------------------- */
 
 /* Indices of the next batch in run->picked, annotated ones first; *extras of them are there for
  * guidance only. Returns how many; the orders move on. */
@@ -84,7 +84,8 @@ static xg_tensor *forward(cli_run *run, xg_scope *scope, int from, int to, xg_te
 
 static xg_tensor *label_loss(cli_run *run, xg_tensor *logits, const int *label)
 {
-    if (run->o.objective == CLI_CROSS_ENTROPY) return xg_cross_entropy(logits, label, NULL);
+    const double *weight = run->o.balance ? run->data.class_weight : NULL;
+    if (run->o.objective == CLI_CROSS_ENTROPY) return xg_cross_entropy(logits, label, weight);
     xg_shape s = xg_shape_of(logits);
     return xg_bce_with_logits(logits, xg_one_hot(run->tape, label, s.n, s.c));
 }
@@ -101,7 +102,7 @@ static double epg_sum(xg_tensor *map, const kit_batch *batch, int count)
     xg_shape s = xg_shape_of(map);
     if (s.h != batch->h || s.w != batch->w) map = xg_upsample(map, batch->h, batch->w);
     const xg_real *value = xg_data(map);
-    if (xg_failed(xg_tape_of(map))) return NAN;
+    if (xg_failed(xg_tape_of(map))) return (double)NAN;
     double sum = 0;
     size_t plane = (size_t)batch->h * (size_t)batch->w;
     for (int i = 0; i < count; i++) {
@@ -126,8 +127,8 @@ static xg_tensor *guide_loss(cli_run *run, xg_tensor *map, int n)
     return xg_guide(map, xg_leaf(run->tape, xg_shape4(n, 1, b->h, b->w), b->masks), &guide);
 }
 
-/* Integrated gradients are not on the tape: their part of the gradient comes from a second pass over
- * the path, and is added to that of the label loss. */
+/* Integrated gradients are not on the tape: their part of the gradient comes from a second pass
+ * over the path, and is added to that of the label loss. */
 static xg_code step_along_path(cli_run *run, xg_scope *scope, const xg_optim *optim,
                                xg_tensor *loss, xg_tensor *map, xg_tensor *guide, xg_tensor *x)
 {
@@ -217,7 +218,7 @@ bool cli_step(cli_run *run, cli_sums *sums, xg_error *error)
     return fine;
 }
 
-/* ---- measuring ----------------------------------------------------------------------------------- */
+/* ---- measuring ------------------------------------------------------------------------------- */
 
 /* What one batch adds. */
 typedef struct measure { double epg_layer, epg_input; int64_t boxes; } measure;
@@ -249,7 +250,8 @@ static bool measure_batch(cli_run *run, kit_split split, const int *index, int c
     const xg_real *said = xg_data(best);
     bool fine = !xg_failed(run->tape);
     for (int i = 0; i < count && fine; i++) {
-        xg_groups_add(groups, b->group[i], (int)said[i] == b->label[i]);
+        int group = groups->count > 1 ? b->group[i] : 0;
+        xg_groups_add(groups, group, (int)said[i] == b->label[i]);
     }
     if (fine && maps) measure_maps(run, &scope, x, logits, count, m);
     fine = (fine && !xg_failed(run->tape)) || cli_tape_fail(run->tape, error);
@@ -264,7 +266,7 @@ bool cli_measure(cli_run *run, kit_split split, int limit, bool maps, cli_scores
     int all = run->data.count[split], count = limit > 0 && limit < all ? limit : all;
     measure m = { 0, 0, 0 };
     memset(out, 0, sizeof *out);
-    out->groups.count = run->data.groups < 64 ? run->data.groups : 64;
+    out->groups.count = run->data.groups <= 64 ? run->data.groups : 1;     /* more: all in one    */
     for (int done = 0; done < count;) {
         if (kit_interrupted()) return false;
         int n = count - done < run->o.batch ? count - done : run->o.batch;
@@ -274,8 +276,8 @@ bool cli_measure(cli_run *run, kit_split split, int limit, bool maps, cli_scores
         if (!measure_batch(run, split, run->picked, n, maps, &out->groups, &m, error)) return false;
         done += n;
     }
-    out->epg_layer = m.boxes > 0 ? m.epg_layer / (double)m.boxes : NAN;
-    out->epg_input = m.boxes > 0 ? m.epg_input / (double)m.boxes : NAN;
+    out->epg_layer = m.boxes > 0 ? m.epg_layer / (double)m.boxes : (double)NAN;
+    out->epg_input = m.boxes > 0 ? m.epg_input / (double)m.boxes : (double)NAN;
     out->seconds = kit_seconds() - started;
     return true;
 }

@@ -1,4 +1,5 @@
-/* cli_train.c - `xguide train`: one run from the first step to the test, or on from where it stopped. */
+/* cli_train.c - `xguide train`: one run from the first step to the test, or on from where it
+ * stopped. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,14 +8,14 @@
 
 static const char usage[] =
     "xguide train --data FOLDER [options]\n"
-    "Trains a classifier, with a loss on its explanations if --loss is given. Writes checkpoint, log,\n"
-    "curves, maps and result.json to --out. The same command goes on after Ctrl-C, kill or a crash,\n"
-    "and ends with the same bits as if nothing had happened.";
+    "Trains a classifier, with a loss on its explanations if --loss is given. Writes\n"
+    "checkpoint, log, curves, maps and result.json to --out. The same command goes on after\n"
+    "Ctrl-C, kill or a crash, and ends with the same bits as if nothing had happened.";
 static const char examples[] =
     "  xguide train --data decoy --loss energy --lambda 0.1 --out out/decoy\n"
-    "  xguide train --data waterbirds --net resnet18 --stages 3 --folded --weights resnet18.safetensors\n"
-    "               --train-from layer3 --loss energy --layer layer2 --annotated 0.1 --out out/birds\n"
-    "  xguide train --data pets --net resnet20 --epochs 30 --lr 0.01   (pets/cat/*.jpg, pets/dog/*.jpg)";
+    "  xguide train --data waterbirds --net resnet18 --stages 3 --folded --train-from layer3\n"
+    "               --weights resnet18.safetensors --loss energy --layer layer2 --out out/birds\n"
+    "  xguide train --data pets --net resnet20 --epochs 30      (pets/cat/*.jpg, pets/dog/*.jpg)";
 
 static const char *const columns[] = {
     "step", "epoch", "rate", "loss", "class_loss", "guide_loss", "train_accuracy", "train_epg",
@@ -32,7 +33,7 @@ typedef struct loop {
     double       started;
 } loop;
 
-static double part(double sum, int64_t count) { return count > 0 ? sum / (double)count : NAN; }
+static double part(double sum, int64_t count) { return count > 0 ? sum / (double)count : (double)NAN; }
 
 /* A row of the log from what was summed up; val NULL within an epoch. */
 static bool log_row(loop *l, const cli_scores *val, xg_error *error)
@@ -120,8 +121,8 @@ static int stopped(const cli_run *run)
 {
     char rest[32];
     kit_human_count((double)(run->steps - run->step), rest);
-    fprintf(stderr, "\nxguide: stopped after step %lld, which is saved in %s; the same command goes on "
-            "from there (%s steps to go)\n", (long long)run->step, run->o.out, rest);
+    fprintf(stderr, "\nxguide: stopped after step %lld, which is saved in %s; the same command "
+            "goes on from there (%s steps to go)\n", (long long)run->step, run->o.out, rest);
     return CLI_FAILED;
 }
 
@@ -150,6 +151,13 @@ static bool begin(loop *l, xg_error *error)
 {
     cli_run *run = l->run;
     bool found = false;
+    if (run->data.count[KIT_TRAIN] == 0) {
+        return kit_fail(error, XG_ERR_ARGUMENT, "%.100s has no pictures to train on", run->o.data);
+    }
+    if (run->o.schedule == 1 && run->o.warmup >= run->steps) {
+        return kit_fail(error, XG_ERR_ARGUMENT, "--warmup %d leaves none of the %lld steps for the "
+                        "schedule", run->o.warmup, (long long)run->steps);
+    }
     if (!kit_make_folder(run->o.out, error)) return false;
     if (!cli_state_resume(run, &l->sums, &found, error)) return false;
     /* At an epoch's end the row of that step is written again by end_epoch. */
@@ -186,9 +194,9 @@ static void introduce(const cli_run *run, const char *said)
     char trained[32];
     const cli_data *d = &run->data;
     kit_human_count((double)xg_params_size(run->params), trained);
-    printf("%s: %d pictures to train on (%d annotated), %d validation, %d test, %d classes, %dx%d\n",
-           run->o.data, d->count[0], run->extra.count, d->count[1], d->count[2], d->classes, d->size,
-           d->size);
+    printf("%s: %d pictures to train on (%d annotated), %d validation, %d test, "
+           "%d classes, %d pixels wide\n", run->o.data, d->count[0], run->extra.count,
+           d->count[1], d->count[2], d->classes, d->size);
     if (said[0] != 0) printf("%s: %s\n", run->o.weights, said);
     printf("%s: %s weights are trained, on %s with %d threads\n", run->o.net, trained,
            xg_tape_simd(run->tape), kit_pool_threads(run->pool));
@@ -202,9 +210,12 @@ int cli_train(int argc, char **argv)
     char said[512] = "";
     cli_options_default(&o);
     int rows = cli_options_table(&o, table);
-    kit_args_result read = kit_args_read(argc, argv, table, rows, usage, examples, NULL, 0, NULL, &error);
+    kit_args_result read = kit_args_read(argc, argv, table, rows, usage, examples, NULL, 0, NULL,
+                                         &error);
     if (read == KIT_ARGS_HELP) return CLI_OK;
-    if (read == KIT_ARGS_BAD || !cli_options_check(&o, &error)) return cli_complain(CLI_USAGE, &error);
+    if (read == KIT_ARGS_BAD || !cli_options_check(&o, &error)) {
+        return cli_complain(CLI_USAGE, &error);
+    }
     cli_run run;
     kit_catch_interrupt();
     int code = CLI_FAILED;

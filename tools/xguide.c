@@ -1,10 +1,11 @@
-/* xguide.c - the command-line tool: picks the command. The commands are in cli_*.c; cli.h says which. */
+/* xguide.c - the command-line tool: picks the command. The commands are in cli_*.c; cli.h says
+ * which. */
 #include <string.h>
 
 #include "cli.h"
 
 static const struct { const char *name; int (*run)(int, char **); const char *what; } commands[] = {
-    { "demo",    cli_demo,    "train plain and guided on drawn scenes, show what guidance changed" },
+    { "demo",    cli_demo,    "train plain and guided on drawn scenes, show what it changed" },
     { "train",   cli_train,   "train a classifier on a folder of pictures, guided or plain" },
     { "explain", cli_explain, "explain what a trained network sees in pictures" },
     { "eval",    cli_eval,    "measure a checkpoint or weights on a data set" },

@@ -104,12 +104,20 @@ bool        kit_csv_number(const kit_csv *csv, int row, int column, double *out,
  *  [K3] scenes drawn by rule, with masks exact to the pixel                                      *
  * ============================================================================================== */
 
+/* How pixel values 0..255 of red, green, blue become numbers for a network. */
+typedef enum kit_norm {
+    KIT_NORM_UNIT,         /* x/255, for scratch networks and B-cos                               */
+    KIT_NORM_IMAGENET,     /* (x/255 - mean)/std, mean .485 .456 .406, std .229 .224 .225         */
+    KIT_NORM_CAFFE,        /* blue green red, x - (104,117,123)                                   */
+    KIT_NORM_SIGNED        /* x/127.5 - 1                                                         */
+} kit_norm;
+
 /* A labelled set of pictures in memory, ready to be copied into leaves. */
 typedef struct kit_set {
     int      count, channels, h, w;
     int      classes;      /* labels are in [0,classes)                                           */
     int      groups;       /* groups are in [0,groups)                                            */
-    xg_real *pixels;       /* [count,channels,h,w], 0 black .. 1 white (noise may exceed that) */
+    xg_real *pixels;       /* [count,channels,h,w], 0 black .. 1 white (noise may exceed that)    */
     xg_real *masks;        /* [count,1,h,w], 1 on what should explain the label                   */
     int     *label;        /* [count]                                                             */
     int     *group;        /* [count], what it means is said by whoever made the set              */
@@ -119,6 +127,11 @@ typedef struct kit_set {
 
 bool kit_set_new(kit_set *set, int count, int channels, int h, int w, xg_error *error);
 void kit_set_free(kit_set *set);
+
+/* Turns pixels in [0,1] into what kit_picture_normalise would have made of them. Attributions that
+ * multiply by the input want a middle grey of zero, KIT_NORM_SIGNED: with KIT_NORM_UNIT the ground
+ * takes most of the map, and guidance has little to hold on to. Once a set. */
+void kit_set_normalise(kit_set *set, kit_norm norm);
 
 /* The tight box around mask > 0, upper edges exclusive; all zero for an empty mask. */
 xg_box kit_mask_bounds(const xg_real *mask, int h, int w);
@@ -187,12 +200,12 @@ typedef struct kit_decoy_options {
     int    classes;                  /* 2..6; default 4                                           */
     kit_decoy_rule rule;
     double broken;                   /* fraction of KIT_DECOY_TELLS drawn at random; default 0    */
-    double object_min, object_max;   /* radius of the object, by picture; default 0.16..0.22      */
-    double decoy_radius;             /* radius of the decoy, by picture; default 0.11             */
-    double contrast;                 /* of the object against the ground; default 0.35            */
-    double texture;                  /* amplitude of the ground's waves; default 0.10             */
-    double noise;                    /* standard deviation of Gaussian noise; default 0.06        */
-    double rotation;                 /* objects turn by up to this many degrees; default 12       */
+    double object_min, object_max;   /* radius of the object, by picture; default 0.20..0.26      */
+    double decoy_radius;             /* radius of the decoy, by picture; default 0.09             */
+    double contrast;                 /* of the object against the ground; default 0.45            */
+    double texture;                  /* amplitude of the ground's waves; default 0.08             */
+    double noise;                    /* standard deviation of Gaussian noise; default 0.05        */
+    double rotation;                 /* objects turn by up to this many degrees; default 10       */
 } kit_decoy_options;
 
 /* Draws `count` pictures [3,size,size], classes as equal in number as can be, in random order.
@@ -289,14 +302,8 @@ int  kit_order_next(kit_order *order, int batch, int *out);
 void kit_order_save(const kit_order *order, char out[96]);
 bool kit_order_restore(kit_order *order, const char *text, xg_error *error);
 
-/* How pixel values 0..255 of red, green, blue become numbers for a network. */
-typedef enum kit_norm {
-    KIT_NORM_UNIT,         /* x/255, for scratch networks and B-cos                               */
-    KIT_NORM_IMAGENET,     /* (x/255 - mean)/std, mean .485 .456 .406, std .229 .224 .225         */
-    KIT_NORM_CAFFE,        /* blue green red, x - (104,117,123)                                   */
-    KIT_NORM_SIGNED        /* x/127.5 - 1                                                         */
-} kit_norm;
-bool kit_norm_find(const char *name, kit_norm *out, xg_error *error); /* "unit", "imagenet", ...  */
+/* The rule of that name: "unit", "imagenet", "caffe", "signed". */
+bool kit_norm_find(const char *name, kit_norm *out, xg_error *error);
 
 /* Buffers for one batch, ready for xg_leaf and xg_guide. */
 typedef struct kit_batch {

@@ -24,6 +24,7 @@ static size_t choice(const char *choices, int i, const char **start)
     return strcspn(choices, "|");
 }
 
+/* Words, not numbers, on the command line; the position in the list is what programs switch on. */
 static bool set_choice(const kit_arg *arg, const char *text, xg_error *error)
 {
     const char *word;
@@ -114,6 +115,7 @@ static void print_default(const kit_arg *arg)
     }
 }
 
+/* Options in the order of the table, headings between them, defaults in brackets. */
 static void print_help(const kit_arg *args, int count, const char *usage, const char *examples)
 {
     enum { COLUMN = 30 };
@@ -157,6 +159,7 @@ static void make_tables(const kit_arg *args, int count, struct option *longs, ch
     *letters = '\0';
 }
 
+/* The option of a code that getopt_long returned: long names by number, short ones by letter. */
 static const kit_arg *find(const kit_arg *args, int count, int code)
 {
     if (code >= FIRST_CODE) return &args[code - FIRST_CODE];

@@ -37,6 +37,8 @@ const char *kit_short_path(const char *path, char out[100])
     return out;
 }
 
+/* For system calls: what could not be done, to what, and what the system said. errno is read first,
+ * since anything may change it. */
 static bool fail_path(xg_error *error, const char *what, const char *path)
 {
     int  number = errno;
@@ -47,6 +49,7 @@ static bool fail_path(xg_error *error, const char *what, const char *path)
 
 /* ------------------------------------------------------------------------------------- paths -- */
 
+/* A name that is absolute stands for itself, as it does in a shell. */
 bool kit_join(char *out, size_t size, const char *folder, const char *name, xg_error *error)
 {
     bool   bare = folder[0] == '\0' || name[0] == '/';
@@ -76,6 +79,7 @@ bool kit_is_folder(const char *path)
     return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
 }
 
+/* Like mkdir -p. Two programs may do it at the same time: what counts is that the folder exists. */
 bool kit_make_folder(const char *path, xg_error *error)
 {
     char *part = kit_copy_text(path);
@@ -97,6 +101,8 @@ bool kit_make_folder(const char *path, xg_error *error)
 
 /* ------------------------------------------------------------------------------- whole files -- */
 
+/* Grows by doubling instead of asking for the size, so that pipes and /proc work; the limit is
+ * checked while reading, so that an endless file ends too. */
 bool kit_read_file(const char *path, size_t limit, unsigned char **bytes, size_t *count,
                    xg_error *error)
 {
@@ -136,6 +142,7 @@ bool kit_read_file(const char *path, size_t limit, unsigned char **bytes, size_t
     return true;
 }
 
+/* A reader sees the old file or the new one, never half of one; so does a run that is killed. */
 bool kit_write_file(const char *path, const void *bytes, size_t count, xg_error *error)
 {
     size_t length = strlen(path);
@@ -158,6 +165,7 @@ bool kit_write_file(const char *path, const void *bytes, size_t count, xg_error 
 
 /* ----------------------------------------------------------------------------------- folders -- */
 
+/* Byte order, not the language's: the same list on every machine. */
 static int by_name(const void *a, const void *b)
 {
     return strcmp(*(char *const *)a, *(char *const *)b);
@@ -179,6 +187,7 @@ static bool add_name(kit_names *names, int *room, const char *name)
     return true;
 }
 
+/* stat decides what an entry is, since not every file system tells it in the entry. */
 bool kit_list_folder(const char *path, bool folders, kit_names *out, xg_error *error)
 {
     DIR *folder = opendir(path);
@@ -224,6 +233,7 @@ char *kit_copy_text(const char *text)
 
 /* ------------------------------------------------------------------------- clock and machine -- */
 
+/* Monotonic: setting the machine's time does not disturb rates and remaining times. */
 double kit_seconds(void)
 {
     struct timespec now;

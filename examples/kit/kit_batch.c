@@ -43,6 +43,7 @@ void kit_order_free(kit_order *order)
     memset(order, 0, sizeof *order);
 }
 
+/* Between epochs it says 0 once, so that a loop over an epoch is `while ((n = next(...)) > 0)`. */
 int kit_order_next(kit_order *order, int batch, int *out)
 {
     if (order->at >= order->count) {
@@ -63,6 +64,7 @@ void kit_order_save(const kit_order *order, char out[96])
              order->at, order->start.state);
 }
 
+/* The saved state is that before the shuffle: dealing the epoch again gives the same order. */
 bool kit_order_restore(kit_order *order, const char *text, xg_error *error)
 {
     int count = 0, epoch = 0, at = 0;
@@ -136,6 +138,7 @@ void kit_batch_free(kit_batch *batch)
     memset(batch, 0, sizeof *batch);
 }
 
+/* What both kinds of source check before a byte is moved. */
 static bool fits(const kit_batch *batch, const int *index, int count, int channels, int h, int w,
                  int samples, xg_error *error)
 {
@@ -190,6 +193,7 @@ typedef struct making {
 /* What part of the picture is shown, in [0,1], and whether it is mirrored. */
 typedef struct cut { double x, y, size; bool mirrored; } cut;
 
+/* Area, then place, then mirror; all from the sample's own seed. */
 static cut choose_cut(const kit_view *view, uint64_t seed)
 {
     cut    c = { 0, 0, 1, false };
@@ -263,6 +267,7 @@ static const unsigned char *bytes_of(making *m, int i, const kit_photo *photo)
     return fine ? m->fresh[i].rgb : NULL;
 }
 
+/* The task of one thread: it writes to row i of the batch, and to its own entries, only. */
 static void make_sample(void *context, int i, int worker)
 {
     making *m = (making *)context;
@@ -311,6 +316,8 @@ static void keep(kit_photos *photos, const making *m, int count)
     }
 }
 
+/* Seeds are drawn here, in order, before the work is handed out: the batch is the same for any
+ * number of threads. Errors are collected by sample; the first in order is the one reported. */
 bool kit_batch_from_photos(kit_batch *batch, kit_photos *photos, const int *index, int count,
                            const kit_view *view, xg_rng *rng, kit_pool *pool, xg_error *error)
 {

@@ -12,11 +12,13 @@ typedef struct frame {
     double x0, x1, y0, y1;                    /* data at its edges                                */
 } frame;
 
+/* Data to pixels. */
 static double to_x(const frame *f, double x)
 {
     return f->left + (x - f->x0) / (f->x1 - f->x0) * (f->right - f->left);
 }
 
+/* The same upwards, and held inside the frame: an outlier runs along the edge. */
 static double to_y(const frame *f, double y)
 {
     double t = (y - f->y0) / (f->y1 - f->y0);
@@ -32,6 +34,7 @@ static double round_step(double range, int parts)
     return power * (digit < 1.5 ? 1 : digit < 3.5 ? 2 : digit < 7.5 ? 5 : 10);
 }
 
+/* As many digits as the step needs, so that neighbouring ticks differ and line up. */
 static void tick_text(double value, double step, bool percent, char out[32])
 {
     double shown = percent ? 100 * value : value, shown_step = percent ? 100 * step : step;
@@ -41,6 +44,7 @@ static void tick_text(double value, double step, bool percent, char out[32])
     else snprintf(out, 32, "%.*f%s", digits, shown, percent ? " %" : "");
 }
 
+/* Horizontal lines carry the eye to the numbers; vertical ones would only be clutter. */
 static void y_axis(kit_picture *page, const frame *f, const kit_panel *panel)
 {
     double step = round_step(f->y1 - f->y0, 5);
@@ -108,6 +112,7 @@ static void find_ranges(const kit_panel *panel, frame *f)
 
 /* ------------------------------------------------------------------------------------- lines -- */
 
+/* A band of the spread, column by column, under the lines. */
 static void draw_band(kit_picture *page, const frame *f, const kit_line *line)
 {
     if (line->spread == NULL) return;
@@ -144,6 +149,7 @@ static void draw_part(kit_picture *page, const double a[2], const double b[2], b
     }
 }
 
+/* Dots mark the points while there are few; NaN leaves a gap. */
 static void draw_line(kit_picture *page, const frame *f, const kit_line *line)
 {
     double before[2] = { 0, 0 }, along = 0;
@@ -165,6 +171,7 @@ static void draw_line(kit_picture *page, const frame *f, const kit_line *line)
 
 /* -------------------------------------------------------------------------------------- bars -- */
 
+/* The value stands over each bar: nobody has to measure. */
 static void draw_bars(kit_picture *page, const frame *f, const kit_panel *panel)
 {
     double group_w = (f->right - f->left) / panel->groups, bar_w = 0.76 * group_w / panel->bars;

@@ -20,6 +20,7 @@ typedef struct cutter {
     xg_error *error;
 } cutter;
 
+/* Every complaint starts with the file and the line, as a compiler's does. */
 static bool fail_at(const kit_csv *csv, int line, xg_error *error, const char *what)
 {
     char text[100];
@@ -34,6 +35,7 @@ static bool no_memory(const kit_csv *csv, xg_error *error)
                     kit_short_path(csv->path, text));
 }
 
+/* Cells are one long array; rows are found by multiplication, since all are of one length. */
 static bool add_cell(cutter *c, char *cell)
 {
     if (c->cells == c->room) {
@@ -62,6 +64,7 @@ static bool add_row(cutter *c, int line)
     return true;
 }
 
+/* What may follow a cell. */
 static bool ends_cell(const cutter *c, char k)
 {
     return k == c->separator || k == '\n' || k == '\r' || k == '\0';
@@ -140,6 +143,7 @@ static bool cut_row(cutter *c)
     return add_row(c, line);
 }
 
+/* A zero byte would end the text early and unnoticed, so it is refused at the start. */
 bool kit_csv_read(kit_csv *csv, const char *path, char separator, bool header, xg_error *error)
 {
     memset(csv, 0, sizeof *csv);
@@ -177,6 +181,7 @@ void kit_csv_free(kit_csv *csv)
     memset(csv, 0, sizeof *csv);
 }
 
+/* Lists the columns there are: mostly the name is only spelt otherwise. */
 int kit_csv_column(const kit_csv *csv, const char *name, xg_error *error)
 {
     char known[120] = "";
@@ -208,6 +213,7 @@ static bool fail_cell(const kit_csv *csv, int row, int column, const char *wante
     return fail_at(csv, csv->line[row], error, what);
 }
 
+/* The whole cell must be the number: "12px" is a mistake somewhere, not twelve. */
 bool kit_csv_int(const kit_csv *csv, int row, int column, int low, int high, int *out,
                  xg_error *error)
 {

@@ -15,6 +15,7 @@ unsigned kit_colour(int i)
     return colour[(unsigned)i % 8];
 }
 
+/* Everything is drawn through here: clipping and blending are decided once. */
 void kit_draw_pixel(kit_picture *p, int x, int y, unsigned colour, double opacity)
 {
     if (x < 0 || y < 0 || x >= p->w || y >= p->h || !(opacity > 0)) return;
@@ -45,6 +46,7 @@ void kit_draw_rect(kit_picture *p, int x0, int y0, int x1, int y1, unsigned colo
     }
 }
 
+/* From a point to the nearest point of a segment (x0 y0 x1 y1). */
 static double distance_to_segment(double x, double y, const double s[4])
 {
     double dx = s[2] - s[0], dy = s[3] - s[1], length = dx * dx + dy * dy;
@@ -85,6 +87,7 @@ void kit_draw_line(kit_picture *p, double x0, double y0, double x1, double y1, d
     stroke(p, segment, 1, 0.5 * thick, colour);
 }
 
+/* A line without length has round ends: a disc. */
 void kit_draw_disc(kit_picture *p, double x, double y, double radius, unsigned colour)
 {
     kit_draw_line(p, x, y, x, y, 2 * radius, colour);
@@ -202,6 +205,7 @@ static const char *const font[] = {
     "..... ..... ..... ..... ..... .###. ..... ...#. ..#.. .#... ..... ..... "
 };
 
+/* Is this dot of the letter set? Outside the letter nothing is. */
 static bool lit(int letter, int column, int row)
 {
     if (column < 0 || row < 0 || column >= FONT_W || row >= FONT_H) return false;
@@ -265,6 +269,7 @@ static int segments_of(int letter, double x, double y, double unit, double (*seg
     return count;
 }
 
+/* Letters of their own width and one dot between them. */
 double kit_text_width(const char *text, double size)
 {
     double unit = size / FONT_CAPS, width = 0;

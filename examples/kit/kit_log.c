@@ -11,6 +11,7 @@
 /* A text that grows. `failed` is set when memory was short, and stays. */
 typedef struct text { char *s; size_t used, room; bool failed; } text;
 
+/* The one place that grows; failure is remembered, so that callers check once, at the end. */
 static void put(text *t, const char *s, size_t count)
 {
     if (t->failed) return;
@@ -43,6 +44,7 @@ static void put_csv(text *t, const char *s)
     put_text(t, "\"");
 }
 
+/* Bytes over 127 pass: JSON is UTF-8, and so are our texts. */
 static void put_json(text *t, const char *s)
 {
     put_text(t, "\"");
@@ -59,6 +61,7 @@ static void put_json(text *t, const char *s)
 
 /* --------------------------------------------------------------------------------------- log -- */
 
+/* The first line of the CSV; also what a resumed run is compared with. */
 static void header_line(const kit_log *log, text *t)
 {
     for (int i = 0; i < log->columns; i++) {
@@ -108,6 +111,7 @@ static bool trim(const char *path, bool json, const char *header, double resume_
     return fine;
 }
 
+/* Opens one of the two files, trimmed when a run goes on. A file that is new gets its heading. */
 static FILE *open_one(const char *folder, const char *name, const char *ending, bool json,
                       const char *header, double resume_at, xg_error *error)
 {
@@ -202,6 +206,7 @@ void kit_log_text(kit_log *log, const char *column, const char *value)
     set_value(log, column, value, true);
 }
 
+/* One call writes the line and one hands it to the system: a kill leaves whole lines behind. */
 static bool write_line(FILE *out, const text *line, xg_error *error)
 {
     if (fwrite(line->s, 1, line->used, out) == line->used && fflush(out) == 0) return true;
@@ -252,6 +257,7 @@ bool kit_log_close(kit_log *log, xg_error *error)
 
 /* ------------------------------------------------------------------------------------ tables -- */
 
+/* Failures are remembered and told by kit_table_print: tables are built in long rows of calls. */
 void kit_table_cell(kit_table *table, const char *format, ...)
 {
     char cell[256];
@@ -318,6 +324,7 @@ static void print_rule(FILE *out, const int *width, const bool *right, int colum
     fputs(markdown ? "|\n" : "\n", out);
 }
 
+/* Two passes: the widths must be known before the first row is written. */
 bool kit_table_print(const kit_table *table, FILE *out, bool markdown)
 {
     int columns = table->columns, rows = columns > 0 ? table->cells / columns : 0;

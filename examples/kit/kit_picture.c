@@ -17,6 +17,7 @@
 #pragma GCC diagnostic ignored "-Wextra"
 #pragma GCC diagnostic ignored "-Wsign-compare"
 #pragma GCC diagnostic ignored "-Wcast-qual"
+#pragma GCC diagnostic ignored "-Woverflow"
 #pragma GCC diagnostic ignored "-Wunused-function"
 #pragma GCC diagnostic ignored "-Wunused-parameter"
 #pragma GCC diagnostic ignored "-Wmissing-field-initializers"
@@ -103,6 +104,7 @@ static void drop_alpha(const unsigned char *rgba, size_t pixels, unsigned char *
     }
 }
 
+/* The extents are read first and checked, so that a small file cannot ask for a huge picture. */
 static bool decode(kit_picture *picture, const unsigned char *bytes, size_t count, const char *path,
                    xg_error *error)
 {
@@ -161,6 +163,7 @@ bool kit_picture_save(const kit_picture *picture, const char *path, xg_error *er
 
 /* ---------------------------------------------------------------------------------- resizing -- */
 
+/* Both versions of the resizer use the triangle filter, widened when shrinking. */
 bool kit_picture_resize(const kit_picture *in, int w, int h, kit_picture *out, xg_error *error)
 {
     memset(out, 0, sizeof *out);
@@ -216,6 +219,7 @@ static norm_rule rule_of(kit_norm norm)
 /* Which plane holds colour c. */
 static size_t plane_of(kit_norm norm, size_t c) { return norm == KIT_NORM_CAFFE ? 2 - c : c; }
 
+/* A table of 256 numbers for each colour replaces arithmetic on every pixel. */
 void kit_picture_normalise(const unsigned char *rgb, int w, int h, kit_norm norm, xg_real *planes)
 {
     norm_rule r = rule_of(norm);
@@ -228,6 +232,28 @@ void kit_picture_normalise(const unsigned char *rgb, int w, int h, kit_norm norm
     }
 }
 
+/* Grey pictures have one plane and take green's rule; colours change places for Caffe. */
+void kit_set_normalise(kit_set *set, kit_norm norm)
+{
+    norm_rule r = rule_of(norm);
+    size_t count = (size_t)set->h * (size_t)set->w, channels = (size_t)set->channels;
+    for (size_t i = 0; i < (size_t)set->count; i++) {
+        xg_real *sample = set->pixels + i * channels * count;
+        for (size_t c = 0; c < channels; c++) {
+            size_t rule = channels == 3 ? c : 1;
+            for (size_t k = c * count; k < (c + 1) * count; k++) {
+                sample[k] = (xg_real)(255 * (double)sample[k] * r.scale[rule] + r.shift[rule]);
+            }
+        }
+        for (size_t k = 0; k < count && channels == 3 && norm == KIT_NORM_CAFFE; k++) {
+            xg_real red = sample[k];
+            sample[k] = sample[2 * count + k];
+            sample[2 * count + k] = red;
+        }
+    }
+}
+
+/* The rule backwards, rounded and clamped. */
 bool kit_picture_from(kit_picture *picture, const xg_real *planes, int channels, int h, int w,
                       kit_norm norm, xg_error *error)
 {
@@ -240,8 +266,9 @@ bool kit_picture_from(kit_picture *picture, const xg_real *planes, int channels,
     size_t count = (size_t)w * (size_t)h;
     for (size_t c = 0; c < 3; c++) {
         const xg_real *plane = planes + (channels == 1 ? 0 : plane_of(norm, c)) * count;
+        size_t rule = channels == 1 ? 1 : c;
         for (size_t i = 0; i < count; i++) {
-            double value = ((double)plane[i] - r.shift[c]) / r.scale[c] + 0.5;
+            double value = ((double)plane[i] - r.shift[rule]) / r.scale[rule] + 0.5;
             picture->rgb[3 * i + c] = (unsigned char)(value >= 255 ? 255 : value > 0 ? value : 0);
         }
     }

@@ -39,6 +39,7 @@ static void compose(const kit_progress *p, int64_t done, double now, bool ended,
              ended ? "in all" : "left", note[0] != '\0' ? "  " : "", note);
 }
 
+/* On a terminal the line is written over itself; in a file each state is a line. */
 static void show(kit_progress *p, int64_t done, double now, bool ended, const char *note)
 {
     char line[400];
@@ -86,6 +87,7 @@ void kit_progress_end(kit_progress *p, int64_t done, const char *note, ...)
 
 static volatile sig_atomic_t interrupted = 0;       /* the one mutable global of the kit */
 
+/* Nothing but a flag: a handler may interrupt malloc or printf half-way. */
 static void on_signal(int number)
 {
     if (interrupted != 0) _exit(128 + number);      /* asked twice: now */

@@ -123,6 +123,7 @@ static bool name_classes(kit_photos *photos, const char *const *name, int count,
 /* Columns of metadata.csv that are used. */
 typedef struct bird_columns { int id, file, y, split, place; } bird_columns;
 
+/* All of them are looked up before a row is read: one sentence tells what is missing. */
 static bool find_columns(const kit_csv *csv, bird_columns *c, xg_error *error)
 {
     c->id = kit_csv_column(csv, "img_id", error);
@@ -133,6 +134,7 @@ static bool find_columns(const kit_csv *csv, bird_columns *c, xg_error *error)
     return c->id >= 0 && c->file >= 0 && c->y >= 0 && c->split >= 0 && c->place >= 0;
 }
 
+/* One row of metadata.csv. That the picture is there is checked now, not hours into a training. */
 static bool add_bird(builder *b, const kit_csv *csv, const bird_columns *c, int row, bool by_place,
                      int *id)
 {
@@ -184,6 +186,7 @@ static bool read_bird_boxes(builder *b, const int *photo_of_id, int ids)
     return fine;
 }
 
+/* Photograph i is row i + 1: rows are added in order and none is left out. */
 static bool read_birds(builder *b, const char *metadata, bool by_place)
 {
     static const char *const bird[] = { "landbird", "waterbird" };
@@ -217,6 +220,7 @@ static bool read_birds(builder *b, const char *metadata, bool by_place)
 
 /* ----------------------------------------------------------------------------------- folders -- */
 
+/* By the name's ending; whether it is one is seen when it is decoded. */
 static bool is_picture(const char *name)
 {
     static const char *const ending[] = { ".png", ".jpg", ".jpeg" };
@@ -270,6 +274,7 @@ static int find_class(const kit_photos *photos, const char *name)
     return -1;
 }
 
+/* Classes are the sub-folders in byte order, so labels are the same on every machine. */
 static bool read_class_folders(builder *b, const kit_names *folders, const kit_photos_options *o)
 {
     xg_rng rng = xg_rng_seed(o->seed);
@@ -289,6 +294,7 @@ static bool read_class_folders(builder *b, const kit_names *folders, const kit_p
     return true;
 }
 
+/* train/ names the classes; the others may lack some, not add any. */
 static bool read_split_folders(builder *b)
 {
     static const char *const split_name[] = { "train", "val", "test" };
@@ -325,6 +331,7 @@ static int by_name(const void *a, const void *b)
     return strcmp(((const name_entry *)a)->name, ((const name_entry *)b)->name);
 }
 
+/* One row of boxes.csv; a name that is unknown is a typing error and is said so. */
 static bool add_box_row(builder *b, const kit_csv *csv, int row, const int column[6],
                         const name_entry *list)
 {
@@ -349,6 +356,7 @@ static bool add_box_row(builder *b, const kit_csv *csv, int row, const int colum
     return add_box(b, found->photo, box, kit_csv_text(csv, row, column[1]));
 }
 
+/* Optional: without boxes.csv there are labels and no boxes. */
 static bool read_box_list(builder *b)
 {
     static const char *const wanted[6] = { "image", "what", "x0", "y0", "x1", "y1" };
@@ -387,6 +395,7 @@ static bool has_name(const kit_names *names, const char *name)
     return false;
 }
 
+/* What the folder holds decides how it is read. */
 static bool read_layout(builder *b, const kit_photos_options *o)
 {
     char      metadata[PATH_ROOM];

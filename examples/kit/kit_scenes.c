@@ -9,6 +9,7 @@
 
 /* -------------------------------------------------------------------------------------- sets -- */
 
+/* All zero at first. The limit keeps a mistyped size from taking the whole machine. */
 bool kit_set_new(kit_set *set, int count, int channels, int h, int w, xg_error *error)
 {
     memset(set, 0, sizeof *set);
@@ -128,9 +129,11 @@ static void unturn(const figure *f, int x, int y, double *ux, double *uy)
 
 /* ----------------------------------------------------------------------------------- options -- */
 
+/* Zero in an option means its default. */
 static void or_int(int *value, int standard)          { if (*value == 0) *value = standard; }
 static void or_double(double *value, double standard) { if (!(*value != 0)) *value = standard; }
 
+/* A range of which only one end was given moves the other out of its way. */
 static void or_range(int *low, int *high, int standard_low, int standard_high)
 {
     or_int(low, *high != 0 && *high < standard_low ? *high : standard_low);
@@ -168,6 +171,7 @@ static void extents(const kit_shape_options *o, int width, int height, int *ew, 
     *eh = o->rotation > 0 ? diagonal : height;
 }
 
+/* Checked once for the largest figure, so that drawing cannot fail half-way through a set. */
 static bool check(const kit_shape_options *o, xg_error *error)
 {
     if (o->size < 8 || o->size > 1024 || o->half_min < 1 || o->half_max < o->half_min
@@ -193,6 +197,7 @@ static bool check(const kit_shape_options *o, xg_error *error)
 
 /* ----------------------------------------------------------------------------------- drawing -- */
 
+/* A whole number from low to high, both included. */
 static int between(xg_rng *rng, int low, int high)
 {
     return low + xg_rng_below(rng, high - low + 1);
@@ -213,6 +218,7 @@ static void place(const kit_shape_options *o, xg_rng *rng, int width, int height
     f->cosine = cos(angle);
 }
 
+/* The order of draws is the same for a pentagon: it is the same triangle, cut. */
 static figure triangle(const kit_shape_options *o, int label, xg_rng *rng)
 {
     figure f;
@@ -227,6 +233,7 @@ static figure triangle(const kit_shape_options *o, int label, xg_rng *rng)
     return f;
 }
 
+/* Heads alone draw the numbers of a body too: so they stand where their animals' heads do. */
 static figure fox_or_cat(const kit_shape_options *o, int label, xg_rng *rng)
 {
     figure f;
@@ -310,6 +317,7 @@ static void add_square(const kit_shape_options *o, int label, xg_rng *rng, xg_re
     }
 }
 
+/* The outline needs the bare shape, the square leaves the mask's pixels alone, noise comes last. */
 static void draw_one(const kit_shape_options *o, int label, xg_rng *rng, xg_real *plane,
                      xg_real *mask, xg_real *scratch)
 {
@@ -328,6 +336,7 @@ static void draw_one(const kit_shape_options *o, int label, xg_rng *rng, xg_real
     }
 }
 
+/* Labels are dealt as a shuffled deck, not by coins: the class balance is exact in small sets. */
 bool kit_draw_shapes(kit_set *set, int count, const kit_shape_options *options, xg_rng *rng,
                      xg_error *error)
 {

@@ -19,6 +19,7 @@ typedef struct layout {
 
 /* ----------------------------------------------------------------------------------- colours -- */
 
+/* From a to b, channel by channel. */
 static unsigned mix(unsigned a, unsigned b, double t)
 {
     unsigned out = 0;
@@ -29,6 +30,8 @@ static unsigned mix(unsigned a, unsigned b, double t)
     return out;
 }
 
+/* Two ramps that meet in near-white; each passes a clear middle tone, so that weak is told from
+ * strong in print and by colour-blind eyes. */
 unsigned kit_diverging(double t)
 {
     static const unsigned cold[3] = { 0xf7f7f7, 0x5aa2ce, 0x0d3f8a };
@@ -87,11 +90,11 @@ static void overlay(kit_picture *cell, const kit_map *map, double scale, double 
         for (int x = 0; x < cell->w; x++) {
             unsigned char *rgb = cell->rgb + 3 * ((size_t)y * (size_t)cell->w + (size_t)x);
             double grey = 0.30 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2];
-            for (int c = 0; c < 3; c++) rgb[c] = (unsigned char)(110 + 0.55 * grey);
+            for (int c = 0; c < 3; c++) rgb[c] = (unsigned char)(145 + 0.40 * grey);
             double t = sample(map, (x + 0.5) / cell->w, (y + 0.5) / cell->h) / scale;
             if (!(fabs(t) > 0)) continue;
             double size = fmin(fabs(t), 1);
-            kit_draw_pixel(cell, x, y, kit_diverging(t), strength * sqrt(size));
+            kit_draw_pixel(cell, x, y, kit_diverging(t), strength * pow(size, 0.7));
         }
     }
 }
@@ -125,6 +128,7 @@ static void outline_boxes(kit_picture *cell, const kit_sheet_row *row)
     }
 }
 
+/* The extents at which a picture fills a cell, its proportions kept. */
 static void fit(const kit_picture *picture, int cell, int *w, int *h)
 {
     double scale = (double)cell / (picture->w > picture->h ? picture->w : picture->h);
@@ -181,6 +185,7 @@ static double lines_of(kit_picture *page, double x, double y, double size, const
     return widest;
 }
 
+/* Everything that depends on the longest text or the tallest picture is found before drawing. */
 static layout arrange(const kit_sheet *sheet)
 {
     layout l;
@@ -234,6 +239,7 @@ static void legend(kit_picture *page, const layout *l, bool boxes)
     }
 }
 
+/* Row titles stand in the middle of their row, also when they have several lines. */
 static bool draw_rows(const kit_sheet *sheet, const layout *l, kit_picture *page, xg_error *error)
 {
     for (int r = 0; r < sheet->rows; r++) {
@@ -251,6 +257,7 @@ static bool draw_rows(const kit_sheet *sheet, const layout *l, kit_picture *page
     return true;
 }
 
+/* Before anything is drawn: what would otherwise crash far from its cause. */
 static bool check(const kit_sheet *sheet, xg_error *error)
 {
     for (int r = 0; r < sheet->rows; r++) {

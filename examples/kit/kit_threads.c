@@ -39,6 +39,7 @@ struct kit_pool {
     pthread_cond_t  work, done;
 };
 
+/* Tells the processor that this is a waiting loop: it then leaves its power to the other thread. */
 static void relax(void)
 {
 #if defined(__x86_64__) || defined(__i386__)
@@ -108,6 +109,7 @@ static bool sleep_until_work(kit_pool *pool)
     return go_on;
 }
 
+/* Looks out for work, sleeps when there is none, until the pool is freed. */
 static void *worker_main(void *argument)
 {
     worker *self = (worker *)argument;
@@ -148,6 +150,7 @@ static bool take(kit_pool *pool)
     return taken;
 }
 
+/* After this another thread may start a job. */
 static void give_back(kit_pool *pool)
 {
     pthread_mutex_lock(&pool->mutex);
@@ -182,6 +185,7 @@ void kit_pool_run(kit_pool *pool, int tasks, void (*run)(void *context, int task
 
 /* ---------------------------------------------------------------------------- making, ending -- */
 
+/* If a thread cannot be started, those that were are ended again: all or nothing. */
 kit_pool *kit_pool_new(int threads, xg_error *error)
 {
     if (threads == 0) threads = kit_cpus();
@@ -238,6 +242,7 @@ static void run_for_config(void *user, int tasks, void (*run)(void *context, int
     kit_pool_run((kit_pool *)user, tasks, run, context);
 }
 
+/* Without a pool the configuration stays as it is: the library's own default. */
 void kit_pool_config(kit_pool *pool, xg_config *config)
 {
     if (pool == NULL) return;

@@ -1,12 +1,13 @@
-/* fuzz_npy.c - any bytes as an npy file. It must be refused with an error, or become a leaf of as many
- * numbers as the bytes can hold; never crash, hang or read a byte too many.
+/* fuzz_npy.c - any bytes as an npy file. It must be refused with an error, or become a leaf of as
+ * many numbers as the bytes can hold; never crash, hang or read a byte too many.
  *
  * With libFuzzer, from the top folder (a folder of small real files makes a good start):
  *     clang -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -I. \
  *         tests/fuzz/fuzz_npy.c -o build/fuzz_npy -lm
  *     build/fuzz_npy -max_len=4096 [FOLDER]
  * To replay what it found, with any compiler:
- *     cc -g -DFUZZ_MAIN -I. tests/fuzz/fuzz_npy.c -o build/replay -lm && build/replay FILE...
+ *     cc -g -DFUZZ_MAIN -I. tests/fuzz/fuzz_npy.c -o build/replay -lm
+ *     build/replay FILE...
  */
 #define XG_IMPLEMENTATION
 #include "xguide.h"

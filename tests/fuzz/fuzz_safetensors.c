@@ -1,12 +1,13 @@
-/* fuzz_safetensors.c - any bytes as a safetensors file, loaded in every mode. It must be refused with
- * an error that leaves the store alone, or be loaded; never crash, hang or read a byte too many.
+/* fuzz_safetensors.c - any bytes as a safetensors file, loaded in every mode. It must be refused
+ * with an error that leaves the store alone, or be loaded; never crash, hang or read too far.
  *
  * With libFuzzer, from the top folder (a folder of small real files makes a good start):
  *     clang -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -I. \
  *         tests/fuzz/fuzz_safetensors.c -o build/fuzz_safetensors -lm
  *     build/fuzz_safetensors -max_len=4096 [FOLDER]
  * To replay what it found, with any compiler:
- *     cc -g -DFUZZ_MAIN -I. tests/fuzz/fuzz_safetensors.c -o build/replay -lm && build/replay FILE...
+ *     cc -g -DFUZZ_MAIN -I. tests/fuzz/fuzz_safetensors.c -o build/replay -lm
+ *     build/replay FILE...
  */
 #define XG_IMPLEMENTATION
 #include "xguide.h"
