@@ -76,10 +76,10 @@ $(BUILD)/example_%: examples/%.c $(KIT) $(BUILD)/library.o $(HEADERS)
 
 # ---- tests, in float and in double ---------------------------------------------------------------
 
-$(BUILD)/test_%: tests/test_%.c tests/test.h $(KIT) $(BUILD)/library.o
+$(BUILD)/test_%: tests/test_%.c $(wildcard tests/*.h) $(KIT) $(BUILD)/library.o
 	$(CC) $(CFLAGS) $(C99) -Itests $< $(KIT) $(BUILD)/library.o -o $@ $(LIBS)
 
-$(BUILD)/double_%: tests/test_%.c tests/test.h $(BUILD)/library_double.o
+$(BUILD)/double_%: tests/test_%.c $(wildcard tests/*.h) $(BUILD)/library_double.o
 	$(CC) $(CFLAGS) $(C99) -Itests -DXG_DOUBLE $< $(BUILD)/library_double.o -o $@ $(LIBS)
 
 # The header's reviewer: a plain program.

@@ -293,7 +293,7 @@ XG_API void     xg_tape_free(xg_tape *tape);         /* frees everything made on
 /* Everything made after a mark is gone after the release; memory stays reserved for the next step.
  *     xg_mark m = xg_tape_mark(t);  ... one training step ...  xg_tape_release(t, m); */
 typedef struct xg_mark {           /* opaque */
-    void *chunk, *names, *updates;
+    void *chunk, *names, *updates, *changes;
     size_t used, bytes;
     xg_tensor *last;
 } xg_mark;
@@ -350,7 +350,8 @@ XG_API const char *xg_name_of(const xg_tensor *x);                     /* its na
  * ============================================================================================== */
 
 /* 5.0 The list of all primitive operations: X(name, operands, kernel, gradient, formula).
- *     kernel    map: pointwise, zip: broadcasting pair, own: xg__shape_NAME and xg__run_NAME
+ *     kernel    map: pointwise, zip: broadcasting pair (both wait until their numbers are asked for),
+ *               sum: a sum over axes, own: anything else, with xg__shape_NAME and xg__run_NAME
  *     gradient  rule: xg__vjp_NAME, none: piecewise constant */
 #define XG_OPS(X)                                                                                  \
     X(leaf,           0, own, none, "data")                                                        \
@@ -376,7 +377,7 @@ XG_API const char *xg_name_of(const xg_tensor *x);                     /* its na
     X(min,            2, zip, rule, "a <= b ? a : b")                                              \
     X(less,           2, zip, none, "a < b")                                                       \
     X(gate,           2, zip, rule, "x > 0 ? g : 0")                                               \
-    X(sum_to,         1, own, rule, "sum over axes")                                               \
+    X(sum_to,         1, sum, rule, "sum over axes")                                               \
     X(expand,         1, own, rule, "repeat along axes")                                           \
     X(reshape,        1, own, rule, "same numbers, other extents")                                 \
     X(permute,        1, own, rule, "reorder axes")                                                \
@@ -1374,28 +1375,11 @@ typedef struct xg__team {
     xg_real *scratch;          /* as many bytes as the job's ..._scratch function asked for          */
 } xg__team;
 
-/* Pointwise, p and q the operation's numbers. Units are blocks of 16 numbers; buffers are padded. */
-typedef struct xg__map_job { const xg_real *x; xg_real *y; xg_real p, q; } xg__map_job;
-
-/* Broadcasting pair over up to four collapsed axes, the last the innermost: y is contiguous, a and b
- * move by step[axis] (0: broadcast). On the innermost axis a step is 0 or 1. Units are rows (the
- * product of all extents but the last). One row only: units are blocks of 16, as in a map. */
-typedef struct xg__zip_job {
-    const xg_real *a, *b;
-    xg_real *y;
-    int    axes;
-    size_t extent[4];
-    size_t step_a[4], step_b[4];
-} xg__zip_job;
-
-/* y[i,j] = sum over r,s of x[r,i,s,j], x contiguous with these extents: up to two summed axes around a
- * kept one, and a kept innermost one. Sums run in double: s fastest, then r. When kept == 1 and
- * inner == 1 the innermost sum has a fixed tree of 16 lanes. Units are outputs i (outer kept). */
-typedef struct xg__sum_job {
-    const xg_real *x;
-    xg_real *y;
-    size_t r, i, s, j;
-} xg__sum_job;
+/* Pointwise along a row of n numbers, y possibly in the place of an operand. p and q are the
+ * operation's numbers. The step of an operand of a pair is 1, or 0: the same number again. */
+typedef void (*xg__map_row)(const xg_real *x, xg_real *y, size_t n, xg_real p, xg_real q);
+typedef void (*xg__zip_row)(const xg_real *a, size_t step_a, const xg_real *b, size_t step_b,
+                            xg_real *y, size_t n);
 
 /* C[m,n] = op(A) op(B), `batch` of them, step_* apart (0: the same matrix again). Row-major, dense:
  * A is m x k (k x m when ta), B is k x n (n x k when tb). */
@@ -1439,9 +1423,10 @@ enum {
 /* One instruction set's kernels. */
 typedef struct xg__kernels {
     const char *name;                                           /* "avx512"                          */
-    void   (*map[XG__MAP_COUNT])(const xg__map_job *job, size_t begin, size_t end);
-    void   (*zip[XG__ZIP_COUNT])(const xg__zip_job *job, size_t begin, size_t end);
-    void   (*sum)(const xg__sum_job *job, size_t begin, size_t end);
+    xg__map_row map[XG__MAP_COUNT];
+    xg__zip_row zip[XG__ZIP_COUNT];
+    void   (*sum_lanes)(double *lane, const xg_real *x, size_t n);  /* lane[i % 16] += x[i]          */
+    void   (*sum_each)(double *sum, const xg_real *x, size_t n);    /* sum[i] += x[i]                */
     size_t (*gemm_scratch)(const xg__gemm_job *job, int workers);   /* bytes                         */
     void   (*gemm)(const xg__gemm_job *job, const xg__team *team);
     size_t (*conv_scratch)(const xg__conv_job *job, int workers);   /* bytes                         */
@@ -1661,11 +1646,13 @@ static const xg__kernels *xg__kernels_find(const char *name)
  *   bits_up, bits_down      by 23, the width of a mantissa
  *   bits_number     what the bits, read as a whole number with sign, are worth
  *   transpose       a square of XG__LANES rows into another
- *   wide_zero, wide_load (from numbers), wide_load_part, wide_add, wide_store (as doubles), narrow
+ *   wide_load (from numbers), wide_load_part, wide_read, wide_store (doubles), wide_add
  *
  * XG__MR rows of XG__NV vectors are what the matrix product of 3.5 keeps in registers. */
 
 #if XG__PASS == XG__LEVEL_SCALAR
+
+/* Plain C: the yardstick of all others, and what any machine can run. */
 
 #define XG__LANES 1
 #define XG__MR 6
@@ -1690,12 +1677,12 @@ XG__INLINE XG_(m) XG_(less)(XG_(v) a, XG_(v) b)             { return a < b; }
 XG__INLINE XG_(m) XG_(less_equal)(XG_(v) a, XG_(v) b)       { return a <= b; }
 XG__INLINE XG_(v) XG_(select)(XG_(m) m, XG_(v) a, XG_(v) b) { return m ? a : b; }
 
-XG__INLINE XG_(w) XG_(wide_zero)(void)                      { return 0; }
+XG__INLINE XG_(w) XG_(wide_read)(const double *p)           { return *p; }
 XG__INLINE XG_(w) XG_(wide_load)(const xg_real *p)          { return (double)*p; }
 XG__INLINE XG_(w) XG_(wide_load_part)(const xg_real *p, size_t n) { return n ? (double)*p : 0; }
 XG__INLINE XG_(w) XG_(wide_add)(XG_(w) a, XG_(w) b)         { return a + b; }
 XG__INLINE void   XG_(wide_store)(double *p, XG_(w) a)      { *p = a; }
-XG__INLINE XG_(v) XG_(narrow)(XG_(w) a)                     { return (xg_real)a; }
+
 
 XG__INLINE void XG_(transpose)(const xg_real *from, size_t from_stride, xg_real *to,
                                size_t to_stride)
@@ -1765,6 +1752,9 @@ XG__INLINE XG_(v) XG_(bits_number)(XG_(v) a)          { return (XG_(v))(int32_t)
 XG__INLINE XG_(v) XG_(fnma)(XG_(v) a, XG_(v) b, XG_(v) c)   { return XG_(fma)(-a, b, c); }
 
 #elif XG__PASS == XG__LEVEL_NEON
+
+/* 64-bit ARM: 32 registers of 4. Its own minimum and maximum treat NaN and -0 otherwise than 3.1
+ * asks, and it has no masked access: parts of vectors go through a little memory. */
 
 #define XG__LANES 4
 #define XG__MR 6
@@ -1854,7 +1844,6 @@ XG__INLINE XG_(w) XG_(widen)(XG_(v) a)
     return w;
 }
 
-XG__INLINE XG_(w) XG_(wide_zero)(void)             { return XG_(widen)(vdupq_n_f32(0)); }
 XG__INLINE XG_(w) XG_(wide_load)(const float *p)   { return XG_(widen)(vld1q_f32(p)); }
 XG__INLINE XG_(w) XG_(wide_load_part)(const float *p, size_t n)
 {
@@ -1868,18 +1857,25 @@ XG__INLINE XG_(w) XG_(wide_add)(XG_(w) a, XG_(w) b)
     return a;
 }
 
+XG__INLINE XG_(w) XG_(wide_read)(const double *p)
+{
+    XG_(w) w;
+    w.low = vld1q_f64(p);
+    w.high = vld1q_f64(p + 2);
+    return w;
+}
+
 XG__INLINE void XG_(wide_store)(double *p, XG_(w) a)
 {
     vst1q_f64(p, a.low);
     vst1q_f64(p + 2, a.high);
 }
 
-XG__INLINE XG_(v) XG_(narrow)(XG_(w) a)
-{
-    return vcvt_high_f32_f64(vcvt_f32_f64(a.low), a.high);
-}
-
 #elif XG__PASS == XG__LEVEL_WASM
+
+/* WebAssembly: registers of 4, and pmin, pmax that are 3.1's with the operands exchanged. There is
+ * no fused product and sum, so results differ from other machines', but not from its own scalar
+ * level. */
 
 #define XG__LANES 4
 #define XG__MR 6
@@ -1904,7 +1900,6 @@ XG__INLINE XG_(m) XG_(less)(XG_(v) a, XG_(v) b)             { return wasm_f32x4_
 XG__INLINE XG_(m) XG_(less_equal)(XG_(v) a, XG_(v) b)       { return wasm_f32x4_le(a, b); }
 XG__INLINE XG_(v) XG_(select)(XG_(m) m, XG_(v) a, XG_(v) b) { return wasm_v128_bitselect(a, b, m); }
 
-/* This machine has no fused product and sum. */
 XG__INLINE XG_(v) XG_(fma)(XG_(v) a, XG_(v) b, XG_(v) c)
 {
     return wasm_f32x4_add(wasm_f32x4_mul(a, b), c);
@@ -1973,7 +1968,6 @@ XG__INLINE XG_(w) XG_(widen)(XG_(v) a)
     return w;
 }
 
-XG__INLINE XG_(w) XG_(wide_zero)(void)             { return XG_(widen)(wasm_f32x4_splat(0)); }
 XG__INLINE XG_(w) XG_(wide_load)(const float *p)   { return XG_(widen)(wasm_v128_load(p)); }
 XG__INLINE XG_(w) XG_(wide_load_part)(const float *p, size_t n)
 {
@@ -1987,19 +1981,25 @@ XG__INLINE XG_(w) XG_(wide_add)(XG_(w) a, XG_(w) b)
     return a;
 }
 
+XG__INLINE XG_(w) XG_(wide_read)(const double *p)
+{
+    XG_(w) w;
+    w.low = wasm_v128_load(p);
+    w.high = wasm_v128_load(p + 2);
+    return w;
+}
+
 XG__INLINE void XG_(wide_store)(double *p, XG_(w) a)
 {
     wasm_v128_store(p, a.low);
     wasm_v128_store(p + 2, a.high);
 }
 
-XG__INLINE XG_(v) XG_(narrow)(XG_(w) a)
-{
-    return wasm_i64x2_shuffle(wasm_f32x4_demote_f64x2_zero(a.low),
-                              wasm_f32x4_demote_f64x2_zero(a.high), 0, 2);
-}
-
 #elif XG__PASS == XG__LEVEL_AVX2
+
+/* x86 since 2013: 16 registers of 8. A mask is a vector of all ones or zeros; min and max return
+ * their second operand for NaN and for zeros of either sign, which is where 3.1's definition comes
+ * from. */
 
 #define XG__LANES 8
 #define XG__MR 6
@@ -2102,13 +2102,15 @@ XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to,
     }
 }
 
-XG__INLINE XG_(w) XG_(wide_zero)(void)
+XG__INLINE XG_(w) XG_(wide_read)(const double *p)
 {
     XG_(w) w;
-    w.low = w.high = _mm256_setzero_pd();
+    w.low = _mm256_loadu_pd(p);
+    w.high = _mm256_loadu_pd(p + 4);
     return w;
 }
 
+/* Halves are loaded apart: to widen the upper half of a register would take a shuffle more. */
 XG__INLINE XG_(w) XG_(wide_load)(const float *p)
 {
     XG_(w) w;
@@ -2139,13 +2141,10 @@ XG__INLINE void XG_(wide_store)(double *p, XG_(w) a)
     _mm256_storeu_pd(p + 4, a.high);
 }
 
-XG__INLINE XG_(v) XG_(narrow)(XG_(w) a)
-{
-    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm256_cvtpd_ps(a.low)),
-                                _mm256_cvtpd_ps(a.high), 1);
-}
-
 #elif XG__PASS == XG__LEVEL_AVX512
+
+/* x86 servers since 2017: 32 registers of 16, and masks of one bit a lane in registers of their
+ * own. */
 
 #define XG__LANES 16
 #define XG__MR 8
@@ -2261,10 +2260,11 @@ XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to,
     }
 }
 
-XG__INLINE XG_(w) XG_(wide_zero)(void)
+XG__INLINE XG_(w) XG_(wide_read)(const double *p)
 {
     XG_(w) w;
-    w.low = w.high = _mm512_setzero_pd();
+    w.low = _mm512_loadu_pd(p);
+    w.high = _mm512_loadu_pd(p + 8);
     return w;
 }
 
@@ -2296,12 +2296,6 @@ XG__INLINE void XG_(wide_store)(double *p, XG_(w) a)
 {
     _mm512_storeu_pd(p, a.low);
     _mm512_storeu_pd(p + 8, a.high);
-}
-
-XG__INLINE XG_(v) XG_(narrow)(XG_(w) a)
-{
-    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(a.low)),
-                              _mm512_cvtpd_ps(a.high), 1);
 }
 
 #endif /* levels */
@@ -2532,17 +2526,22 @@ XG__INLINE XG_(v) XG_(softplus)(XG_(v) x)
     return XG_(add)(XG_(max)(x, XG_(set1)(0)), XG_(log1p)(e));
 }
 
-/* 3.3 Pointwise kernels: a vector expression and a loop each. */
+/* 3.3 Pointwise kernels: a vector expression, and a loop along a row. */
 
-/* In x, p, q. Buffers are padded to whole units, so there is no tail (and padding is written). */
+/* In x, p, q. */
 #define XG__MAP(name, expression)                                                                  \
-    static void XG_(map_##name)(const xg__map_job *job, size_t begin, size_t end)                  \
+    static void XG_(map_##name)(const xg_real *from, xg_real *y, size_t n, xg_real p_, xg_real q_) \
     {                                                                                              \
-        const XG_(v) p = XG_(set1)(job->p), q = XG_(set1)(job->q);                                 \
+        const XG_(v) p = XG_(set1)(p_), q = XG_(set1)(q_);                                         \
+        XG_(v) x;                                                                                  \
         size_t i;                                                                                  \
-        for (i = 16 * begin; i < 16 * end; i += XG__LANES) {                                       \
-            const XG_(v) x = XG_(load)(job->x + i);                                                \
-            XG_(store)(job->y + i, expression);                                                    \
+        for (i = 0; i + XG__LANES <= n; i += XG__LANES) {                                          \
+            x = XG_(load)(from + i);                                                               \
+            XG_(store)(y + i, expression);                                                         \
+        }                                                                                          \
+        if (i < n) {                                                                               \
+            x = XG_(load_part)(from + i, n - i);                                                   \
+            XG_(store_part)(y + i, expression, n - i);                                             \
         }                                                                                          \
         (void)p;                                                                                   \
         (void)q;                                                                                   \
@@ -2579,17 +2578,17 @@ XG__MAP(sign,     XG_(sign)(x))
 XG__MAP(step,     XG_(truth)(XG_(less)(XG_(set1)(0), x)))
 XG__MAP(within,   XG_(within)(x, p, q))
 XG__MAP(square,   XG_(mul)(x, x))
-XG__MAP(pow_any,  XG_(pow)(x, job->p))
+XG__MAP(pow_any,  XG_(pow)(x, p_))
 
-static void XG_(map_pow)(const xg__map_job *job, size_t begin, size_t end)
+static void XG_(map_pow)(const xg_real *x, xg_real *y, size_t n, xg_real p, xg_real q)
 {
-    if (job->p == 2) XG_(map_square)(job, begin, end);
-    else XG_(map_pow_any)(job, begin, end);
+    if (p == 2) XG_(map_square)(x, y, n, p, q);
+    else XG_(map_pow_any)(x, y, n, p, q);
 }
 
-/* In a and b, along one row of n numbers; a step is 0 (the same number again) or 1. */
+/* In a and b. */
 #define XG__ZIP(name, expression)                                                                  \
-    static void XG_(row_##name)(const xg_real *pa, size_t step_a, const xg_real *pb,               \
+    static void XG_(zip_##name)(const xg_real *pa, size_t step_a, const xg_real *pb,               \
                                 size_t step_b, xg_real *y, size_t n)                               \
     {                                                                                              \
         XG_(v) a = XG_(set1)(*pa), b = XG_(set1)(*pb);                                             \
@@ -2613,59 +2612,7 @@ static void XG_(map_pow)(const xg__map_job *job, size_t begin, size_t end)
             if (step_b) b = XG_(load_part)(pb + i, n - i);                                         \
             XG_(store_part)(y + i, expression, n - i);                                             \
         }                                                                                          \
-    }                                                                                              \
-    static void XG_(zip_##name)(const xg__zip_job *job, size_t begin, size_t end)                  \
-    {                                                                                              \
-        XG_(zip)(job, begin, end, XG_(row_##name));                                                \
     }
-
-typedef void (*XG_(row))(const xg_real *pa, size_t step_a, const xg_real *pb, size_t step_b,
-                         xg_real *y, size_t n);
-
-/* Rows [begin,end), counted like an odometer. */
-static void XG_(zip_rows)(const xg__zip_job *job, size_t begin, size_t end, XG_(row) row)
-{
-    const int last = job->axes - 1;
-    const size_t n = job->extent[last], step_a = job->step_a[last], step_b = job->step_b[last];
-    size_t index[4], at_a = 0, at_b = 0, left = begin, i;
-    int axis;
-    for (axis = last - 1; axis >= 0; axis--) {
-        index[axis] = left % job->extent[axis];
-        left /= job->extent[axis];
-        at_a += index[axis] * job->step_a[axis];
-        at_b += index[axis] * job->step_b[axis];
-    }
-    for (i = begin; i < end; i++) {
-        row(job->a + at_a, step_a, job->b + at_b, step_b, job->y + i * n, n);
-        for (axis = last - 1; axis >= 0; axis--) {
-            at_a += job->step_a[axis];
-            at_b += job->step_b[axis];
-            if (++index[axis] < job->extent[axis]) break;
-            index[axis] = 0;
-            at_a -= job->extent[axis] * job->step_a[axis];
-            at_b -= job->extent[axis] * job->step_b[axis];
-        }
-    }
-}
-
-/* Units are rows; of a single row, blocks of 16. */
-static void XG_(zip)(const xg__zip_job *job, size_t begin, size_t end, XG_(row) row)
-{
-    const int last = job->axes - 1;
-    const size_t step_a = job->step_a[last], step_b = job->step_b[last];
-    const size_t from = 16 * begin, to = xg__min(16 * end, job->extent[last]);
-    int axis;
-    for (axis = 0; axis < last; axis++) {
-        if (job->extent[axis] != 1) {
-            XG_(zip_rows)(job, begin, end, row);
-            return;
-        }
-    }
-    if (from < to) {
-        row(job->a + from * step_a, step_a, job->b + from * step_b, step_b,
-            job->y + from, to - from);
-    }
-}
 
 XG__ZIP(add,  XG_(add)(a, b))
 XG__ZIP(sub,  XG_(sub)(a, b))
@@ -2676,131 +2623,40 @@ XG__ZIP(min,  XG_(select)(XG_(less_equal)(a, b), a, b))
 XG__ZIP(less, XG_(truth)(XG_(less)(a, b)))
 XG__ZIP(gate, XG_(select)(XG_(less)(XG_(set1)(0), b), a, XG_(set1)(0)))
 
-/* 3.4 Sums, in double. The order in which an output's numbers are added depends on the job alone:
- *     one after the other, except where a row to be summed lies contiguous in memory (j = 1).
- *     Then, from 16 numbers on, 16 partial sums take every 16th number each, and are added in
- *     pairs at the end. */
+/* 3.4 Sums, in double, along a row: all of it, into 16 partial sums that take every 16th number each;
+ *     or each number to a sum of its own. Lanes are the same on every level, so bits are too. */
 
-/* y[0..width) = sums over blocks x rows of width numbers each. `count` vectors at a time. */
-#define XG__SUM_VECTORS 8
-
-XG__INLINE void XG_(sum_vectors)(const xg__sum_job *job, const xg_real *x, size_t rows_step,
-                                 xg_real *y, int vectors)
-{
-    XG_(w) sum[XG__SUM_VECTORS];
-    size_t r, s;
-    int l;
-    XG__UNROLL
-    for (l = 0; l < vectors; l++) sum[l] = XG_(wide_zero)();
-    for (r = 0; r < job->r; r++) {
-        const xg_real *row = x + r * job->i * job->s * job->j;
-        for (s = 0; s < job->s; s++, row += rows_step) {
-            XG__UNROLL
-            for (l = 0; l < vectors; l++) {
-                sum[l] = XG_(wide_add)(sum[l], XG_(wide_load)(row + l * XG__LANES));
-            }
-        }
-    }
-    XG__UNROLL
-    for (l = 0; l < vectors; l++) XG_(store)(y + l * XG__LANES, XG_(narrow)(sum[l]));
-}
-
-/* The same for the last n < XG__LANES columns. */
-static void XG_(sum_part)(const xg__sum_job *job, const xg_real *x, size_t rows_step, xg_real *y,
-                          size_t n)
-{
-    XG_(w) sum = XG_(wide_zero)();
-    size_t r, s;
-    for (r = 0; r < job->r; r++) {
-        const xg_real *row = x + r * job->i * job->s * job->j;
-        for (s = 0; s < job->s; s++, row += rows_step) {
-            sum = XG_(wide_add)(sum, XG_(wide_load_part)(row, n));
-        }
-    }
-    XG_(store_part)(y, XG_(narrow)(sum), n);
-}
-
-/* `width` neighbouring columns, each summed from top to bottom. */
-static void XG_(sum_columns)(const xg__sum_job *job, const xg_real *x, size_t rows_step, xg_real *y,
-                             size_t width)
-{
-    size_t c = 0;
-    for (; c + XG__SUM_VECTORS * XG__LANES <= width; c += XG__SUM_VECTORS * XG__LANES) {
-        XG_(sum_vectors)(job, x + c, rows_step, y + c, XG__SUM_VECTORS);
-    }
-    for (; c + XG__LANES <= width; c += XG__LANES) {
-        XG_(sum_vectors)(job, x + c, rows_step, y + c, 1);
-    }
-    if (c < width) XG_(sum_part)(job, x + c, rows_step, y + c, width - c);
-}
-
-/* The sum of 16 partial sums: the l-th and the (l+8)-th, then (l+4)-th, and so on. */
-XG__INLINE xg_real XG_(sum_lanes)(const XG_(w) *sum)
-{
-    double lane[16];
-    int l;
-    XG__UNROLL
-    for (l = 0; l < 16 / XG__LANES; l++) XG_(wide_store)(lane + l * XG__LANES, sum[l]);
-    XG__UNROLL
-    for (l = 0; l < 8; l++) lane[l] += lane[l + 8];
-    XG__UNROLL
-    for (l = 0; l < 4; l++) lane[l] += lane[l + 4];
-    return (xg_real)((lane[0] + lane[2]) + (lane[1] + lane[3]));
-}
-
-/* One output: contiguous rows of s numbers, r of them. */
-static xg_real XG_(sum_rows)(const xg__sum_job *job, const xg_real *x)
+static void XG_(sum_lanes)(double *lane, const xg_real *x, size_t n)
 {
     XG_(w) sum[16 / XG__LANES];
-    size_t r, s;
+    size_t i, at;
     int l;
     XG__UNROLL
-    for (l = 0; l < 16 / XG__LANES; l++) sum[l] = XG_(wide_zero)();
-    for (r = 0; r < job->r; r++, x += job->i * job->s) {
-        for (s = 0; s + 16 <= job->s; s += 16) {
-            XG__UNROLL
-            for (l = 0; l < 16 / XG__LANES; l++) {
-                sum[l] = XG_(wide_add)(sum[l], XG_(wide_load)(x + s + l * XG__LANES));
-            }
-        }
+    for (l = 0; l < 16 / XG__LANES; l++) sum[l] = XG_(wide_read)(lane + l * XG__LANES);
+    for (i = 0; i + 16 <= n; i += 16) {
         XG__UNROLL
-        for (l = 0; l < 16 / XG__LANES; l++, s += XG__LANES) {
-            if (s < job->s) {
-                const size_t n = xg__min(job->s - s, XG__LANES);
-                sum[l] = XG_(wide_add)(sum[l], XG_(wide_load_part)(x + s, n));
-            }
+        for (l = 0; l < 16 / XG__LANES; l++) {
+            sum[l] = XG_(wide_add)(sum[l], XG_(wide_load)(x + i + l * XG__LANES));
         }
     }
-    return XG_(sum_lanes)(sum);
-}
-
-/* One output of fewer numbers than lanes. */
-static xg_real XG_(sum_few)(const xg__sum_job *job, const xg_real *x)
-{
-    double sum = 0;
-    size_t r, s;
-    for (r = 0; r < job->r; r++, x += job->i * job->s) {
-        for (s = 0; s < job->s; s++) sum += (double)x[s];
+    XG__UNROLL
+    for (l = 0; l < 16 / XG__LANES; l++) {
+        at = i + (size_t)l * XG__LANES;
+        if (at < n) {
+            const size_t rest = xg__min(n - at, XG__LANES);
+            sum[l] = XG_(wide_add)(sum[l], XG_(wide_load_part)(x + at, rest));
+        }
+        XG_(wide_store)(lane + l * XG__LANES, sum[l]);
     }
-    return (xg_real)sum;
 }
 
-static void XG_(sum)(const xg__sum_job *job, size_t begin, size_t end)
+static void XG_(sum_each)(double *sum, const xg_real *x, size_t n)
 {
-    const size_t step = job->s * job->j;      /* from output row to output row in x */
     size_t i;
-    if (job->s == 1) {                        /* all kept numbers lie side by side */
-        XG_(sum_columns)(job, job->x + begin * job->j, 0, job->y + begin * job->j,
-                         (end - begin) * job->j);
-        return;
+    for (i = 0; i + XG__LANES <= n; i += XG__LANES) {
+        XG_(wide_store)(sum + i, XG_(wide_add)(XG_(wide_read)(sum + i), XG_(wide_load)(x + i)));
     }
-    for (i = begin; i < end; i++) {
-        const xg_real *x = job->x + i * step;
-        xg_real *y = job->y + i * job->j;
-        if (job->j > 1) XG_(sum_columns)(job, x, job->j, y, job->j);
-        else if (job->r * job->s < 16) *y = XG_(sum_few)(job, x);
-        else *y = XG_(sum_rows)(job, x);
-    }
+    for (; i < n; i++) sum[i] += (double)x[i];
 }
 
 /* ============================================================================================== *
@@ -2844,9 +2700,10 @@ static void XG_(sum)(const xg__sum_job *job, size_t begin, size_t end)
 #define XG__NR (XG__NV * XG__LANES)
 
 #define XG__BLOCK_K    288     /* the longest k block; 32 channels of a 3x3 window                     */
-#define XG__BLOCK_ROWS 256     /* a unit, unless it is cut finer for the workers' sake                 */
+#define XG__BLOCK_ROWS 512     /* a unit, unless it is cut finer for the workers' sake ...             */
 #define XG__BLOCK_COLS 400
-#define XG__WEIGHT_ROWS 32     /* a unit of transposing an input gradient's weights                    */
+#define XG__BLOCK_AREA 102400  /* ... or has few rows or columns: then it may have so many outputs     */
+#define XG__WEIGHTS 16     /* a unit of transposing an input gradient's weights                    */
 
 /* 3.5.1 Cutting. Every axis is `major` times `minor` long: (images, pixels), (channels, taps), (1, n).
  *       A block is several whole majors, or a piece of one. */
@@ -3386,7 +3243,7 @@ typedef struct XG_(phase) { const xg_real *base; size_t image, row; } XG_(phase)
 
 /* A worker's scratch. */
 typedef struct XG_(desk) {
-    xg_real *rows, *cols, *sums, *stage, *tile, *squares;
+    xg_real *rows, *cols, *sums, *stage, *tile, *squares, *weights;
     size_t *step, *offset;
     XG_(run) *run;
     size_t room;               /* for runs                                                             */
@@ -3403,6 +3260,7 @@ static XG_(desk) XG_(desk_of)(const XG_(plan) *p, int worker)
     d.stage = (xg_real *)(void *)(memory + p->at_stage);
     d.tile = (xg_real *)(void *)(memory + p->at_tile);
     d.squares = d.tile + XG__MR * XG__NR;
+    d.weights = d.squares + 2 * XG__LANES * XG__LANES;
     d.step = (size_t *)(void *)(memory + p->at_step);
     d.offset = (size_t *)(void *)(memory + p->at_offset);
     d.run = (XG_(run) *)(void *)(memory + p->at_run);
@@ -3508,6 +3366,7 @@ static void XG_(plan_desk)(XG_(plan) *p)
     const size_t rows = (size_t)XG_(cut_length)(&p->rows), cols = (size_t)XG_(cut_length)(&p->cols);
     const size_t panels = cols / XG__NR + 1;
     size_t k = 0, stage = 0, width = cols, list;
+    const int most = !dx ? 0 : p->weights || p->rows.piece < XG__WEIGHTS ? XG__WEIGHTS : p->rows.piece;
     int i;
     for (i = 0; i < p->phases * p->phases; i++) {
         const int channels = dw && p->turned ? p->rows.group : dw ? p->cols.group : p->k.group;
@@ -3526,8 +3385,8 @@ static void XG_(plan_desk)(XG_(plan) *p)
     p->at_sums = XG_(after)(p->at_cols, p->unpacked ? 0 : panels * p->panel, sizeof(xg_real));
     p->at_stage = XG_(after)(p->at_sums, p->sums_size * (size_t)p->phases, sizeof(xg_real));
     p->at_tile = XG_(after)(p->at_stage, stage + XG__NR + XG__LANES, sizeof(xg_real));
-    p->at_step = XG_(after)(p->at_tile, XG__MR * XG__NR + 2 * XG__LANES * XG__LANES,
-                            sizeof(xg_real));
+    p->at_step = XG_(after)(p->at_tile, XG__MR * XG__NR + 2 * XG__LANES * XG__LANES
+                            + (size_t)most * XG__WEIGHTS, sizeof(xg_real));
     p->at_offset = XG_(after)(p->at_step, list, sizeof(size_t));
     p->at_run = XG_(after)(p->at_offset, list, sizeof(size_t));
     p->room = 4 * list;
@@ -3562,10 +3421,10 @@ static void XG_(plan_units)(XG_(plan) *p, int workers)
     p->k = XG_(cut_axis)(p->k.major, p->k.minor, XG__BLOCK_K, 1);
     p->chunks = p->phases > 1 ? 1 : XG_(chunks)(outputs, p->k.blocks);
     if (p->unpacked) {
-        col_target = XG_(clamp)(XG__BLOCK_ROWS * XG__BLOCK_COLS / r.minor, col_target, 4096);
+        col_target = XG_(clamp)(XG__BLOCK_AREA / r.minor, col_target, 4096);
     }
     col_target = XG_(clamp)(col_target / p->phases, 2 * XG__NR, col_target);
-    while (row_target < 1024 && columns * row_target * 2 <= XG__BLOCK_ROWS * XG__BLOCK_COLS) {
+    while (row_target < 1024 && columns * row_target * 2 <= XG__BLOCK_AREA) {
         row_target *= 2;
     }
     for (;;) {
@@ -3787,39 +3646,44 @@ static void XG_(pack_weights_dx)(const XG_(plan) *p, size_t group, int row, int 
     const size_t stride = (size_t)(job->c / job->groups) * (size_t)taps;
     const size_t first = group * (size_t)(job->o / job->groups) + (size_t)k.major;
     const xg_real *w = job->pw + first * stride + (size_t)row * (size_t)taps;
-    int c, t, o;
+    XG_(source) s;
+    int c, t, o, i;
     if (k.minors == taps) {
-        const XG_(source) s = XG_(matrix_source)(w, stride, false, 0, rows * taps, 0, k.majors, d);
+        s = XG_(matrix_source)(w, stride, false, 0, rows * taps, 0, k.majors, d);
         XG_(turn)(&s, to, (size_t)k.majors, 0, d->squares);
         return;
     }
     for (t = 0; t < k.minors; t++) {
         const int y = p->ky + (k.minor + t) / p->window.tx.count * p->tap_step;
         const int x = p->kx + (k.minor + t) % p->window.tx.count * p->tap_step;
-        for (o = 0; o < k.majors; o++) {
-            const xg_real *from = w + (size_t)o * stride + y * job->kw + x;
-            for (c = 0; c < rows; c++) to[c * length + t * k.majors + o] = from[c * taps];
+        const xg_real *from = w + y * job->kw + x;
+        for (o = 0; o < k.majors; o += XG__WEIGHTS) {
+            const int count = k.majors - o < XG__WEIGHTS ? k.majors - o : XG__WEIGHTS;
+            for (i = 0; i < count; i++, from += stride) {
+                for (c = 0; c < rows; c++) d->weights[i * rows + c] = from[c * taps];
+            }
+            s = XG_(matrix_source)(d->weights, (size_t)rows, false, 0, rows, 0, count, d);
+            XG_(turn)(&s, to + t * k.majors + o, (size_t)length, 0, d->squares);
         }
     }
 }
 
-/* Some rows of a problem's weights, in all phases. */
+/* A strip of rows, in all phases while it is in the cache. */
 static void XG_(unit_of_weights)(const XG_(plan) *p, size_t number, int worker)
 {
-    const int rows = p->rows.minor, blocks = XG_(ceil_div)(rows, XG__WEIGHT_ROWS);
-    const size_t problem = number / (size_t)blocks, group = problem / (size_t)p->phases;
-    const int row = (int)(number % (size_t)blocks) * XG__WEIGHT_ROWS;
-    const int count = rows - row < XG__WEIGHT_ROWS ? rows - row : XG__WEIGHT_ROWS;
-    const int py = (int)(problem % (size_t)p->phases);
+    const int rows = p->rows.minor, strips = XG_(ceil_div)(rows, XG__WEIGHTS);
+    const size_t group = number / (size_t)strips;
+    const int row = (int)(number % (size_t)strips) * XG__WEIGHTS;
+    const int count = rows - row < XG__WEIGHTS ? rows - row : XG__WEIGHTS;
     const XG_(desk) d = XG_(desk_of)(p, worker);
-    XG_(plan) phase = *p;
-    int px, i;
-    for (px = 0; px < p->phases; px++) {
-        XG_(set_phase)(&phase, py, px);
-        for (i = 0; i < phase.k.blocks; i++) {
-            const XG_(span) k = XG_(block)(&phase.k, i);
-            xg_real *to = XG_(weights_dx)(&phase, group, k);
-            XG_(pack_weights_dx)(&phase, group, row, count, k,
+    XG_(plan) q = *p;
+    int phase, i;
+    for (phase = 0; phase < p->phases * p->phases; phase++) {
+        XG_(set_phase)(&q, phase / p->phases, phase % p->phases);
+        for (i = 0; i < q.k.blocks; i++) {
+            const XG_(span) k = XG_(block)(&q.k, i);
+            xg_real *to = XG_(weights_dx)(&q, group, k);
+            XG_(pack_weights_dx)(&q, group, row, count, k,
                                  to + (size_t)row * (size_t)XG_(length)(k), &d);
         }
     }
@@ -4214,9 +4078,8 @@ static void XG_(run_plan)(XG_(plan) *plan, const xg__team *team)
 {
     plan->team = team;
     if (plan->weights > 0 && plan->problems > 0) {
-        XG_(run_all)(plan, (size_t)(plan->problems
-                                    * XG_(ceil_div)(plan->rows.minor, XG__WEIGHT_ROWS)),
-                     XG_(unit_of_weights));
+        const int strips = XG_(ceil_div)(plan->rows.minor, XG__WEIGHTS);
+        XG_(run_all)(plan, (size_t)(plan->conv->groups * strips), XG_(unit_of_weights));
     }
     if (plan->phases > 1) {
         XG_(run_all)(plan, XG_(units)(plan), XG_(unit_of_phases));
@@ -4264,7 +4127,8 @@ static void XG_(conv)(const xg__conv_job *job, const xg__team *team)
 #undef XG__BLOCK_K
 #undef XG__BLOCK_ROWS
 #undef XG__BLOCK_COLS
-#undef XG__WEIGHT_ROWS
+#undef XG__BLOCK_AREA
+#undef XG__WEIGHTS
 #undef XG__PREFETCH
 
 /* 3.6 The table of this level, and the end of its pass. */
@@ -4281,7 +4145,8 @@ static const xg__kernels XG_(kernels) = {
         XG__ZIPS(X)
 #undef X
     },
-    XG_(sum),
+    XG_(sum_lanes),
+    XG_(sum_each),
     XG_(gemm_scratch),
     XG_(gemm),
     XG_(conv_scratch),
@@ -4298,7 +4163,6 @@ static const xg__kernels XG_(kernels) = {
 #undef XG__LN2_HIGH
 #undef XG__LN2_LOW
 #undef XG__LOG2_E
-#undef XG__SUM_VECTORS
 #undef XG__PASS
 #endif /* the kernels */
 
@@ -4325,7 +4189,8 @@ struct xg_tensor {
     xg_tape   *tape;
     xg_tensor *prev, *next;      /* neighbours in order of creation: operands always come earlier */
     xg_tensor *in[2];
-    xg_real   *data;
+    xg_real   *data;             /* NULL while a pointwise result waits to be asked for (4.6) */
+    bool       awaited;          /* an operand of something that waited when it was made */
     xg_shape   shape;
     xg_op      op;
     int        id;               /* position on the tape */
@@ -4347,10 +4212,18 @@ typedef struct xg__name {
 /* A running statistic that waits for its training step to succeed. */
 typedef struct xg__update {
     struct xg__update *older;
-    xg_real   *target;
+    xg_tensor *running;          /* the leaf of what moves ... */
+    xg_real   *target;           /* ... and its numbers, the store's; NULL once they have moved */
     xg_tensor *value;
     double     momentum;
 } xg__update;
+
+/* Numbers that a tensor got after its creation: a release to before that takes them back. */
+typedef struct xg__change {
+    struct xg__change *older;
+    xg_tensor *tensor;
+    xg_real   *before;
+} xg__change;
 
 enum { XG__BUCKETS = 256, XG__MAX_WORKERS = 256 };
 
@@ -4367,17 +4240,23 @@ struct xg_tape {
     xg__name          *names;              /* the latest */
     xg__name          *bucket[XG__BUCKETS];
     xg__update        *updates;            /* the latest */
+    xg__change        *changes;            /* the latest */
     xg_tensor          poison;
     xg_real            nan;                /* what poison reads as */
 };
+
+/* LATER: pointwise, waits until somebody asks for its numbers (4.6). FLUENT: runs at once, and takes
+ * operands that wait. NOW: runs at once, on numbers. */
+typedef enum xg__manner { XG__LATER_MAP, XG__LATER_ZIP, XG__FLUENT, XG__NOW } xg__manner;
 
 /* What the tape knows of an operation; the table of rooms stands at the end of [5]. */
 typedef struct xg__room {
     const char *name, *formula;
     int    operands;
-    bool (*shape)(xg_tensor *y);  /* sets y->shape, or refuses; sets y->data when y shares memory */
-    void (*run)(xg_tensor *y);      /* fills y->data; NULL when it shares memory */
-    int    kernel;                  /* its index among the pointwise or the broadcasting kernels */
+    bool (*shape)(xg_tensor *y);    /* sets y->shape, or refuses; y->data where y shares memory */
+    void (*run)(xg_tensor *y);      /* fills y->data; NULL when it shares memory, or waits */
+    xg__manner manner;
+    int    kernel;                  /* of LATER: its index among the kernels */
     xg_vjp vjp;                     /* NULL: piecewise constant */
 } xg__room;
 
@@ -4425,7 +4304,7 @@ XG_API_DEF void xg_fail(xg_tape *tape, xg_code code, const char *format, ...)
 static xg_tensor *xg__poison(xg_tape *tape)
 {
     static const xg_tensor tapeless = {
-        NULL, NULL, NULL, { NULL, NULL }, NULL, { 1, 1, 1, 1 }, XG_OP_leaf, -1, { { 0, 0 } }, "",
+        NULL, NULL, NULL, { NULL, NULL }, NULL, false, { 1, 1, 1, 1 }, XG_OP_leaf, -1, { { 0, 0 } }, "",
         { 0, false, NULL, NULL }
     };
     return tape ? &tape->poison : (xg_tensor *)(uintptr_t)&tapeless;
@@ -4535,6 +4414,7 @@ XG_API_DEF xg_mark xg_tape_mark(xg_tape *tape)
     mark.last = tape->last;
     mark.names = tape->names;
     mark.updates = tape->updates;
+    mark.changes = tape->changes;
     return mark;
 }
 
@@ -4546,6 +4426,11 @@ XG_API_DEF void xg_tape_release(xg_tape *tape, xg_mark mark)
         if (name->tensor->name == name->text) name->tensor->name = "";
         tape->bucket[name->hash % XG__BUCKETS] = name->below;
         tape->names = name->older;
+    }
+    /* What was made before the mark but forced after it goes back to waiting. */
+    for (; tape->changes && (void *)tape->changes != mark.changes;
+         tape->changes = tape->changes->older) {
+        tape->changes->tensor->data = tape->changes->before;
     }
     tape->updates = (xg__update *)mark.updates;
     tape->last = mark.last;
@@ -4639,7 +4524,7 @@ static bool xg__team_open(xg_tape *tape, size_t scratch_bytes, xg__team *team)
     return team->scratch != NULL;
 }
 
-/* 4.5 Emit, the one door. Every operation passes here: checked, allocated, run, recorded. */
+/* 4.5 What is recorded. */
 
 static bool xg__shape_valid(xg_shape s)
 {
@@ -4648,15 +4533,23 @@ static bool xg__shape_valid(xg_shape s)
     return size * (double)sizeof(xg_real) < (double)(SIZE_MAX / 4) && size < 9e15;
 }
 
-/* Copies a finished description to the tape, with memory for its numbers unless it shares some. */
-static xg_tensor *xg__record(const xg_tensor *description)
+static xg_real *xg__take_numbers(const xg_tensor *y)
+{
+    return (xg_real *)xg__take(y->tape, xg_shape_size(y->shape) * sizeof(xg_real));
+}
+
+/* Copies a finished description to the tape, with memory for its numbers unless it shares some or
+ * waits. */
+static xg_tensor *xg__record(const xg_tensor *description, bool waits)
 {
     xg_tape *tape = description->tape;
     xg_tensor *y = (xg_tensor *)xg__take(tape, sizeof *y);
     if (!y) return NULL;
     *y = *description;
-    if (!y->data) y->data = (xg_real *)xg__take(tape, xg_shape_size(y->shape) * sizeof(xg_real));
-    if (!y->data) return NULL;
+    if (!y->data && !waits) {
+        y->data = xg__take_numbers(y);
+        if (!y->data) return NULL;
+    }
     y->id = tape->count++;
     y->name = "";
     y->prev = tape->last;
@@ -4666,6 +4559,227 @@ static xg_tensor *xg__record(const xg_tensor *description)
     tape->last = y;
     return y;
 }
+
+/* 4.6 Pointwise operations wait until somebody asks for their numbers. Then the whole expression
+ *     that waits below the one asked for runs at once, chunk by chunk in the first-level cache: a
+ *     chain of ten operations reads its sources once and writes one result, and what nobody asks
+ *     for costs neither time nor memory. Each operation still runs its own kernel on each number,
+ *     so the bits are those of one operation after the other. */
+
+enum {
+    XG__CHUNK = 1024,           /* numbers of a row that are worked on at once */
+    XG__STEPS = 12,             /* operations of a program at most */
+    XG__SOURCES = 2 * XG__STEPS
+};
+
+/* An expression, ready to run: steps in order, the last is the result. Operand k of a step is step
+ * `from`, or source -1 - from. A row is the longest stretch that every source walks evenly. */
+typedef struct xg__program {
+    const xg_tensor *result;
+    const xg_tensor *step[XG__STEPS];
+    int     from[XG__STEPS][2];
+    const xg_tensor *source[XG__SOURCES];
+    int     steps, sources, open;
+    size_t  row;                               /* numbers in a row */
+    int     axes;                              /* outer ones, 0 to axes - 1 */
+    size_t  pace[XG__SOURCES][4];              /* how far a source moves along each axis */
+    bool    even[XG__SOURCES];                 /* walks along the row; else one number serves it */
+    xg_real *out;
+} xg__program;
+
+static int xg__extent(xg_shape s, int axis)
+{
+    return axis == 0 ? s.n : axis == 1 ? s.c : axis == 2 ? s.h : s.w;
+}
+
+static bool xg__force(xg_tensor *x);
+
+/* Points a tensor at other numbers, until they are released. */
+static bool xg__change_data(xg_tensor *x, xg_real *data)
+{
+    xg__change *change = (xg__change *)xg__take(x->tape, sizeof *change);
+    if (!change) return false;
+    change->tensor = x;
+    change->before = x->data;
+    change->older = x->tape->changes;
+    x->tape->changes = change;
+    x->data = data;
+    return true;
+}
+
+/* What is dear to compute is computed once and kept. */
+static bool xg__is_dear(xg_op op)
+{
+    return op == XG_OP_exp || op == XG_OP_log || op == XG_OP_pow || op == XG_OP_sigmoid ||
+           op == XG_OP_tanh || op == XG_OP_softplus || op == XG_OP_div || op == XG_OP_sqrt;
+}
+
+/* Adds x, with what it waits for, and returns how steps refer to it (anything on a failed tape).
+ * Other extents than the result's, dear operations, and what would make the program too long get
+ * their numbers first and become sources. */
+static int xg__program_add(xg__program *p, xg_tensor *x)
+{
+    bool inside = x == p->result || (!x->data && xg_shape_same(x->shape, p->result->shape) &&
+                                     !xg__is_dear(x->op) && p->open < XG__STEPS);
+    for (int i = 0; i < p->steps; i++) if (p->step[i] == x) return i;
+    if (!inside) {
+        if (!xg__force(x)) return 0;
+        for (int i = 0; i < p->sources; i++) if (p->source[i] == x) return -1 - i;
+        p->source[p->sources++] = x;
+        return -p->sources;
+    }
+    p->open++;
+    int from[2] = { 0, 0 };
+    for (int i = 0; i < xg__room_of(x->op)->operands; i++) {
+        from[i] = xg__program_add(p, x->in[i]);
+        if (xg_failed(x->tape)) return 0;
+    }
+    p->step[p->steps] = x;
+    p->from[p->steps][0] = from[0];
+    p->from[p->steps][1] = from[1];
+    return p->steps++;
+}
+
+/* Finds the rows: from the innermost axis outwards, while each source either has all of them or
+ * repeats along all of them. */
+static void xg__program_rows(xg__program *p)
+{
+    enum { UNKNOWN, WALKS, REPEATS } manner[XG__SOURCES];
+    for (int i = 0; i < p->sources; i++) manner[i] = UNKNOWN;
+    p->row = 1;
+    for (p->axes = 4; p->axes > 0; p->axes--) {
+        int axis = p->axes - 1, extent = xg__extent(p->result->shape, axis);
+        bool fits = true;
+        if (extent == 1) continue;
+        for (int i = 0; i < p->sources; i++) {
+            bool walks = xg__extent(p->source[i]->shape, axis) != 1;
+            fits = fits && manner[i] != (walks ? REPEATS : WALKS);
+        }
+        if (!fits) break;
+        for (int i = 0; i < p->sources; i++) {
+            manner[i] = xg__extent(p->source[i]->shape, axis) != 1 ? WALKS : REPEATS;
+        }
+        p->row *= (size_t)extent;
+    }
+    for (int i = 0; i < p->sources; i++) {
+        size_t step = 1;
+        p->even[i] = manner[i] == WALKS;
+        for (int axis = 3; axis >= 0; axis--) {
+            size_t extent = (size_t)xg__extent(p->source[i]->shape, axis);
+            p->pace[i][axis] = extent == 1 ? 0 : step;
+            step *= extent;
+        }
+    }
+}
+
+static bool xg__program_open(xg__program *p, xg_tensor *result)
+{
+    memset(p, 0, sizeof *p);
+    p->result = result;
+    xg__program_add(p, result);
+    if (xg_failed(result->tape)) return false;
+    xg__program_rows(p);
+    return true;
+}
+
+/* Runs one step on n numbers; operands that repeat have step 0. */
+static void xg__program_step(const xg_tensor *x, const xg_real *const *operand, const size_t *step,
+                             xg_real *to, size_t n)
+{
+    const xg__kernels *kernels = x->tape->kernels;
+    const xg__room *room = xg__room_of(x->op);
+    if (room->manner == XG__LATER_ZIP) {
+        kernels->zip[room->kernel](operand[0], step[0], operand[1], step[1], to, n);
+        return;
+    }
+    size_t count = step[0] ? n : 1;            /* of one number, then repeated */
+    kernels->map[room->kernel](operand[0], to, count, (xg_real)x->attr.number.p,
+                               (xg_real)x->attr.number.q);
+    for (size_t i = count; i < n; i++) to[i] = to[0];
+}
+
+/* Runs the program on numbers [at, at + n) of a row, n <= XG__CHUNK; the result goes to `out`.
+ * base[] is where the row starts in each source; room[] holds what is between. */
+static void xg__program_run(const xg__program *p, const xg_real *const *base, size_t at, size_t n,
+                            xg_real (*room)[XG__CHUNK], xg_real *out)
+{
+    for (int i = 0; i < p->steps; i++) {
+        const xg_real *operand[2] = { NULL, NULL };
+        size_t step[2] = { 1, 1 };
+        for (int k = 0; k < 2 && p->step[i]->in[k]; k++) {
+            int from = p->from[i][k], source = -1 - from;
+            step[k] = from >= 0 || p->even[source] ? 1 : 0;
+            operand[k] = from >= 0 ? room[from] : base[source] + at * step[k];
+        }
+        xg__program_step(p->step[i], operand, step, i == p->steps - 1 ? out : room[i], n);
+    }
+}
+
+/* Where a row starts in each source. */
+static void xg__program_seek(const xg__program *p, size_t row, const xg_real **base)
+{
+    size_t index[4] = { 0, 0, 0, 0 };
+    for (int axis = p->axes - 1; axis >= 0; axis--) {
+        size_t extent = (size_t)xg__extent(p->result->shape, axis);
+        index[axis] = row % extent;
+        row /= extent;
+    }
+    for (int i = 0; i < p->sources; i++) {
+        base[i] = p->source[i]->data;
+        for (int axis = 0; axis < p->axes; axis++) base[i] += index[axis] * p->pace[i][axis];
+    }
+}
+
+/* Units are chunks of rows. */
+static void xg__program_range(const void *job, size_t begin, size_t end)
+{
+    const xg__program *p = (const xg__program *)job;
+    const xg_real *base[XG__SOURCES];
+    xg_real room[XG__STEPS][XG__CHUNK];
+    size_t chunks = (p->row + XG__CHUNK - 1) / XG__CHUNK;
+    for (size_t unit = begin; unit < end; unit++) {
+        size_t row = unit / chunks, at = unit % chunks * XG__CHUNK;
+        size_t n = xg__min(p->row - at, XG__CHUNK);
+        if (unit == begin || at == 0) xg__program_seek(p, row, base);
+        xg__program_run(p, base, at, n, room, p->out + row * p->row + at);
+    }
+}
+
+/* Gives x its numbers. False when there is no memory for them; the tape says so. */
+static bool xg__force(xg_tensor *x)
+{
+    if (x->data) return true;
+    xg__program p;
+    if (!xg__program_open(&p, x)) return false;
+    p.out = xg__take_numbers(x);
+    if (!p.out) return false;
+    size_t rows = xg_shape_size(x->shape) / p.row, chunks = (p.row + XG__CHUNK - 1) / XG__CHUNK;
+    xg__parallel(x->tape, rows * chunks, xg__min(p.row, XG__CHUNK) * (size_t)p.steps,
+                 xg__program_range, &p);
+    return xg__change_data(x, p.out);
+}
+
+/* Before the numbers at `leaf` change, which are a store's: those who wait and would read them get
+ * a copy, by way of the leaf. */
+static bool xg__keep_old(xg_tensor *leaf)
+{
+    xg_real *old = leaf->data;
+    bool awaited = false;                      /* the leaf, or a reshaping of it */
+    for (xg_tensor *node = leaf; node; node = node->next) {
+        awaited = awaited || (node->data == old && node->awaited);
+    }
+    if (!awaited) return true;
+    xg_real *copy = xg__take_numbers(leaf);
+    if (!copy) return false;
+    memcpy(copy, old, xg_shape_size(leaf->shape) * sizeof *copy);
+    for (xg_tensor *node = leaf; node; node = node->next) {
+        if (node->data == old && !xg__change_data(node, copy)) return false;
+    }
+    return true;
+}
+
+/* 4.7 Emit, the one door. Every operation passes here: checked, recorded, and run unless it may
+ *     wait. */
 
 static xg_tensor *xg__emit(xg_op op, xg_tensor *a, xg_tensor *b, const xg__attr *attr)
 {
@@ -4687,18 +4801,22 @@ static xg_tensor *xg__emit(xg_op op, xg_tensor *a, xg_tensor *b, const xg__attr 
         xg__refuse(&y, XG_ERR_TAPE, "operands live on different tapes");
         return xg__poison(tape);
     }
-    if (!room->shape(&y)) return xg__poison(tape);
+    bool ready = room->manner != XG__NOW || (xg__force(a) && (!b || xg__force(b)));
+    if (!ready || !room->shape(&y)) return xg__poison(tape);
     if (!xg__shape_valid(y.shape)) {
         xg__refuse(&y, XG_ERR_SHAPE, "the result would be empty or too large");
         return xg__poison(tape);
     }
-    xg_tensor *made = xg__record(&y);
+    bool waits = room->manner == XG__LATER_MAP || room->manner == XG__LATER_ZIP;
+    if (waits) a->awaited = true;
+    if (waits && b) b->awaited = true;
+    xg_tensor *made = xg__record(&y, waits);
     if (!made) return xg__poison(tape);
     if (room->run) room->run(made);
     return xg_failed(tape) ? xg__poison(tape) : made;
 }
 
-/* 4.6 Leaves. */
+/* 4.8 Leaves. */
 
 static xg_tensor *xg__alias_leaf(xg_tape *tape, xg_shape s, xg_real *data)
 {
@@ -4714,7 +4832,7 @@ static xg_tensor *xg__alias_leaf(xg_tape *tape, xg_shape s, xg_real *data)
     x.op = XG_OP_leaf;
     x.shape = s;
     x.data = data;
-    xg_tensor *made = xg__record(&x);
+    xg_tensor *made = xg__record(&x, false);
     return made ? made : xg__poison(tape);
 }
 
@@ -4773,13 +4891,26 @@ XG_API_DEF const xg_real *xg_data(xg_tensor *x)
 {
     static const xg_real not_a_number = (xg_real)NAN;
     if (!x || !x->tape) return &not_a_number;
-    return xg_failed(x->tape) ? &x->tape->nan : x->data;
+    return xg_failed(x->tape) || !xg__force(x) ? &x->tape->nan : x->data;
+}
+
+/* What waits and would read the leaf gets its numbers before they change. */
+static bool xg__force_readers(xg_tensor *leaf)
+{
+    for (xg_tensor *node = leaf->next; node; node = node->next) {
+        for (int i = 0; i < 2 && !node->data; i++) {
+            if (node->in[i] && node->in[i]->data == leaf->data && !xg__force(node)) return false;
+        }
+    }
+    return true;
 }
 
 XG_API_DEF xg_real *xg_leaf_data(xg_tensor *leaf)
 {
     if (!leaf || xg_failed(leaf->tape)) return NULL;
-    if (leaf->op == XG_OP_leaf && !xg__is_poison(leaf)) return leaf->data;
+    if (leaf->op == XG_OP_leaf && !xg__is_poison(leaf)) {
+        return xg__force_readers(leaf) ? leaf->data : NULL;
+    }
     xg_fail(leaf->tape, XG_ERR_ARGUMENT, "leaf_data: only leaves can be written, this is the "
             "result of %s", xg__room_of(leaf->op)->name);
     return NULL;
@@ -4793,7 +4924,7 @@ XG_API_DEF double xg_item(xg_tensor *x)
 XG_API_DEF size_t xg_read(xg_tensor *x, xg_real *out, size_t count)
 {
     size_t size = xg_size(x);
-    bool good = x && x->tape && !xg_failed(x->tape);
+    bool good = x && x->tape && !xg_failed(x->tape) && xg__force(x);
     for (size_t i = 0; i < count; i++) {
         if (!good) out[i] = (xg_real)NAN;
         else if (i < size) out[i] = x->data[i];
@@ -4801,7 +4932,7 @@ XG_API_DEF size_t xg_read(xg_tensor *x, xg_real *out, size_t count)
     return good ? size : 0;
 }
 
-/* 4.7 Names, in a small hash table that release unwinds. */
+/* 4.9 Names, in a small hash table that release unwinds. */
 
 static uint32_t xg__hash(const char *text)
 {
@@ -4882,18 +5013,30 @@ XG_API_DEF void xg_tape_reset(xg_tape *tape)
     xg_clear_error(tape);
 }
 
-/* 4.8 Running statistics wait until their step has succeeded. */
+/* 4.10 Running statistics wait until their step has succeeded. */
 
-static void xg__defer_update(xg_tape *tape, xg_real *target, xg_tensor *value, double momentum)
+static void xg__defer_update(xg_tensor *running, xg_tensor *value, double momentum)
 {
-    if (xg_failed(tape)) return;
+    xg_tape *tape = value->tape;
+    if (xg_failed(tape) || !xg__force(value)) return;
     xg__update *update = (xg__update *)xg__take(tape, sizeof *update);
     if (!update) return;
-    update->target = target;
+    update->running = running;
+    update->target = running->data;
     update->value = value;
     update->momentum = momentum;
     update->older = tape->updates;
     tape->updates = update;
+}
+
+/* All that can fail, before anything changes. */
+static bool xg__prepare_updates(xg_tape *tape)
+{
+    bool good = true;
+    for (xg__update *update = tape->updates; update && good; update = update->older) {
+        good = !update->target || xg__keep_old(update->running);
+    }
+    return good;
 }
 
 static void xg__commit_updates(xg_tape *tape)
@@ -4906,12 +5049,13 @@ static void xg__commit_updates(xg_tape *tape)
         oldest_first = update;
     }
     for (xg__update *update = oldest_first; update; update = update->older) {
-        const xg_real *value = xg_data(update->value);
-        size_t size = xg_size(update->value);
-        for (size_t i = 0; i < size; i++) {
+        if (!update->target) continue;         /* done already: a release brought it back */
+        const xg_real *value = update->value->data;
+        for (size_t i = 0, size = xg_size(update->value); i < size; i++) {
             double old = (double)update->target[i];
             update->target[i] = (xg_real)(old + update->momentum * ((double)value[i] - old));
         }
+        update->target = NULL;
     }
 }
 /* ============================================================================================== *
@@ -4956,46 +5100,10 @@ static size_t xg__plane(const xg_tensor *x) { return (size_t)x->shape.h * (size_
 
 /* ---- 5.1 pointwise --------------------------------------------------------------------------- */
 
-enum { XG__BLOCK = 16 };                       /* numbers a unit of pointwise work */
-
-static size_t xg__blocks(const xg_tensor *x)
-{
-    return (xg_size(x) + XG__BLOCK - 1) / XG__BLOCK;
-}
-
 static bool xg__shape_map(xg_tensor *y)
 {
     y->shape = y->in[0]->shape;
     return true;
-}
-
-typedef struct xg__map_call {
-    void (*kernel)(const xg__map_job *job, size_t begin, size_t end);
-    xg__map_job job;
-} xg__map_call;
-
-static void xg__map_range(const void *context, size_t begin, size_t end)
-{
-    const xg__map_call *call = (const xg__map_call *)context;
-    call->kernel(&call->job, begin, end);
-}
-
-static void xg__map_over(xg_tape *tape, int kernel, const xg_real *x, xg_real *y, size_t blocks,
-                         double p, double q)
-{
-    xg__map_call call;
-    call.kernel = tape->kernels->map[kernel];
-    call.job.x = x;
-    call.job.y = y;
-    call.job.p = (xg_real)p;
-    call.job.q = (xg_real)q;
-    xg__parallel(tape, blocks, XG__BLOCK, xg__map_range, &call);
-}
-
-static void xg__run_map(xg_tensor *y)
-{
-    xg__map_over(y->tape, xg__room_of(y->op)->kernel, y->in[0]->data, y->data, xg__blocks(y),
-                 y->attr.number.p, y->attr.number.q);
 }
 
 XG_API_DEF xg_tensor *xg_exp(xg_tensor *x) { return xg__emit1(XG_OP_exp, x); }
@@ -5087,11 +5195,6 @@ XG_API_DEF xg_tensor *xg_square(xg_tensor *x) { return xg_mul(x, x); }
 
 /* ---- 5.2 binary, broadcasting ---------------------------------------------------------------- */
 
-static int xg__extent(xg_shape s, int axis)
-{
-    return axis == 0 ? s.n : axis == 1 ? s.c : axis == 2 ? s.h : s.w;
-}
-
 static xg_shape xg__with_extent(xg_shape s, int axis, int extent)
 {
     int e[4];
@@ -5111,65 +5214,6 @@ static bool xg__shape_zip(xg_tensor *y)
     }
     y->shape = s;
     return true;
-}
-
-/* Describes a pair to its kernel: axes of extent 1 vanish, axes that both operands walk alike
- * merge, so that most pairs become one or two long rows. */
-static void xg__zip_axes(const xg_tensor *y, xg__zip_job *job)
-{
-    size_t step_a = 1, step_b = 1;             /* of the axis at hand, if the operand has it */
-    size_t extent[4], sa[4], sb[4];            /* innermost first */
-    int axes = 0;
-    for (int axis = 3; axis >= 0; axis--) {
-        size_t e = (size_t)xg__extent(y->shape, axis);
-        size_t ea = (size_t)xg__extent(y->in[0]->shape, axis);
-        size_t eb = (size_t)xg__extent(y->in[1]->shape, axis);
-        size_t a = ea == 1 ? 0 : step_a, b = eb == 1 ? 0 : step_b;
-        step_a *= ea;
-        step_b *= eb;
-        if (e == 1) continue;
-        int top = axes - 1;
-        if (axes && a == sa[top] * extent[top] && b == sb[top] * extent[top]) {
-            extent[top] *= e;
-        } else {
-            extent[axes] = e;
-            sa[axes] = a;
-            sb[axes++] = b;
-        }
-    }
-    if (!axes) { extent[0] = 1; sa[0] = sb[0] = 1; axes = 1; }
-    job->axes = axes;
-    for (int i = 0; i < axes; i++) {
-        job->extent[i] = extent[axes - 1 - i];
-        job->step_a[i] = sa[axes - 1 - i];
-        job->step_b[i] = sb[axes - 1 - i];
-    }
-}
-
-typedef struct xg__zip_call {
-    void (*kernel)(const xg__zip_job *job, size_t begin, size_t end);
-    xg__zip_job job;
-} xg__zip_call;
-
-static void xg__zip_range(const void *context, size_t begin, size_t end)
-{
-    const xg__zip_call *call = (const xg__zip_call *)context;
-    call->kernel(&call->job, begin, end);
-}
-
-static void xg__run_zip(xg_tensor *y)
-{
-    xg__zip_call call;
-    memset(&call, 0, sizeof call);
-    call.kernel = y->tape->kernels->zip[xg__room_of(y->op)->kernel];
-    call.job.a = y->in[0]->data;
-    call.job.b = y->in[1]->data;
-    call.job.y = y->data;
-    xg__zip_axes(y, &call.job);
-    size_t inner = call.job.extent[call.job.axes - 1];
-    bool one_row = call.job.axes == 1;
-    xg__parallel(y->tape, one_row ? xg__blocks(y) : xg_size(y) / inner,
-                 one_row ? XG__BLOCK : inner, xg__zip_range, &call);
 }
 
 XG_API_DEF xg_tensor *xg_add(xg_tensor *a, xg_tensor *b) { return xg__emit(XG_OP_add, a, b, NULL); }
@@ -5245,24 +5289,105 @@ static bool xg__shape_sum_to(xg_tensor *y)
     return xg__refuse(y, XG_ERR_SHAPE, "each axis must stay or become 1");
 }
 
-typedef struct xg__sum_call {
-    void (*kernel)(const xg__sum_job *job, size_t begin, size_t end);
-    xg__sum_job job;
-} xg__sum_call;
+/* y[o,i,j] = sum over r, t of x[o,r,i,t,j], in double: t fastest, then r. A sum along contiguous
+ * rows (j = 1) runs in 16 lanes, which are added in pairs at the end; otherwise each of the j
+ * numbers has a sum of its own. x may wait: then its numbers are made as they are needed, and never
+ * stored. */
+typedef struct xg__sum_job {
+    const xg_tensor *x;
+    const xg__program *program;                /* makes x where it waits */
+    xg_real *y;
+    size_t r, i, t, j;
+} xg__sum_job;
 
-static void xg__sum_range(const void *context, size_t begin, size_t end)
+/* Numbers [from, from + n) of x; n as xg__sum_piece says. */
+static const xg_real *xg__sum_fetch(const xg__sum_job *job, size_t from, size_t n,
+                                    xg_real (*room)[XG__CHUNK])
 {
-    const xg__sum_call *call = (const xg__sum_call *)context;
-    call->kernel(&call->job, begin, end);
+    if (job->x->data) return job->x->data + from;
+    const xg__program *p = job->program;
+    const xg_real *base[XG__SOURCES];
+    xg__program_seek(p, from / p->row, base);
+    xg__program_run(p, base, from % p->row, n, room, room[p->steps - 1]);
+    return room[p->steps - 1];
 }
 
-/* Merges axes into runs of summed and kept ones, brings them to the kernel's form [r, i, s, j]
- * (summed, kept, summed, kept; 1 where absent), and gives what is left of them, a leading kept run
- * before two summed ones, to a loop. */
+/* How many of the n numbers from `from` on can be fetched at once: those of a row of the program. */
+static size_t xg__sum_piece(const xg__sum_job *job, size_t from, size_t n)
+{
+    if (job->x->data) return n;
+    const xg__program *p = job->program;
+    return xg__min(xg__min(n, XG__CHUNK), p->row - from % p->row);
+}
+
+/* Adds numbers [from, from + n) to the lanes. Number i goes to lane i % 16 however it is fetched: a
+ * piece that is no multiple of 16 long is followed by one that starts in the next lane. */
+static void xg__sum_row(const xg__sum_job *job, size_t from, size_t n, double *lane,
+                        xg_real (*room)[XG__CHUNK])
+{
+    const xg__kernels *kernels = job->x->tape->kernels;
+    for (size_t at = 0, piece; at < n; at += piece) {
+        size_t first = at % 16;
+        double turned[16];
+        piece = xg__sum_piece(job, from + at, n - at);
+        const xg_real *x = xg__sum_fetch(job, from + at, piece, room);
+        if (!first) {
+            kernels->sum_lanes(lane, x, piece);
+            continue;
+        }
+        for (size_t l = 0; l < 16; l++) turned[l] = lane[(l + first) % 16];
+        kernels->sum_lanes(turned, x, piece);
+        for (size_t l = 0; l < 16; l++) lane[(l + first) % 16] = turned[l];
+    }
+}
+
+/* Units are outputs; j = 1. */
+static void xg__sum_rows(const void *context, size_t begin, size_t end)
+{
+    const xg__sum_job *job = (const xg__sum_job *)context;
+    xg_real room[XG__STEPS][XG__CHUNK];
+    for (size_t o = begin; o < end; o++) {
+        double lane[16];
+        memset(lane, 0, sizeof lane);
+        for (size_t r = 0; r < job->r; r++) {
+            size_t block = (o / job->i * job->r + r) * job->i + o % job->i;
+            xg__sum_row(job, block * job->t, job->t, lane, room);
+        }
+        for (int half = 8; half > 0; half /= 2) {
+            for (int l = 0; l < half; l++) lane[l] += lane[l + half];
+        }
+        job->y[o] = (xg_real)lane[0];
+    }
+}
+
+/* Units are chunks of the j numbers of an output [o,i]. */
+static void xg__sum_columns(const void *context, size_t begin, size_t end)
+{
+    const xg__sum_job *job = (const xg__sum_job *)context;
+    xg_real room[XG__STEPS][XG__CHUNK];
+    double sum[XG__CHUNK];
+    size_t chunks = (job->j + XG__CHUNK - 1) / XG__CHUNK;
+    for (size_t unit = begin; unit < end; unit++) {
+        size_t o = unit / chunks, first = unit % chunks * XG__CHUNK;
+        size_t width = xg__min(job->j - first, XG__CHUNK);
+        memset(sum, 0, width * sizeof *sum);
+        for (size_t k = 0; k < job->r * job->t; k++) {
+            size_t block = (o / job->i * job->r + k / job->t) * job->i + o % job->i;
+            size_t from = (block * job->t + k % job->t) * job->j + first;
+            for (size_t at = 0, n; at < width; at += n) {
+                n = xg__sum_piece(job, from + at, width - at);
+                job->x->tape->kernels->sum_each(sum + at, xg__sum_fetch(job, from + at, n, room), n);
+            }
+        }
+        for (size_t c = 0; c < width; c++) job->y[o * job->j + first + c] = (xg_real)sum[c];
+    }
+}
+
+/* Merges axes into runs of kept and summed ones: o kept, r summed, i kept, t summed, j kept. */
 static void xg__run_sum_to(xg_tensor *y)
 {
-    const xg_tensor *x = y->in[0];
-    size_t run[5] = { 1, 1, 1, 1, 1 };         /* kept, summed, kept, summed, kept */
+    xg_tensor *x = y->in[0];
+    size_t run[6] = { 1, 1, 1, 1, 1, 1 };
     int slot = 0;
     for (int axis = 0; axis < 4; axis++) {
         int e = xg__extent(x->shape, axis);
@@ -5271,25 +5396,26 @@ static void xg__run_sum_to(xg_tensor *y)
         if (summed != (slot & 1)) slot++;
         run[slot] *= (size_t)e;
     }
-    size_t outer = run[0];
-    if (run[3] == 1) {                         /* one summed run: the leading one can be i */
+    if (run[3] == 1) {                         /* one summed run: let it be t */
         run[3] = run[1];
-        run[4] = run[2] * run[4];
+        run[4] = run[2];
         run[2] = run[0];
-        run[1] = outer = 1;
+        run[0] = run[1] = 1;
     }
-    xg__sum_call call;
-    call.kernel = y->tape->kernels->sum;
-    call.job.r = run[1];
-    call.job.i = run[2];
-    call.job.s = run[3];
-    call.job.j = run[4];
-    size_t taken = run[1] * run[2] * run[3] * run[4], made = run[2] * run[4];
-    for (size_t o = 0; o < outer; o++) {
-        call.job.x = x->data + o * taken;
-        call.job.y = y->data + o * made;
-        xg__parallel(y->tape, call.job.i, taken / call.job.i, xg__sum_range, &call);
-    }
+    xg__program program;
+    xg__sum_job job;
+    if (!x->data && (xg__is_dear(x->op) ? !xg__force(x) : !xg__program_open(&program, x))) return;
+    job.x = x;
+    job.program = &program;
+    job.y = y->data;
+    job.r = run[1];
+    job.i = run[2];
+    job.t = run[3];
+    job.j = run[4];
+    size_t outputs = run[0] * run[2], chunks = (job.j + XG__CHUNK - 1) / XG__CHUNK;
+    size_t taken = job.r * job.t * (x->data ? 1 : (size_t)program.steps);
+    if (job.j == 1) xg__parallel(y->tape, outputs, taken, xg__sum_rows, &job);
+    else xg__parallel(y->tape, outputs * chunks, taken * job.j / chunks, xg__sum_columns, &job);
 }
 
 XG_API_DEF xg_tensor *xg_sum_to(xg_tensor *x, xg_shape s)
@@ -6342,7 +6468,7 @@ static void xg__run_softmax(xg_tensor *y)
 {
     size_t plane = xg__plane(y), channels = (size_t)y->shape.c;
     xg__less_max(y->in[0], y->data);
-    xg__map_over(y->tape, XG__MAP_exp, y->data, y->data, xg__blocks(y), 0, 0);
+    y->tape->kernels->map[XG__MAP_exp](y->data, y->data, xg_size(y), 0, 0);
     for (size_t n = 0; n < (size_t)y->shape.n; n++) {
         for (size_t p = 0; p < plane; p++) {
             double sum = xg__softmax_sum(y->data, n, p, channels, plane);
@@ -6368,10 +6494,10 @@ static void xg__run_log_softmax(xg_tensor *y)
 {
     size_t plane = xg__plane(y), channels = (size_t)y->shape.c;
     xg__place place = xg__arena_mark(&y->tape->arena);
-    xg_real *powers = (xg_real *)xg__take(y->tape, xg__blocks(y) * XG__BLOCK * sizeof *powers);
+    xg_real *powers = xg__take_numbers(y);
     if (powers) {
         xg__less_max(y->in[0], y->data);
-        xg__map_over(y->tape, XG__MAP_exp, y->data, powers, xg__blocks(y), 0, 0);
+        y->tape->kernels->map[XG__MAP_exp](y->data, powers, xg_size(y), 0, 0);
         for (size_t n = 0; n < (size_t)y->shape.n; n++) {
             for (size_t p = 0; p < plane; p++) {
                 double shift = log(xg__softmax_sum(powers, n, p, channels, plane));
@@ -6451,9 +6577,10 @@ static xg_tensor *xg__vjp_barrier(xg_tensor *y, int i, xg_tensor *g)
 #define xg__shape_leaf NULL                    /* leaves are recorded by 4.6, never emitted */
 #define xg__run_leaf NULL
 
-#define XG__ROOM_map(name) xg__shape_map, xg__run_map, XG__MAP_##name
-#define XG__ROOM_zip(name) xg__shape_zip, xg__run_zip, XG__ZIP_##name
-#define XG__ROOM_own(name) xg__shape_##name, xg__run_##name, 0
+#define XG__ROOM_map(name) xg__shape_map, NULL, XG__LATER_MAP, XG__MAP_##name
+#define XG__ROOM_zip(name) xg__shape_zip, NULL, XG__LATER_ZIP, XG__ZIP_##name
+#define XG__ROOM_sum(name) xg__shape_##name, xg__run_##name, XG__FLUENT, 0
+#define XG__ROOM_own(name) xg__shape_##name, xg__run_##name, XG__NOW, 0
 #define XG__RULE_rule(name) xg__vjp_##name
 #define XG__RULE_none(name) NULL
 
@@ -7597,7 +7724,7 @@ static void xg__norm_track(xg_scope *s, xg_tensor *running, xg_tensor *value, do
     if (xg_failed(s->tape)) return;
     int at = xg_params_find(s->params, xg_name_of(running));
     if (at < 0 || s->params->entry[at].frozen) return;
-    xg__defer_update(s->tape, running->data, value, momentum);
+    xg__defer_update(running, value, momentum);
 }
 
 /* Batch statistics, as operations like any others: the gradient passes through mean and variance,
@@ -8396,6 +8523,9 @@ XG_API_DEF xg_code xg_optim_apply(const xg_optim *o, xg_params *params, xg_tenso
     if (!xg__optim_match(&r, params, tape, leaf, grad, count)) return xg_tape_error(tape)->code;
     double scale = xg__optim_clip(&r, params, tape, grad);
     if (scale < 0 || !xg__optim_reserve(&r, params, tape)) return xg_tape_error(tape)->code;
+
+    for (int i = 0; i < count; i++) if (!xg__keep_old(leaf[i])) return xg_tape_error(tape)->code;
+    if (!xg__prepare_updates(tape)) return xg_tape_error(tape)->code;
 
     int64_t steps = xg__steps_get(params, r.slot);
     xg__rates rates = xg__rates_of(&r, steps, scale);
