@@ -613,7 +613,7 @@ typedef struct xg_scope {
     char       prefix[96];   /* "layer1.0." while inside that block */
 } xg_scope;
 
-XG_API xg_scope xg_scope_new(xg_tape *tape, xg_params *params, xg_rng *rng, bool train);
+XG_API xg_scope xg_scope_new(xg_tape *tape, xg_params *params, xg_rng *rng, bool train); /* outermost */
 XG_API xg_scope xg_in(const xg_scope *s, const char *name);            /* inside "prefix.name." */
 XG_API xg_scope xg_in_at(const xg_scope *s, const char *name, int i);  /* inside "prefix.name.i." */
 
@@ -2302,7 +2302,8 @@ XG__INLINE void XG_(wide_store)(double *p, XG_(w) a)
 
 /* 3.2 Vector mathematics. One text for all levels, from the operations above only, so that all
  *     levels give the same bits. Largest errors, in units of the last place, over the whole range
- *     (every 7th float was tried; a denormal result is off by 1 at most):
+ *     (every 7th float was tried, for pow every 211th; a denormal result is off by 1 at most, pow on
+ *     wasm excepted):
  *
  *         exp 1.01    log 0.85    sigmoid 2.4    tanh 2.6    softplus 1.7
  *         pow  p = 2, 1/2, -1: 0.5    -1/2: 1.5    3, 3/2: 1.3    4: 1.9    other |p| <= 8: 1.3
@@ -3243,7 +3244,7 @@ typedef struct XG_(phase) { const xg_real *base; size_t image, row; } XG_(phase)
 
 /* A worker's scratch. */
 typedef struct XG_(desk) {
-    xg_real *rows, *cols, *sums, *stage, *tile, *squares, *weights;
+    xg_real *rows, *cols, *sums, *stage, *tile, *squares;
     size_t *step, *offset;
     XG_(run) *run;
     size_t room;               /* for runs                                                             */
@@ -3260,7 +3261,6 @@ static XG_(desk) XG_(desk_of)(const XG_(plan) *p, int worker)
     d.stage = (xg_real *)(void *)(memory + p->at_stage);
     d.tile = (xg_real *)(void *)(memory + p->at_tile);
     d.squares = d.tile + XG__MR * XG__NR;
-    d.weights = d.squares + 2 * XG__LANES * XG__LANES;
     d.step = (size_t *)(void *)(memory + p->at_step);
     d.offset = (size_t *)(void *)(memory + p->at_offset);
     d.run = (XG_(run) *)(void *)(memory + p->at_run);
@@ -3366,7 +3366,6 @@ static void XG_(plan_desk)(XG_(plan) *p)
     const size_t rows = (size_t)XG_(cut_length)(&p->rows), cols = (size_t)XG_(cut_length)(&p->cols);
     const size_t panels = cols / XG__NR + 1;
     size_t k = 0, stage = 0, width = cols, list;
-    const int most = !dx ? 0 : p->weights || p->rows.piece < XG__WEIGHTS ? XG__WEIGHTS : p->rows.piece;
     int i;
     for (i = 0; i < p->phases * p->phases; i++) {
         const int channels = dw && p->turned ? p->rows.group : dw ? p->cols.group : p->k.group;
@@ -3378,6 +3377,11 @@ static void XG_(plan_desk)(XG_(plan) *p)
         if (p->unpacked) width = xg__max(width, XG_(stage_size)(&p->window, &p->cols, 1));
     }
     list = xg__max(xg__max(rows, k), cols + panels) + 8;
+    if (p->weights > 0) {
+        const size_t o = (size_t)(p->conv->o / p->conv->groups);
+        stage = xg__max(stage, XG__WEIGHTS * o * (size_t)(p->conv->kh * p->conv->kw));
+        list = xg__max(list, o);
+    }
     p->panel = k * XG__NR + XG__LANES;
     p->sums_stride = (width + XG__NR - 1) / XG__NR * XG__NR;
     p->sums_size = rows * p->sums_stride;
@@ -3385,8 +3389,8 @@ static void XG_(plan_desk)(XG_(plan) *p)
     p->at_sums = XG_(after)(p->at_cols, p->unpacked ? 0 : panels * p->panel, sizeof(xg_real));
     p->at_stage = XG_(after)(p->at_sums, p->sums_size * (size_t)p->phases, sizeof(xg_real));
     p->at_tile = XG_(after)(p->at_stage, stage + XG__NR + XG__LANES, sizeof(xg_real));
-    p->at_step = XG_(after)(p->at_tile, XG__MR * XG__NR + 2 * XG__LANES * XG__LANES
-                            + (size_t)most * XG__WEIGHTS, sizeof(xg_real));
+    p->at_step = XG_(after)(p->at_tile, XG__MR * XG__NR + 2 * XG__LANES * XG__LANES,
+                            sizeof(xg_real));
     p->at_offset = XG_(after)(p->at_step, list, sizeof(size_t));
     p->at_run = XG_(after)(p->at_offset, list, sizeof(size_t));
     p->room = 4 * list;
@@ -3440,7 +3444,8 @@ static void XG_(plan_units)(XG_(plan) *p, int workers)
         else if (rows >= 32) row_target = rows / 2;
         else break;
     }
-    if (p->conv != NULL && p->conv->kind == XG__CONV_DX && p->cols.blocks > 1) {
+    if (p->conv != NULL && p->conv->kind == XG__CONV_DX
+        && (p->cols.blocks > 1 || p->phases > 1 || p->k.pieces > 1)) {
         const xg__conv_job *job = p->conv;
         p->weights = (size_t)r.minor * (size_t)job->o * (size_t)(job->kh * job->kw);
         p->weights = (p->weights + 15) / 16 * 16;
@@ -3636,39 +3641,42 @@ static xg_real *XG_(weights_dx)(const XG_(plan) *p, size_t group, XG_(span) k)
     return XG_(shared)(p) + c * (o * taps + (size_t)k.major * (size_t)p->k.minor + (size_t)k.minor);
 }
 
-/* One k block of rows [row, row + rows) of a phase. Taps are neighbours in memory, so where the phase
- * has them all this is one transposition, from o by (c, tap) to (c, tap) by o. */
-static void XG_(pack_weights_dx)(const XG_(plan) *p, size_t group, int row, int rows, XG_(span) k,
-                                 xg_real *to, const XG_(desk) *d)
+/* Taps are neighbours in memory, so a transposition takes o by (c, tap) to (c, tap) by o; these are
+ * the rows when the phase has all taps. For some rows and some o: */
+static void XG_(turn_weights)(const XG_(plan) *p, size_t group, int row, int rows, int o, int n,
+                              xg_real *to, const XG_(desk) *d)
 {
     const xg__conv_job *job = p->conv;
-    const int taps = job->kh * job->kw, length = XG_(length)(k);
+    const int taps = job->kh * job->kw;
     const size_t stride = (size_t)(job->c / job->groups) * (size_t)taps;
-    const size_t first = group * (size_t)(job->o / job->groups) + (size_t)k.major;
+    const size_t first = group * (size_t)(job->o / job->groups) + (size_t)o;
     const xg_real *w = job->pw + first * stride + (size_t)row * (size_t)taps;
-    XG_(source) s;
-    int c, t, o, i;
-    if (k.minors == taps) {
-        s = XG_(matrix_source)(w, stride, false, 0, rows * taps, 0, k.majors, d);
-        XG_(turn)(&s, to, (size_t)k.majors, 0, d->squares);
-        return;
-    }
-    for (t = 0; t < k.minors; t++) {
-        const int y = p->ky + (k.minor + t) / p->window.tx.count * p->tap_step;
-        const int x = p->kx + (k.minor + t) % p->window.tx.count * p->tap_step;
-        const xg_real *from = w + y * job->kw + x;
-        for (o = 0; o < k.majors; o += XG__WEIGHTS) {
-            const int count = k.majors - o < XG__WEIGHTS ? k.majors - o : XG__WEIGHTS;
-            for (i = 0; i < count; i++, from += stride) {
-                for (c = 0; c < rows; c++) d->weights[i * rows + c] = from[c * taps];
+    const XG_(source) s = XG_(matrix_source)(w, stride, false, 0, rows * taps, 0, n, d);
+    XG_(turn)(&s, to, (size_t)n, 0, d->squares);
+}
+
+/* A strip of rows of one phase, from a transposed strip of all its taps. */
+static void XG_(pick_weights)(const XG_(plan) *p, size_t group, int row, int rows,
+                              const xg_real *strip)
+{
+    const xg__conv_job *job = p->conv;
+    const size_t o = (size_t)(job->o / job->groups);
+    int i, c, t;
+    for (i = 0; i < p->k.blocks; i++) {
+        const XG_(span) k = XG_(block)(&p->k, i);
+        xg_real *to = XG_(weights_dx)(p, group, k) + (size_t)row * (size_t)XG_(length)(k);
+        for (c = 0; c < rows; c++) {
+            for (t = k.minor; t < k.minor + k.minors; t++, to += k.majors) {
+                const int y = p->ky + t / p->window.tx.count * p->tap_step;
+                const int x = p->kx + t % p->window.tx.count * p->tap_step;
+                const size_t line = (size_t)((c * job->kh + y) * job->kw + x);
+                XG_(put_run)(strip + line * o + (size_t)k.major, to, (size_t)k.majors);
             }
-            s = XG_(matrix_source)(d->weights, (size_t)rows, false, 0, rows, 0, count, d);
-            XG_(turn)(&s, to + t * k.majors + o, (size_t)length, 0, d->squares);
         }
     }
 }
 
-/* A strip of rows, in all phases while it is in the cache. */
+/* Prepares a strip of rows for all phases. */
 static void XG_(unit_of_weights)(const XG_(plan) *p, size_t number, int worker)
 {
     const int rows = p->rows.minor, strips = XG_(ceil_div)(rows, XG__WEIGHTS);
@@ -3677,15 +3685,11 @@ static void XG_(unit_of_weights)(const XG_(plan) *p, size_t number, int worker)
     const int count = rows - row < XG__WEIGHTS ? rows - row : XG__WEIGHTS;
     const XG_(desk) d = XG_(desk_of)(p, worker);
     XG_(plan) q = *p;
-    int phase, i;
-    for (phase = 0; phase < p->phases * p->phases; phase++) {
-        XG_(set_phase)(&q, phase / p->phases, phase % p->phases);
-        for (i = 0; i < q.k.blocks; i++) {
-            const XG_(span) k = XG_(block)(&q.k, i);
-            xg_real *to = XG_(weights_dx)(&q, group, k);
-            XG_(pack_weights_dx)(&q, group, row, count, k,
-                                 to + (size_t)row * (size_t)XG_(length)(k), &d);
-        }
+    int i;
+    XG_(turn_weights)(p, group, row, count, 0, p->conv->o / p->conv->groups, d.stage, &d);
+    for (i = 0; i < p->phases * p->phases; i++) {
+        XG_(set_phase)(&q, i / p->phases, i % p->phases);
+        XG_(pick_weights)(&q, group, row, count, d.stage);
     }
 }
 
@@ -3903,7 +3907,7 @@ static void XG_(pack)(const XG_(plan) *p, size_t problem, XG_(span) rows, XG_(sp
         if (p->weights > 0) {
             product->a = XG_(weights_dx)(p, problem, k) + (size_t)rows.minor * product->k;
         } else {
-            XG_(pack_weights_dx)(p, problem, rows.minor, rows.minors, k, d->rows, d);
+            XG_(turn_weights)(p, problem, rows.minor, rows.minors, k.major, k.majors, d->rows, d);
         }
     } else {
         s = XG_(rows_source)(p, problem, rows, k, d);

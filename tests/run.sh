@@ -138,6 +138,13 @@ else
     skip neon "aarch64-linux-gnu-gcc or qemu-aarch64 is not installed"
 fi
 
+# WebAssembly with SIMD, run by node.
+if have clang && have wasm-ld && have node && [ -e /usr/include/wasm32-wasi ]; then
+    for name in test_kernels test_ops; do suite "wasm-$name" sh tests/wasm.sh "$name"; done
+else
+    skip wasm "clang, wasm-ld, node or wasi-libc is not installed"
+fi
+
 # ---- run, and add up -------------------------------------------------------------------------------
 
 # The sanitized programs need their build first.

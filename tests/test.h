@@ -14,10 +14,17 @@
 
 #include "xguide.h"
 #include <math.h>
-#include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#ifdef __wasm__          /* nothing to jump with there: a test that is left early ends the program */
+typedef int jmp_buf;
+#define setjmp(where) ((void)(where), 0)
+#define longjmp(where, how) exit(how)
+#else
+#include <setjmp.h>
+#endif
 
 /* C++ and C99 both: one state object a program, so no extern and no header-only tricks. */
 typedef struct test_state {

@@ -490,6 +490,77 @@ static void test_bounds_can_be_trained_through(void)
     xg_tape_free(t);
 }
 
+static void test_rule_tables(void)
+{
+    static const xg_real in[] = { 1, -1, 2 };
+    xg_tape *t = xg_tape_new(NULL);
+    xg_tensor *x = xg_leaf(t, xg_shape4(1, 1, 1, 3), in), *g;
+    static const xg_real up[] = { 3, 5, -7 };
+    xg_tensor *y = xg_relu(x), *seed = xg_leaf(t, xg_shape4(1, 1, 1, 3), up);
+    static const double expected[3][3] = { { 3, 0, -7 }, { 3, 0, 0 }, { 3, 5, 0 } };
+    xg_rules table[3];
+    table[0] = xg_rules_plain();                        /* where x > 0                                */
+    table[1] = xg_rules_guided();                       /* and the cotangent is positive              */
+    table[2] = xg_rules_deconv();                       /* where the cotangent is positive            */
+    for (int k = 0; k < 3; k++) {
+        xg_grads(y, seed, &x, 1, &table[k], &g);
+        for (int i = 0; i < 3; i++) CHECK_NEAR(xg_data(g)[i], expected[k][i], 0);
+    }
+    CHECK_NEAR(xg_data(xg_neg(x))[2], -2, 0);
+    CHECK_OK(t);
+    xg_tape_free(t);
+}
+
+static void test_names_of_things(void)
+{
+    xg_tape *t = xg_tape_new(NULL);
+    xg_window k = { 1, 2, 1, 0, 1, 1 };
+    static const xg_real in[] = { 1, 4, 2 };
+    xg_tensor *where = xg_argpool(xg_leaf(t, xg_shape4(1, 1, 1, 3), in), k);
+    CHECK_NEAR(xg_data(where)[0], 1, 0);
+    CHECK_NEAR(xg_data(where)[1], 1, 0);
+    CHECK(!strcmp(xg_op_name(xg_op_of(where)), "argpool") && strlen(xg_op_formula(XG_OP_conv2d)) > 3);
+    CHECK(!strcmp(xg_op_name(XG_OP_COUNT), "?"));
+    CHECK(!strcmp(xg_version(), XG_VERSION));
+    const char *forced = getenv("XG_SIMD");
+    CHECK(!strcmp(xg_tape_simd(t), forced && forced[0] ? forced : xg_simd_best()));
+    xg_tape_free(t);
+}
+
+/* What waits reads the numbers of the moment it was written down, not those of when it is asked. */
+static void test_waiting_results_keep_old_numbers(void)
+{
+    xg_tape *t = xg_tape_new(NULL);
+    xg_params *p = xg_params_new(NULL);
+    xg_rng rng = xg_rng_seed(1);
+    xg_scope s = xg_scope_new(t, p, &rng, true);
+    xg_tensor *x = xg_scalar(t, 2), *twice = xg_affine(x, 2, 0);
+    xg_leaf_data(x)[0] = 5;
+    CHECK_NEAR(xg_item(twice), 4, 0);
+    CHECK_NEAR(xg_item(xg_affine(x, 2, 0)), 10, 0);
+
+    xg_mark mark = xg_tape_mark(t);
+    xg_tensor *w = xg_param(&s, "w", xg_shape4(1, 1, 1, 1), XG_INIT_ONE, 1);
+    xg_tensor *flat = xg_reshape(w, xg_shape4(1, 1, 1, 1)), *asked_late = xg_affine(flat, 3, 0);
+    xg_optim sgd;
+    memset(&sgd, 0, sizeof sgd);
+    sgd.lr = 0.5;
+    CHECK(xg_optim_step(&sgd, p, xg_square(w)) == XG_ERR_OK);   /* w: 1 - 0.5 * 2 = 0                 */
+    CHECK_NEAR(xg_params_data(p, 0)[0], 0, 0);
+    CHECK_NEAR(xg_item(asked_late), 3, 0);
+    xg_tape_release(t, mark);
+
+    xg_tensor *before = xg_affine(x, 1, 1);             /* waits; asked for only inside a mark        */
+    mark = xg_tape_mark(t);
+    CHECK_NEAR(xg_item(before), 6, 0);
+    xg_tape_release(t, mark);
+    leaf(t, 1, 1, 64, 64);                              /* takes the memory that was released         */
+    CHECK_NEAR(xg_item(before), 6, 0);
+    CHECK_OK(t);
+    xg_tape_free(t);
+    xg_params_free(p);
+}
+
 static void test_random_numbers(void)
 {
     xg_rng a = xg_rng_seed(42), b = xg_rng_seed(42), c = xg_rng_seed(43);
@@ -527,5 +598,8 @@ TEST_MAIN(
     TEST(test_bounds_contain_the_net)
     TEST(test_split_adds_up)
     TEST(test_bounds_can_be_trained_through)
+    TEST(test_rule_tables)
+    TEST(test_names_of_things)
+    TEST(test_waiting_results_keep_old_numbers)
     TEST(test_random_numbers)
 )

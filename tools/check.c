@@ -85,8 +85,10 @@ static void check_index(const char *path, const text *t)
             snprintf(tag, sizeof tag, half ? "[%d]" : "[A%d]", number);
             for (int i = 0; i < t->lines; i++) {
                 const char *at = strstr(t->line[i], tag);
-                /* In code [4] is an array's extent: only comment lines that lead with the tag count. */
-                if (at && strspn(t->line[i], " */") == (size_t)(at - t->line[i])) seen++;
+                const char *lead = t->line[i] + strspn(t->line[i], " */");
+                /* In code [4] is an array's extent: a tag counts where it leads a comment line, or
+                 * follows the other half's tag in the index. */
+                if (at && (at == lead || (lead[0] == '[' && lead[1] == 'A'))) seen++;
             }
             if (seen != 2) complain(path, 1, "not exactly once in the index and once on a banner", tag);
         }
