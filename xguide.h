@@ -349,10 +349,10 @@ XG_API const char *xg_name_of(const xg_tensor *x);                     /* its na
  *  [A5] operations: all differentiable to any order unless marked 'selector' (gradient zero)      *
  * ============================================================================================== */
 
-/* 5.0 The list of all primitive operations: X(name, operands, kernel, gradient, formula).
- *     kernel    map: pointwise, zip: broadcasting pair (both wait until their numbers are asked for),
- *               sum: a sum over axes, own: anything else, with xg__shape_NAME and xg__run_NAME
- *     gradient  rule: xg__vjp_NAME, none: piecewise constant */
+/* 5.0 The list of all primitive operations: X(name, operands, kernel, gradient, formula). kernel
+ *     map: pointwise, zip: broadcasting pair (both wait until their numbers are asked for), sum:
+ *     a sum over axes, own: anything else, with xg__shape_NAME and xg__run_NAME gradient rule:
+ *     xg__vjp_NAME, none: piecewise constant */
 #define XG_OPS(X)                                                                                  \
     X(leaf,           0, own, none, "data")                                                        \
     X(exp,            1, map, rule, "e^x")                                                         \
@@ -613,7 +613,8 @@ typedef struct xg_scope {
     char       prefix[96];   /* "layer1.0." while inside that block */
 } xg_scope;
 
-XG_API xg_scope xg_scope_new(xg_tape *tape, xg_params *params, xg_rng *rng, bool train); /* outermost */
+/* The outermost scope, and those inside it. */
+XG_API xg_scope xg_scope_new(xg_tape *tape, xg_params *params, xg_rng *rng, bool train);
 XG_API xg_scope xg_in(const xg_scope *s, const char *name);            /* inside "prefix.name." */
 XG_API xg_scope xg_in_at(const xg_scope *s, const char *name, int i);  /* inside "prefix.name.i." */
 
@@ -776,8 +777,8 @@ XG_API xg_tensor *xg_guided_backprop(xg_tensor *score, xg_tensor *u);  /* sum_c,
 XG_API xg_tensor *xg_deconvnet(xg_tensor *score, xg_tensor *u);        /* sum_c, deconv rules */
 /* sum_c u_c ds/du_c (Rao 2023, 3.1). On a bias-free net these are integrated gradients (2.2). */
 XG_API xg_tensor *xg_input_x_gradient(xg_tensor *score, xg_tensor *u);
-/* The same under explain rules: contributions in a B-cos net; they add up to the logit less its bias
- * in eval mode (Rao 2023, 3.1). */
+/* The same under explain rules: contributions in a B-cos net; they add up to the logit less its
+ * bias in eval mode (Rao 2023, 3.1). */
 XG_API xg_tensor *xg_bcos_map(xg_tensor *score, xg_tensor *u);
 
 /* relu(sum_c a_c u_c) with a_c the mean of ds/du_c over the plane (Selvaraju 2017). */
@@ -1372,7 +1373,7 @@ typedef struct xg__team {
     void (*parallel)(void *user, int tasks, void (*run)(void *context, int task, int worker),
                      void *context);
     void  *user;
-    xg_real *scratch;          /* as many bytes as the job's ..._scratch function asked for          */
+    xg_real *scratch;          /* as many bytes as the job's ..._scratch function asked for */
 } xg__team;
 
 /* Pointwise along a row of n numbers, y possibly in the place of an operand. p and q are the
@@ -1391,8 +1392,9 @@ typedef struct xg__gemm_job {
     size_t step_a, step_b, step_c;
 } xg__gemm_job;
 
-/* One of the convolution trio; x [n,c,h,w], w [o,c/groups,kh,kw], g [n,o,oh,ow]. `y` is the one that is
- * computed: g for forward, x for input gradient, w for weight gradient; its own pointer is unused. */
+/* One of the convolution trio; x [n,c,h,w], w [o,c/groups,kh,kw], g [n,o,oh,ow]. `y` is the one
+ * that is computed: g for forward, x for input gradient, w for weight gradient; its own pointer
+ * is unused. */
 typedef enum xg__conv_kind { XG__CONV, XG__CONV_DX, XG__CONV_DW } xg__conv_kind;
 typedef struct xg__conv_job {
     xg__conv_kind kind;
@@ -1401,8 +1403,8 @@ typedef struct xg__conv_job {
     xg_real *y;
 } xg__conv_job;
 
-/* The pointwise operations that have a vector kernel: X(name, expression in v, p, q) and, for pairs,
- * X(name, expression in a, b). */
+/* The pointwise operations that have a vector kernel: X(name, expression in v, p, q) and, for
+ * pairs, X(name, expression in a, b). */
 #define XG__MAPS(X) X(exp) X(log) X(sqrt) X(pow) X(sigmoid) X(tanh) X(softplus) X(abs) X(affine) \
     X(relu) X(clamp) X(sign) X(step) X(within)
 #define XG__ZIPS(X) X(add) X(sub) X(mul) X(div) X(max) X(min) X(less) X(gate)
@@ -1422,14 +1424,14 @@ enum {
 
 /* One instruction set's kernels. */
 typedef struct xg__kernels {
-    const char *name;                                           /* "avx512"                          */
+    const char *name;                                           /* "avx512" */
     xg__map_row map[XG__MAP_COUNT];
     xg__zip_row zip[XG__ZIP_COUNT];
-    void   (*sum_lanes)(double *lane, const xg_real *x, size_t n);  /* lane[i % 16] += x[i]          */
-    void   (*sum_each)(double *sum, const xg_real *x, size_t n);    /* sum[i] += x[i]                */
-    size_t (*gemm_scratch)(const xg__gemm_job *job, int workers);   /* bytes                         */
+    void   (*sum_lanes)(double *lane, const xg_real *x, size_t n);  /* lane[i % 16] += x[i] */
+    void   (*sum_each)(double *sum, const xg_real *x, size_t n);    /* sum[i] += x[i] */
+    size_t (*gemm_scratch)(const xg__gemm_job *job, int workers);   /* bytes */
     void   (*gemm)(const xg__gemm_job *job, const xg__team *team);
-    size_t (*conv_scratch)(const xg__conv_job *job, int workers);   /* bytes                         */
+    size_t (*conv_scratch)(const xg__conv_job *job, int workers);   /* bytes */
     void   (*conv)(const xg__conv_job *job, const xg__team *team);
 } xg__kernels;
 
@@ -2301,16 +2303,12 @@ XG__INLINE void XG_(wide_store)(double *p, XG_(w) a)
 #endif /* levels */
 
 /* 3.2 Vector mathematics. One text for all levels, from the operations above only, so that all
- *     levels give the same bits. Largest errors, in units of the last place, over the whole range
- *     (every 7th float was tried, for pow every 211th; a denormal result is off by 1 at most, pow on
- *     wasm excepted):
- *
- *         exp 1.01    log 0.85    sigmoid 2.4    tanh 2.6    softplus 1.7
- *         pow  p = 2, 1/2, -1: 0.5    -1/2: 1.5    3, 3/2: 1.3    4: 1.9    other |p| <= 8: 1.3
- *              p = 33: 2.3    100: 7    (on wasm, which has no fma, up to 65)
- *
- *     0, infinities and NaN go where <math.h> sends them. In the double build that is what is
- *     called. */
+ *     levels give the same bits. Largest errors, in units of the last place, over the whole
+ *     range (every 7th float was tried, for pow every 211th; a denormal result is off by 1 at
+ *     most, pow on wasm excepted): exp 1.01 log 0.85 sigmoid 2.4 tanh 2.6 softplus 1.7 pow p =
+ *     2, 1/2, -1: 0.5 -1/2: 1.5 3, 3/2: 1.3 4: 1.9 other |p| <= 8: 1.3 p = 33: 2.3 100: 7 (on
+ *     wasm, which has no fma, up to 65) 0, infinities and NaN go where <math.h> sends them. In
+ *     the double build that is what is called. */
 
 #ifdef XG_DOUBLE
 
@@ -2624,8 +2622,9 @@ XG__ZIP(min,  XG_(select)(XG_(less_equal)(a, b), a, b))
 XG__ZIP(less, XG_(truth)(XG_(less)(a, b)))
 XG__ZIP(gate, XG_(select)(XG_(less)(XG_(set1)(0), b), a, XG_(set1)(0)))
 
-/* 3.4 Sums, in double, along a row: all of it, into 16 partial sums that take every 16th number each;
- *     or each number to a sum of its own. Lanes are the same on every level, so bits are too. */
+/* 3.4 Sums, in double, along a row: all of it, into 16 partial sums that take every 16th number
+ *     each; or each number to a sum of its own. Lanes are the same on every level, so bits are
+ *     too. */
 
 static void XG_(sum_lanes)(double *lane, const xg_real *x, size_t n)
 {
@@ -2664,125 +2663,138 @@ static void XG_(sum_each)(double *sum, const xg_real *x, size_t n)
  *  3.5 gemm and convolution                                                                      *
  * ============================================================================================== *
  *
- * One driver multiplies matrices: out[r,c] = sum over k of rows[r,k] * cols[k,c]. Matrix products and
- * the three convolutions differ only in what their rows, columns and k are, and where these lie:
+ * One driver multiplies matrices: out[r,c] = sum over k of rows[r,k] * cols[k,c]. The matrix
+ * product and the three convolutions differ in what rows, columns and k are, and where these lie:
  *
- *                        rows            columns              k
- *     gemm               i of op(A)      j of op(B)           k                    (or rows from B)
- *     conv               o               (n, oy, ox)          (c, ky, kx)
- *     conv_dx            c               (n, y, x)            (o, ky, kx)     one phase at a time
- *     conv_dw            o               (c, ky, kx)          (n, oy, ox)     (or rows and columns
- *                                                                              exchanged)
+ *                 rows         columns          k
+ *     gemm        i of op(A)   j of op(B)       k                (or columns of B by rows of A)
+ *     conv        o            (n, oy, ox)      (c, ky, kx)
+ *     conv_dx     c            (n, y, x)        (o, ky, kx)      by phases of the stride
+ *     conv_dw     o            (c, ky, kx)      (n, oy, ox)      (or rows and columns exchanged)
  *
- * The outputs are cut in units, a block of rows by a block of columns; k is cut in blocks too. A unit
- * is one worker's: for each k block it packs its rows and its columns into scratch small enough for
- * the cache, in the order in which the micro-kernel reads them, and multiplies. The micro-kernel keeps
- * XG__MR rows x XG__NV vectors of columns in registers; a number of `rows` is broadcast, so rows lie
- * with k innermost; columns lie in panels of XG__NR = XG__NV * XG__LANES, k by k.
+ * Outputs are cut into units, a block of rows by a block of columns, and k into blocks. A unit is
+ * one worker's. For each k block it packs its rows and columns into scratch that fits the cache, as
+ * the micro-kernel wants to read them, and multiplies. The micro-kernel keeps XG__MR rows by XG__NV
+ * vectors of columns in registers. It broadcasts numbers of a row, so rows lie with k innermost
+ * (often they do so already and are not packed); columns lie in panels of XG__NR, k by k.
  *
- * No im2col buffer is made: what a k block of a convolution needs of its image is copied once, padding
- * included, to a stage (3.5.4), from where packing is copying runs of neighbours.
+ * There is no im2col buffer: what a k block needs of its images is copied once, with padding, to a
+ * stage (3.5.4), where each tap sees neighbouring pixels as neighbours. Packing then copies runs.
  *
- * Numeric contract. The sum over a k block is a chain of fma from 0, in the order of k; blocks are
- * added to the output in order. Blocks are those of XG_(cut_axis) with XG__BLOCK_K; sums so long that
- * their outputs are too few to share among workers are cut further, in XG_(chunks) chunks of blocks,
- * added in order. Both follow from the shapes alone. Everything else (what is vectorised, how units
- * are cut, which operand gives the rows) may be chosen for speed: it cannot change a bit.              */
+ * Numeric contract. The sum over a k block is a chain of fma in the order of k, from 0; blocks are
+ * added to the output in order. They are those of XG_(cut_axis) with XG__BLOCK_K. Where outputs are
+ * few and sums long, k is also cut in chunks of blocks (XG_(chunks_for)), which are added in order.
+ * Both depend on the shapes alone. All else (what is vectorised, how units are cut, which operand
+ * gives the rows) cannot change a bit and is chosen for speed. */
 
 #undef XG__MR
 #undef XG__NV
-#if XG__LANES == 16       /* 32 registers: 24 sums, 3 vectors of columns, one broadcast number         */
+#if XG__LANES == 16            /* 32 registers: 24 sums, 3 vectors of columns, 1 number of a row  */
 #define XG__MR 8
 #define XG__NV 3
-#else                     /* 16 registers: 12 sums, 2 vectors of columns, one broadcast number         */
+#else                          /* 16 registers: 12 sums, 2 vectors of columns, 1 number of a row  */
 #define XG__MR 6
 #define XG__NV 2
 #endif
 #define XG__NR (XG__NV * XG__LANES)
 
-#define XG__BLOCK_K    288     /* the longest k block; 32 channels of a 3x3 window                     */
-#define XG__BLOCK_ROWS 512     /* a unit, unless it is cut finer for the workers' sake ...             */
+#define XG__BLOCK_K    288     /* the longest k block: 32 channels of a 3x3 window                */
+#define XG__BLOCK_ROWS 512     /* a unit, unless it is cut finer for the workers' sake            */
 #define XG__BLOCK_COLS 400
-#define XG__BLOCK_AREA 102400  /* ... or has few rows or columns: then it may have so many outputs     */
-#define XG__WEIGHTS 16     /* a unit of transposing an input gradient's weights                    */
+#define XG__BLOCK_AREA 102400  /* outputs of a unit that has few rows or few columns              */
+#define XG__STRIP      16      /* rows of an input gradient's weights transposed at a time        */
 
-/* 3.5.1 Cutting. Every axis is `major` times `minor` long: (images, pixels), (channels, taps), (1, n).
- *       A block is several whole majors, or a piece of one. */
+/* The processor reads ahead along a run of numbers, but not from one run to the next. */
+#if defined(__GNUC__) || defined(__clang__)
+#define XG__PREFETCH(pointer, ahead) \
+    __builtin_prefetch((const void *)((uintptr_t)(pointer) + (size_t)(ahead) * sizeof(xg_real)))
+#else
+#define XG__PREFETCH(pointer, ahead) ((void)0)
+#endif
+
+/* 3.5.1 Cutting. Each axis is `major` times `minor` long: (images, pixels), (channels, taps) or
+ *       (1, n). A block is several whole majors, or a piece of one. */
 typedef struct XG_(cut) {
-    int major, minor;
-    int group, piece;          /* extents of a block; one of the two is cut                            */
-    int pieces, blocks;        /* blocks of a major; all blocks                                        */
+    size_t major, minor;
+    size_t group, piece;       /* extents of a block; one of the two is a whole axis              */
+    size_t pieces, blocks;     /* blocks of one major; blocks in all                              */
 } XG_(cut);
 
-typedef struct XG_(span) {     /* one block: majors [major, major + majors), minors likewise           */
-    int major, majors, minor, minors;
-} XG_(span);
+/* One block: majors [major, major + majors), minors likewise. */
+typedef struct XG_(span) { size_t major, majors, minor, minors; } XG_(span);
 
-XG__INLINE int XG_(ceil_div)(int a, int b) { return a / b + (a % b > 0); }
+XG__INLINE size_t XG_(ceil_div)(size_t a, size_t b) { return (a + b - 1) / b; }
 
-XG__INLINE int XG_(floor_div)(int a, int b) { return a / b - (a % b < 0); }
+XG__INLINE size_t XG_(round_up)(size_t a, size_t unit) { return (a + unit - 1) / unit * unit; }
 
-/* Blocks of about `target`, as equal as can be; pieces are a multiple of `unit` long, but the last. */
-static XG_(cut) XG_(cut_axis)(int major, int minor, int target, int unit)
+/* An axis that is not cut yet; negative extents count as 0. */
+static XG_(cut) XG_(axis)(int major, int minor)
 {
     XG_(cut) cut;
-    cut.major = major;
-    cut.minor = minor;
-    cut.group = 1;
-    cut.piece = minor;
-    cut.pieces = 1;
+    cut.major = major > 0 ? (size_t)major : 0;
+    cut.minor = minor > 0 ? (size_t)minor : 0;
+    cut.group = cut.pieces = 1;
+    cut.piece = cut.minor;
     cut.blocks = 0;
-    if (major < 1 || minor < 1) return cut;
-    if (minor > target) {
-        cut.piece = XG_(ceil_div)(XG_(ceil_div)(minor, XG_(ceil_div)(minor, target)), unit) * unit;
-        cut.pieces = XG_(ceil_div)(minor, cut.piece);
-        cut.piece = cut.piece < minor ? cut.piece : minor;
-    } else {
-        cut.group = XG_(ceil_div)(major, XG_(ceil_div)(major, target / minor));
-    }
-    cut.blocks = XG_(ceil_div)(major, cut.group) * cut.pieces;
     return cut;
 }
 
-XG__INLINE int XG_(cut_length)(const XG_(cut) *cut) { return cut->group * cut->piece; }
+/* Cuts blocks of about `target`, as equal as can be. All pieces but one are multiples of `unit`. */
+static XG_(cut) XG_(cut_axis)(XG_(cut) cut, size_t target, size_t unit)
+{
+    cut.group = cut.pieces = 1;
+    cut.piece = cut.minor;
+    cut.blocks = 0;
+    if (cut.major == 0 || cut.minor == 0) return cut;
+    if (cut.minor > target) {
+        const size_t count = XG_(ceil_div)(cut.minor, target);
+        cut.piece = XG_(round_up)(XG_(ceil_div)(cut.minor, count), unit);
+        cut.pieces = XG_(ceil_div)(cut.minor, cut.piece);
+        cut.piece = xg__min(cut.piece, cut.minor);
+    } else {
+        cut.group = XG_(ceil_div)(cut.major, XG_(ceil_div)(cut.major, target / cut.minor));
+    }
+    cut.blocks = XG_(ceil_div)(cut.major, cut.group) * cut.pieces;
+    return cut;
+}
 
-XG__INLINE int XG_(length)(XG_(span) span) { return span.majors * span.minors; }
-
-static XG_(span) XG_(block)(const XG_(cut) *cut, int i)
+static XG_(span) XG_(block)(const XG_(cut) *cut, size_t i)
 {
     XG_(span) span;
     span.major = i / cut->pieces * cut->group;
     span.minor = i % cut->pieces * cut->piece;
-    span.majors = cut->major - span.major < cut->group ? cut->major - span.major : cut->group;
-    span.minors = cut->minor - span.minor < cut->piece ? cut->minor - span.minor : cut->piece;
+    span.majors = xg__min(cut->major - span.major, cut->group);
+    span.minors = xg__min(cut->minor - span.minor, cut->piece);
     return span;
 }
 
-/* 3.5.2 Packing. A block of an operand has an index that jumps, number i starting at base + offset[i],
- *       and an index whose numbers are neighbours, in runs. */
+XG__INLINE size_t XG_(length)(XG_(span) span) { return span.majors * span.minors; }
+
+XG__INLINE size_t XG_(longest)(const XG_(cut) *cut) { return cut->group * cut->piece; }
+
+/* Where a span begins, counted along the axis. */
+XG__INLINE size_t XG_(start)(const XG_(cut) *cut, XG_(span) span)
+{
+    return span.major * cut->minor + span.minor;
+}
+
+/* 3.5.2 Packing. One index of an operand's block jumps, number i beginning at base + offset[i];
+ *       along the other, numbers are neighbours, in runs. */
 typedef struct XG_(run) { size_t from, to, length; } XG_(run);
 
 typedef struct XG_(source) {
     const xg_real *base;
     const size_t *offset;
     size_t offsets;
-    size_t stride;             /* the step of offset[] where it is even, else 0                        */
+    size_t stride;             /* the step between offsets if it is even, else 0                  */
     XG_(run) *run;
-    size_t runs, room;         /* so many, and so many fit in the list                                 */
-    bool along_k;              /* the runs are along k, and the offsets along rows or columns          */
-    bool loose;                /* a vector may be read where a run ends                                */
+    size_t runs, room;         /* so many there are, so many the list could hold                  */
+    bool along_k;              /* runs are along k, offsets along rows or columns                 */
+    bool loose;                /* reading a whole vector at the end of a run is allowed           */
 } XG_(source);
 
-/* The processor reads ahead along a run, but not from one run to the next. */
-#if defined(__GNUC__) || defined(__clang__)
-#define XG__PREFETCH(pointer, ahead) \
-    __builtin_prefetch((const void *)((uintptr_t)(pointer) + (ahead) * sizeof(xg_real)))
-#else
-#define XG__PREFETCH(pointer, ahead) ((void)0)
-#endif
-
-/* Copies a run whose like lies `ahead` of it. The last vector is stored whole: what it spills is
- * overwritten by what follows, so in the end `to` needs XG__LANES more. */
+/* Copies a run; `ahead` lies one that will be copied soon. The last vector is stored whole: what it
+ * spills is overwritten by what follows, and behind all of it there must be room for a vector. */
 XG__INLINE void XG_(copy_run)(const xg_real *from, xg_real *to, size_t length, size_t ahead)
 {
     size_t e = 0;
@@ -2796,16 +2808,8 @@ XG__INLINE void XG_(copy_run)(const xg_real *from, xg_real *to, size_t length, s
     }
 }
 
-/* The same, but writing no further than the run. */
-XG__INLINE void XG_(put_run)(const xg_real *from, xg_real *to, size_t length)
-{
-    size_t e = 0;
-    for (; e + XG__LANES <= length; e += XG__LANES) XG_(store)(to + e, XG_(load)(from + e));
-    if (e < length) XG_(store_part)(to + e, XG_(load_part)(from + e, length - e), length - e);
-}
-
-/* Every step-th number of a run. */
-XG__INLINE void XG_(copy_steps)(const xg_real *from, xg_real *to, size_t length, size_t step,
+/* The same with every step-th number, spilling nothing. */
+XG__INLINE void XG_(copy_steps)(const xg_real *from, size_t step, xg_real *to, size_t length,
                                 size_t ahead)
 {
     size_t e;
@@ -2819,6 +2823,21 @@ XG__INLINE void XG_(copy_steps)(const xg_real *from, xg_real *to, size_t length,
     for (; length > 0; length--, from += step) *to++ = *from;
 }
 
+/* Stores a run (or adds it to what is there), spilling nothing. */
+XG__INLINE void XG_(put_run)(const xg_real *from, xg_real *to, size_t length, bool add)
+{
+    size_t e = 0;
+    for (; e + XG__LANES <= length; e += XG__LANES) {
+        const XG_(v) v = XG_(load)(from + e);
+        XG_(store)(to + e, add ? XG_(add)(XG_(load)(to + e), v) : v);
+    }
+    if (e < length) {
+        const size_t n = length - e;
+        const XG_(v) v = XG_(load_part)(from + e, n);
+        XG_(store_part)(to + e, add ? XG_(add)(XG_(load_part)(to + e, n), v) : v, n);
+    }
+}
+
 /* to[i * pitch + run.to + e] = source[i][run.from + e]. */
 static void XG_(copy)(const XG_(source) *s, xg_real *to, size_t pitch)
 {
@@ -2826,7 +2845,7 @@ static void XG_(copy)(const XG_(source) *s, xg_real *to, size_t pitch)
     size_t i;
     for (i = 0; i < s->offsets; i++, to += pitch) {
         const xg_real *from = s->base + s->offset[i];
-        if (s->loose) {
+        if (s->loose) {        /* runs are no longer than a vector (see cut_runs) */
             for (run = s->run; run < end; run++) {
                 XG_(store)(to + run->to, XG_(load)(from + run->from));
             }
@@ -2838,20 +2857,47 @@ static void XG_(copy)(const XG_(source) *s, xg_real *to, size_t pitch)
     }
 }
 
-/* One square: to[e * pitch + i] = source[i][from + e] for i < rows, e < columns; tile is room for two.
- * `whole`: rows that are missing count as zeros and are stored. */
-static void XG_(turn_square)(const XG_(source) *s, size_t first, size_t rows, size_t from,
-                             size_t columns, xg_real *to, size_t pitch, bool whole, xg_real *tile)
+/* Prepares runs for copying. Runs of columns (panel != 0) are cut where a panel ends, runs of a
+ * loose source into vectors. */
+static void XG_(cut_runs)(XG_(source) *s, size_t panel)
 {
-    xg_real *turned = tile + XG__LANES * XG__LANES;
-    size_t i, e;
-    for (i = 0; i < rows; i++) {
-        const xg_real *p = s->base + s->offset[first + i] + from;
-        XG_(store)(tile + i * XG__LANES,
-                   columns < XG__LANES ? XG_(load_part)(p, columns) : XG_(load)(p));
+    XG_(run) *old = s->run + s->room - s->runs, *run = s->run;
+    size_t r;
+    memmove(old, s->run, s->runs * sizeof *old);
+    for (r = 0; r < s->runs; r++) {
+        XG_(run) rest = old[r];
+        while (rest.length > 0) {
+            size_t part = rest.length;
+            if (panel) part = xg__min(part, XG__NR - rest.to % XG__NR);
+            if (s->loose) part = xg__min(part, XG__LANES);
+            *run = rest;
+            run->length = part;
+            if (panel) run->to = rest.to / XG__NR * panel + rest.to % XG__NR;
+            run++;
+            rest.from += part;
+            rest.to += part;
+            rest.length -= part;
+        }
     }
-    for (; i < XG__LANES; i++) XG_(store)(tile + i * XG__LANES, XG_(set1)(0));
-    XG_(transpose)(tile, XG__LANES, turned, XG__LANES);
+    s->runs = (size_t)(run - s->run);
+}
+
+/* A square or part of one: to[e * pitch + i] = source[first + i][from + e], i < rows, e < columns.
+ * With `whole`, missing rows are stored too, as zeros. At `room`, there is room for two squares. */
+static void XG_(turn_square)(const XG_(source) *s, size_t first, size_t rows, size_t from,
+                             size_t columns, xg_real *to, size_t pitch, bool whole, xg_real *room)
+{
+    xg_real *turned = room + XG__LANES * XG__LANES;
+    size_t i, e;
+    for (i = 0; i < XG__LANES; i++) {
+        XG_(v) v = XG_(set1)(0);
+        if (i < rows) {
+            const xg_real *p = s->base + s->offset[first + i] + from;
+            v = columns < XG__LANES ? XG_(load_part)(p, columns) : XG_(load)(p);
+        }
+        XG_(store)(room + i * XG__LANES, v);
+    }
+    XG_(transpose)(room, XG__LANES, turned, XG__LANES);
     for (e = 0; e < columns; e++) {
         const XG_(v) v = XG_(load)(turned + e * XG__LANES);
         if (whole || rows == XG__LANES) XG_(store)(to + e * pitch, v);
@@ -2859,9 +2905,9 @@ static void XG_(turn_square)(const XG_(source) *s, size_t first, size_t rows, si
     }
 }
 
-/* Exchanges the two indices: to[(run.to + e) * pitch + i] = source[i][run.from + e]. With panel != 0,
- * `to` is column panels of that size, and i is a column. */
-static void XG_(turn)(const XG_(source) *s, xg_real *to, size_t pitch, size_t panel, xg_real *tile)
+/* Exchanges the two indices: to[(run.to + e) * pitch + i] = source[i][run.from + e]. If panel != 0,
+ * `to` is panels of columns of that size, and i is a column. */
+static void XG_(turn)(const XG_(source) *s, xg_real *to, size_t pitch, size_t panel, xg_real *room)
 {
     size_t r, e, i;
     for (r = 0; r < s->runs; r++) {
@@ -2875,47 +2921,35 @@ static void XG_(turn)(const XG_(source) *s, xg_real *to, size_t pitch, size_t pa
                 if (s->stride && rows == XG__LANES && columns == XG__LANES) {
                     XG_(transpose)(s->base + s->offset[i] + from, s->stride, place, pitch);
                 } else {
-                    XG_(turn_square)(s, i, rows, from, columns, place, pitch, panel != 0, tile);
+                    XG_(turn_square)(s, i, rows, from, columns, place, pitch, panel != 0, room);
                 }
             }
         }
     }
 }
 
-/* Prepares runs for copying. Those of columns (panel != 0) are cut where a panel ends; those of a
- * loose source, into vectors. */
-static void XG_(cut_runs)(XG_(source) *s, size_t panel)
-{
-    XG_(run) *old = s->run + s->room - s->runs;
-    XG_(run) *run = s->run;
-    size_t r;
-    memmove(old, s->run, s->runs * sizeof *old);
-    for (r = 0; r < s->runs; r++) {
-        XG_(run) rest = old[r];
-        while (rest.length > 0) {
-            size_t part = rest.length;
-            if (panel) part = xg__min(part, XG__NR - rest.to % XG__NR);
-            if (s->loose) part = xg__min(part, XG__LANES);
-            run->from = rest.from;
-            run->to = panel ? rest.to / XG__NR * panel + rest.to % XG__NR : rest.to;
-            run->length = part;
-            run++;
-            rest.from += part;
-            rest.to += part;
-            rest.length -= part;
-        }
-    }
-    s->runs = (size_t)(run - s->run);
-}
+/* 3.5.3 Multiplying. A packed block of rows times a packed block of columns: */
+typedef struct XG_(product) {
+    size_t rows, columns, k;
+    const xg_real *a;          /* row i begins at a + i * a_stride                                */
+    size_t a_stride;
+    const xg_real *b;          /* panel p begins at b + p * panel, its line t step[t] further on  */
+    size_t panel;
+    const size_t *step;
+    xg_real *c;
+    size_t c_stride;
+    bool first;                /* the first k block: store, later ones add                        */
+    bool exact;                /* c has no room for vectors to reach beyond the last column       */
+} XG_(product);
 
-/* 3.5.3 Multiplying. */
-
-/* c[i][j] (+)= sum over t < k of a[i * a_stride + t] * b[step[t] + j] for i < rows and j < vectors *
- * XG__LANES; `first` stores, otherwise the sum is added. Called with constants for rows and vectors. */
-XG__INLINE void XG_(micro)(const int rows, const int vectors, size_t k, const xg_real *a,
-                           size_t a_stride, const xg_real *b, const size_t *step, xg_real *c,
-                           size_t c_stride, bool first, size_t ahead)
+/* The micro-kernel: c[i][j] (+)= sum over t of a[i][t] * b[step[t] + j]. It is called with
+ * constants for rows and vectors, so that the loops over them unroll and the sums live in
+ * registers. `ahead` of these rows the next ones lie, if they have not been used yet. */
+XG__INLINE void XG_(micro)(const int rows, const int vectors, const XG_(product) *p,
+                           const xg_real *a, const xg_real *b, xg_real *c, size_t c_stride,
+                           bool first, size_t ahead)
 {
+    const size_t k = p->k, a_stride = p->a_stride, *step = p->step;
     XG_(v) sum[XG__MR][XG__NV];
     size_t t;
     int i, j;
@@ -2928,7 +2962,7 @@ XG__INLINE void XG_(micro)(const int rows, const int vectors, size_t k, const xg
         XG__UNROLL
         for (i = 0; i < rows; i++) {
             XG__UNROLL
-            for (j = 0; j < vectors; j++) XG__PREFETCH(c, (size_t)i * c_stride + (size_t)(j * XG__LANES));
+            for (j = 0; j < vectors; j++) XG__PREFETCH(c + (size_t)i * c_stride, j * XG__LANES);
         }
     }
     for (t = 0; t < k;) {
@@ -2960,13 +2994,12 @@ XG__INLINE void XG_(micro)(const int rows, const int vectors, size_t k, const xg
     }
 }
 
-/* Fewer rows or columns than a full tile have their own code, so they cost less too. */
-static void XG_(tile)(int rows, int vectors, size_t k, const xg_real *a, size_t a_stride,
-                      const xg_real *b, const size_t *step, xg_real *c, size_t c_stride, bool first,
-                      size_t ahead)
+/* A tile with fewer rows or columns has its own code, and costs less than a full one. */
+static void XG_(tile)(size_t rows, size_t vectors, const XG_(product) *p, const xg_real *a,
+                      const xg_real *b, xg_real *c, size_t c_stride, bool first, size_t ahead)
 {
 #define XG__TILE(r, v) \
-    case (r) * 4 + (v): XG_(micro)(r, v, k, a, a_stride, b, step, c, c_stride, first, ahead); break;
+    case (r) * 4 + (v): XG_(micro)(r, v, p, a, b, c, c_stride, first, ahead); break;
 #if XG__NV == 3
 #define XG__TILES(r) XG__TILE(r, 1) XG__TILE(r, 2) XG__TILE(r, 3)
 #else
@@ -2982,306 +3015,209 @@ static void XG_(tile)(int rows, int vectors, size_t k, const xg_real *a, size_t 
 #undef XG__TILE
 }
 
-/* A packed block of rows times a packed block of columns. */
-typedef struct XG_(product) {
-    int rows, columns;
-    size_t k;
-    const xg_real *a;          /* row i at a + i * a_stride                                            */
-    size_t a_stride;
-    const xg_real *b;          /* panel p at b + p * panel, its k-th line at step[k]                   */
-    size_t panel;
-    const size_t *step;
-    xg_real *c;
-    size_t c_stride;
-    bool first;                /* store; otherwise add                                                 */
-    bool exact;                /* c has no room for columns beyond the last                            */
-} XG_(product);
-
-/* The last tile of a row of them, when its vectors would write too far. */
-static void XG_(edge_tile)(const XG_(product) *p, int i, int j, int rows, xg_real *tile)
+/* A few rows stay in the first cache while all panels of columns pass them, and the second cache
+ * keeps the panels. Outputs are written along their rows. `room` is for one tile. */
+static void XG_(multiply)(const XG_(product) *p, xg_real *room)
 {
-    const size_t columns = (size_t)(p->columns - j);
-    const int vectors = XG_(ceil_div)(p->columns - j, XG__LANES);
-    int r;
-    XG_(tile)(rows, vectors, p->k, p->a + (size_t)i * p->a_stride, p->a_stride,
-              p->b + (size_t)(j / XG__NR) * p->panel, p->step, tile, XG__NR, true, 0);
-    for (r = 0; r < rows; r++) {
-        xg_real *line = p->c + (size_t)(i + r) * p->c_stride + j;
-        size_t e;
-        for (e = 0; e < columns; e += XG__LANES) {
-            const size_t n = xg__min(columns - e, XG__LANES);
-            const XG_(v) v = XG_(load)(tile + r * XG__NR + e);
-            if (n == XG__LANES) {
-                XG_(store)(line + e, p->first ? v : XG_(add)(XG_(load)(line + e), v));
-            } else {
-                XG_(store_part)(line + e, p->first ? v : XG_(add)(XG_(load_part)(line + e, n), v),
-                                n);
-            }
-        }
-    }
-}
-
-/* Some rows stay in the first cache while all panels of columns pass them: outputs are then written
- * along their rows. */
-static void XG_(multiply)(const XG_(product) *p, xg_real *tile)
-{
-    int i, j;
+    size_t i, j, r;
     for (i = 0; i < p->rows; i += XG__MR) {
-        const int rows = p->rows - i < XG__MR ? p->rows - i : XG__MR;
-        const xg_real *a = p->a + (size_t)i * p->a_stride;
+        const size_t rows = xg__min(XG__MR, p->rows - i);
+        const size_t ahead = i + XG__MR < p->rows ? XG__MR * p->a_stride : 0;
+        const xg_real *a = p->a + i * p->a_stride;
         for (j = 0; j < p->columns; j += XG__NR) {
-            const int left = p->columns - j;
-            const int vectors = left < XG__NR ? XG_(ceil_div)(left, XG__LANES) : XG__NV;
-            if (p->exact && left < vectors * XG__LANES) {
-                XG_(edge_tile)(p, i, j, rows, tile);
+            const size_t columns = xg__min(XG__NR, p->columns - j);
+            const size_t vectors = XG_(ceil_div)(columns, XG__LANES);
+            const xg_real *b = p->b + j / XG__NR * p->panel;
+            xg_real *c = p->c + i * p->c_stride + j;
+            if (!p->exact || columns % XG__LANES == 0) {
+                XG_(tile)(rows, vectors, p, a, b, c, p->c_stride, p->first, j == 0 ? ahead : 0);
                 continue;
             }
-            XG_(tile)(rows, vectors, p->k, a, p->a_stride, p->b + (size_t)(j / XG__NR) * p->panel,
-                      p->step, p->c + (size_t)i * p->c_stride + j, p->c_stride, p->first,
-                      j == 0 && i + XG__MR < p->rows ? XG__MR * p->a_stride : 0);
+            XG_(tile)(rows, vectors, p, a, b, room, XG__NR, true, 0);
+            for (r = 0; r < rows; r++) {
+                XG_(put_run)(room + r * XG__NR, c + r * p->c_stride, columns, !p->first);
+            }
         }
     }
 }
 
-/* 3.5.4 Windows. Pixel (gy, gx) of a grid sees, through tap (i, j), the pixel of x at
+/* 3.5.4 Windows. Through tap (i, j), pixel (gy, gx) of a grid sees pixel (y, x) of an image,
  *           y = gy * stride + ty.first + i * ty.delta
- *       and x likewise; outside it sees 0. A forward convolution's grid is its output; that of an input
- *       gradient is x (one phase of it), and its image is g.
+ *       and x likewise, or 0 outside. The grid of a convolution is its output; that of an input
+ *       gradient is a phase of x, and its image is g.
  *
- * The stage holds, for each channel and image, stride x stride phases of the image (those that a tap
- * sees), with padding: there, a tap sees neighbouring pixels of a grid row as neighbours. Its order is
- * channel, phase, image, row, pixel. */
+ * The stage holds, padding included, what the pixels of a block see. A stride splits the image into
+ * phases, every stride-th row and pixel, of which the stage has those that a tap sees; in a phase,
+ * each tap sees neighbours as neighbours. Order: channel, phase, image, row, pixel. */
 typedef struct XG_(taps) { int count, first, delta; } XG_(taps);
 
 typedef struct XG_(window) {
-    int h, w;                      /* of the image                                                     */
-    int gh, gw;                    /* of the grid                                                      */
+    int h, w, gh, gw;          /* image, grid                                                     */
     int stride;
     XG_(taps) ty, tx;
-    size_t image;                  /* from one image to the next                                       */
-    bool plain;                    /* 1x1, each pixel sees itself: used where it is, without a stage   */
+    size_t image;              /* from one image to the next                                      */
+    bool plain;                /* 1x1, every pixel sees itself: no stage is needed                */
 } XG_(window);
 
 typedef struct XG_(stage) {
     int phases_y, phases_x;
-    int top, left;                 /* the first staged row and pixel of a phase, in strides            */
-    int rows, width;
-    size_t image, plane;           /* from one image to the next; from one phase to the next           */
+    int top, left;             /* number of the first row and pixel in the whole phase            */
+    int rows, width;           /* of a phase as staged                                            */
+    size_t image, phase;       /* from one image, one phase to the next                           */
 } XG_(stage);
 
-/* How many different remainders of the stride the taps meet. They repeat with that period. */
-static int XG_(phases)(const XG_(taps) *taps, int stride)
+XG__INLINE int XG_(clamp)(int x, int low, int high) { return x < low ? low : x > high ? high : x; }
+
+/* Where tap i of pixel 0 lies: so many whole strides, and a rest in [0, stride). */
+XG__INLINE int XG_(tap_rest)(const XG_(taps) *taps, int stride, int i)
 {
-    int a = stride, b = taps->delta < 0 ? -taps->delta : taps->delta;
+    const int rest = (taps->first + i * taps->delta) % stride;
+    return rest < 0 ? rest + stride : rest;
+}
+
+XG__INLINE int XG_(tap_whole)(const XG_(taps) *taps, int stride, int i)
+{
+    return (taps->first + i * taps->delta - XG_(tap_rest)(taps, stride, i)) / stride;
+}
+
+/* How far apart taps with the same rest are: stride over the greatest common divisor of it and
+ * delta. */
+static int XG_(period)(int stride, int delta)
+{
+    int a = stride, b = delta < 0 ? -delta : delta;
     while (b != 0) {
         const int rest = a % b;
         a = b;
         b = rest;
     }
-    return taps->count < stride / a ? taps->count : stride / a;
-}
-
-/* Whole strides before tap i, and the rest. */
-XG__INLINE int XG_(tap_whole)(const XG_(taps) *taps, int stride, int i)
-{
-    return XG_(floor_div)(taps->first + i * taps->delta, stride);
-}
-
-XG__INLINE int XG_(tap_rest)(const XG_(taps) *taps, int stride, int i)
-{
-    return taps->first + i * taps->delta - stride * XG_(tap_whole)(taps, stride, i);
+    return stride / a;
 }
 
 static XG_(stage) XG_(stage_of)(const XG_(window) *w, XG_(span) pixels)
 {
-    const int row = pixels.minor / w->gw, last = (pixels.minor + pixels.minors - 1) / w->gw;
-    const int y0 = XG_(tap_whole)(&w->ty, w->stride, 0);
-    const int y1 = XG_(tap_whole)(&w->ty, w->stride, w->ty.count - 1);
-    const int x0 = XG_(tap_whole)(&w->tx, w->stride, 0);
-    const int x1 = XG_(tap_whole)(&w->tx, w->stride, w->tx.count - 1);
-    XG_(stage) s;
-    s.phases_y = XG_(phases)(&w->ty, w->stride);
-    s.phases_x = XG_(phases)(&w->tx, w->stride);
-    s.top = row + (y0 < y1 ? y0 : y1);
-    s.left = x0 < x1 ? x0 : x1;
-    s.rows = last - row + 1 + (y0 < y1 ? y1 - y0 : y0 - y1);
-    s.width = w->gw + (x0 < x1 ? x1 - x0 : x0 - x1);
-    s.image = (size_t)s.rows * (size_t)s.width;
-    s.plane = s.image * (size_t)pixels.majors;
-    return s;
+    const int s = w->stride, gw = w->gw;
+    const int row = (int)pixels.minor / gw, last = (int)(pixels.minor + pixels.minors - 1) / gw;
+    const int y0 = XG_(tap_whole)(&w->ty, s, 0), y1 = XG_(tap_whole)(&w->ty, s, w->ty.count - 1);
+    const int x0 = XG_(tap_whole)(&w->tx, s, 0), x1 = XG_(tap_whole)(&w->tx, s, w->tx.count - 1);
+    XG_(stage) stage;
+    stage.phases_y = XG_(clamp)(XG_(period)(s, w->ty.delta), 0, w->ty.count);
+    stage.phases_x = XG_(clamp)(XG_(period)(s, w->tx.delta), 0, w->tx.count);
+    stage.top = row + (y0 < y1 ? y0 : y1);
+    stage.left = x0 < x1 ? x0 : x1;
+    stage.rows = last - row + 1 + (y0 < y1 ? y1 - y0 : y0 - y1);
+    stage.width = gw + (x0 < x1 ? x1 - x0 : x0 - x1);
+    stage.image = (size_t)stage.rows * (size_t)stage.width;
+    stage.phase = stage.image * pixels.majors;
+    return stage;
 }
 
-XG__INLINE int XG_(clamp)(int x, int low, int high) { return x < low ? low : x > high ? high : x; }
-
-/* One phase of one image: rows and pixels whose numbers are `rest_y`, `rest_x` past a multiple of the
+/* One phase of one image: the rows and pixels that are rest_y and rest_x past a multiple of the
  * stride. */
-static void XG_(stage_plane)(const XG_(window) *w, const XG_(stage) *s, int rest_y, int rest_x,
-                             const xg_real *from, xg_real *to)
+static void XG_(stage_phase)(const XG_(window) *w, const XG_(stage) *s, int rest_y, int rest_x,
+                             const xg_real *x, xg_real *to)
 {
+    const int step = w->stride, all = (w->w - rest_x + step - 1) / step;
     const int begin = XG_(clamp)(-s->left, 0, s->width);
-    const int end = XG_(clamp)(XG_(ceil_div)(w->w - rest_x, w->stride) - s->left, begin, s->width);
-    const size_t first = (size_t)((begin + s->left) * w->stride + rest_x), step = (size_t)w->stride;
-    const size_t area = (size_t)w->h * (size_t)w->w;
+    const int end = XG_(clamp)(all - s->left, begin, s->width);
+    const size_t length = (size_t)(end - begin), area = (size_t)w->h * (size_t)w->w;
     int r, i;
     for (r = 0; r < s->rows; r++, to += s->width) {
-        const int y = (s->top + r) * w->stride + rest_y;
-        const int inside = y >= 0 && y < w->h ? end : begin;
+        const int y = (s->top + r) * step + rest_y;
+        const bool inside = y >= 0 && y < w->h && begin < end;
         for (i = 0; i < begin; i++) to[i] = 0;
-        if (begin < inside) {
-            const xg_real *p = from + (size_t)y * (size_t)w->w + first;
-            if (step == 1) XG_(copy_run)(p, to + begin, (size_t)(end - begin), area);
-            else XG_(copy_steps)(p, to + begin, (size_t)(end - begin), step, area);
+        if (inside) {
+            const xg_real *from = x + (size_t)y * (size_t)w->w + (begin + s->left) * step + rest_x;
+            if (step == 1) XG_(copy_run)(from, to + begin, length, area);
+            else XG_(copy_steps)(from, (size_t)step, to + begin, length, area);
         }
-        for (i = inside; i < s->width; i++) to[i] = 0;
+        for (i = inside ? end : begin; i < s->width; i++) to[i] = 0;
     }
 }
 
-/* Stages `channels` channels of some images' pixels; x is the first channel of the first image. */
+/* Stages some channels of some images; x is the first of them. */
 static void XG_(stage_fill)(const XG_(window) *w, const XG_(stage) *s, const xg_real *x,
-                            int channels, int images, xg_real *to)
+                            size_t channels, size_t images, xg_real *to)
 {
-    int c, i, py, px;
+    size_t c, i;
+    int py, px;
     for (c = 0; c < channels; c++, x += (size_t)w->h * (size_t)w->w) {
         for (py = 0; py < s->phases_y; py++) {
             for (px = 0; px < s->phases_x; px++) {
                 const int rest_y = XG_(tap_rest)(&w->ty, w->stride, py);
                 const int rest_x = XG_(tap_rest)(&w->tx, w->stride, px);
                 for (i = 0; i < images; i++, to += s->image) {
-                    XG_(stage_plane)(w, s, rest_y, rest_x, x + (size_t)i * w->image, to);
+                    XG_(stage_phase)(w, s, rest_y, rest_x, x + i * w->image, to);
                 }
             }
         }
     }
 }
 
-/* Where in the stage each (channel, tap) of a span begins; `tap_first`: channels are the inner index. */
+/* Where in the stage each (channel, tap) begins for grid row `row`. The inner index is the tap, or
+ * the channel if `taps_first`. */
 static void XG_(stage_offsets)(const XG_(window) *w, const XG_(stage) *s, XG_(span) span, int row,
-                               bool tap_first, size_t *offset)
+                               bool taps_first, size_t *offset)
 {
-    const size_t phases = (size_t)s->phases_y * (size_t)s->phases_x;
-    int t, c;
+    const size_t channel = (size_t)s->phases_y * (size_t)s->phases_x * s->phase;
+    size_t t, c;
     for (t = 0; t < span.minors; t++) {
-        const int i = (span.minor + t) / w->tx.count, j = (span.minor + t) % w->tx.count;
+        const int i = (int)(span.minor + t) / w->tx.count, j = (int)(span.minor + t) % w->tx.count;
         const int phase = i % s->phases_y * s->phases_x + j % s->phases_x;
         const int y = XG_(tap_whole)(&w->ty, w->stride, i) + row - s->top;
         const int x = XG_(tap_whole)(&w->tx, w->stride, j) - s->left;
-        const size_t at = (size_t)phase * s->plane + (size_t)y * (size_t)s->width + (size_t)x;
+        const size_t at = (size_t)phase * s->phase + (size_t)y * (size_t)s->width + (size_t)x;
         for (c = 0; c < span.majors; c++) {
-            offset[tap_first ? t * span.majors + c : c * span.minors + t] =
-                (size_t)c * phases * s->plane + at;
+            offset[taps_first ? t * span.majors + c : c * span.minors + t] = c * channel + at;
         }
     }
 }
 
-/* An address that is linear in a grid's image, row and pixel. */
+/* Pixel x of row y of image i, both counted from the block's first, lies at origin + i * image +
+ * y * row + x. The origin may be below 0, modulo 2^64: a block need not begin at a row's start. */
 typedef struct XG_(map) { size_t origin, image, row; } XG_(map);
 
-/* The pixels of a span, as runs from one place to another. Images and rows count from the span's first;
- * grid rows that follow on each other in both places are joined. Returns the number of runs. */
-static size_t XG_(grid_runs)(XG_(run) *run, int gw, XG_(span) pixels, XG_(map) from, XG_(map) to)
+XG__INLINE XG_(map) XG_(map_of)(size_t origin, size_t image, size_t row)
 {
-    const int first = pixels.minor % gw, all = pixels.minors;
-    size_t count = 0;
-    int i, x, n, left;
-    for (i = 0; i < pixels.majors; i++) {
-        XG_(run) next;
-        next.from = from.origin + (size_t)i * from.image;
-        next.to = to.origin + (size_t)i * to.image;
-        for (left = all, x = first; left > 0; left -= n, x = 0) {
-            XG_(run) here = next;
-            n = gw - x < left ? gw - x : left;
-            here.from += (size_t)x;
-            here.to += (size_t)x;
-            here.length = (size_t)n;
-            next.from += from.row;
-            next.to += to.row;
-            if (count > 0 && here.from == run[-1].from + run[-1].length
-                && here.to == run[-1].to + run[-1].length) {
-                run[-1].length += here.length;
-            } else {
-                *run++ = here;
-                count++;
+    XG_(map) map;
+    map.origin = origin;
+    map.image = image;
+    map.row = row;
+    return map;
+}
+
+/* Pixels counted one after the other. */
+XG__INLINE XG_(map) XG_(counted)(const XG_(window) *w, XG_(span) pixels)
+{
+    const size_t gw = (size_t)w->gw;
+    return XG_(map_of)((size_t)0 - pixels.minor % gw, pixels.minors, gw);
+}
+
+/* Lists the runs of pixels that are neighbours on both maps; returns how many. */
+static size_t XG_(grid_runs)(const XG_(window) *w, XG_(span) pixels, XG_(map) from, XG_(map) to,
+                             XG_(run) *run)
+{
+    const size_t gw = (size_t)w->gw;
+    size_t count = 0, i, x, n, left, a, b;
+    for (i = 0; i < pixels.majors; i++, from.origin += from.image, to.origin += to.image) {
+        a = from.origin;
+        b = to.origin;
+        x = pixels.minor % gw;
+        for (left = pixels.minors; left > 0; left -= n, x = 0, a += from.row, b += to.row) {
+            n = xg__min(gw - x, left);
+            if (count > 0 && run[count - 1].from + run[count - 1].length == a + x
+                && run[count - 1].to + run[count - 1].length == b + x) {
+                run[count - 1].length += n;
+                continue;
             }
+            run[count].from = a + x;
+            run[count].to = b + x;
+            run[count++].length = n;
         }
     }
     return count;
 }
 
-/* Pixels numbered from 0 as they follow each other in a span. The origin may wrap below 0; adding row
- * and pixel brings it back. */
-static XG_(map) XG_(numbered)(int gw, XG_(span) pixels)
-{
-    XG_(map) map;
-    map.origin = (size_t)0 - (size_t)(pixels.minor % gw);
-    map.image = (size_t)pixels.minors;
-    map.row = (size_t)gw;
-    return map;
-}
-
-/* 3.5.5 The plan of a job: its three axes and how they are cut, and the sizes of a worker's desk. */
-typedef struct XG_(plan) {
-    const xg__gemm_job *gemm;      /* one of the two                                                   */
-    const xg__conv_job *conv;
-    const xg__team *team;
-    int problems;                  /* matrices of a batch, groups of a convolution (and, for an input  */
-                                   /* gradient, phases in y)                                           */
-    int phases;                    /* input gradient: phases in x, which a unit has all; otherwise 1   */
-    XG_(cut) rows, cols, k;
-    int chunks;
-    bool turned;                   /* the output matrix is computed transposed                         */
-    bool unpacked;                 /* columns are read from the stage, without packing                 */
-    XG_(window) window;            /* convolutions                                                     */
-    int py, px;                    /* input gradient: a phase, its first tap, the step from tap to tap */
-    int ky, kx, tap_step;
-    size_t panel, sums_stride, sums_size, weights, room;                              /* in numbers    */
-    size_t at_cols, at_sums, at_stage, at_tile, at_step, at_offset, at_run, at_phase; /* in bytes      */
-    size_t desk;
-} XG_(plan);
-
-/* Where a phase's sums lie: pixel e of grid row y of image m, counted from the block's first, at
- * base + m * image + y * row + e; nowhere when the phase has no taps and its outputs are 0. */
-typedef struct XG_(phase) { const xg_real *base; size_t image, row; } XG_(phase);
-
-/* A worker's scratch. */
-typedef struct XG_(desk) {
-    xg_real *rows, *cols, *sums, *stage, *tile, *squares;
-    size_t *step, *offset;
-    XG_(run) *run;
-    size_t room;               /* for runs                                                             */
-    XG_(phase) *phase;
-} XG_(desk);
-
-static XG_(desk) XG_(desk_of)(const XG_(plan) *p, int worker)
-{
-    char *memory = (char *)p->team->scratch + (size_t)worker * p->desk;
-    XG_(desk) d;
-    d.rows = (xg_real *)(void *)memory;
-    d.cols = (xg_real *)(void *)(memory + p->at_cols);
-    d.sums = (xg_real *)(void *)(memory + p->at_sums);
-    d.stage = (xg_real *)(void *)(memory + p->at_stage);
-    d.tile = (xg_real *)(void *)(memory + p->at_tile);
-    d.squares = d.tile + XG__MR * XG__NR;
-    d.step = (size_t *)(void *)(memory + p->at_step);
-    d.offset = (size_t *)(void *)(memory + p->at_offset);
-    d.run = (XG_(run) *)(void *)(memory + p->at_run);
-    d.room = p->room;
-    d.phase = (XG_(phase) *)(void *)(memory + p->at_phase);
-    return d;
-}
-
-/* Room for what a window stages of some pixels; a span may begin anywhere in a grid row. */
-static size_t XG_(stage_size)(const XG_(window) *w, const XG_(cut) *pixels, int channels)
-{
-    XG_(span) span;
-    XG_(stage) s;
-    if (w->plain || pixels->blocks == 0) return 0;
-    span = XG_(block)(pixels, 0);
-    s = XG_(stage_of)(w, span);
-    s.plane += (size_t)s.width * (size_t)span.majors;
-    return s.plane * (size_t)s.phases_y * (size_t)s.phases_x * (size_t)channels;
-}
-
-/* The window of a forward convolution. */
+/* The window of a convolution. */
 static XG_(window) XG_(window_of)(const xg__conv_job *job)
 {
     XG_(window) w;
@@ -3299,171 +3235,224 @@ static XG_(window) XG_(window_of)(const xg__conv_job *job)
     return w;
 }
 
-/* Pixels of g as they are. */
+/* The pixels of g as they are. */
 static XG_(window) XG_(window_of_g)(const xg__conv_job *job)
 {
-    XG_(window) w;
-    w.h = w.gh = job->oh;
-    w.w = w.gw = job->ow;
-    w.stride = 1;
-    w.ty.count = w.tx.count = 1;
-    w.ty.first = w.tx.first = 0;
-    w.ty.delta = w.tx.delta = 0;
+    XG_(window) w = XG_(window_of)(job);
+    w.h = job->oh;
+    w.w = job->ow;
+    w.stride = w.ty.count = w.tx.count = 1;
+    w.ty.first = w.tx.first = w.ty.delta = w.tx.delta = 0;
     w.image = (size_t)job->o * (size_t)job->oh * (size_t)job->ow;
     w.plain = true;
     return w;
 }
 
-/* An input gradient, one axis. Pixels p, p + stride, ... of x meet only the taps whose distance from
- * them divides by the stride; of these, tap number i sees pixel position + first + i * delta of g.
- * `begin` is the first of them in the kernel, *step the distance to the next. */
+/* An input gradient with a stride, one axis: pixels p, p + stride, ... of x meet only the taps that
+ * lie a multiple of the stride away: *begin, *begin + *step, ... of the kernel. In their grid,
+ * these see pixels of g that are first, first + delta, ... away. */
 static XG_(taps) XG_(phase_taps)(const xg__conv_job *job, int p, int kernel, int *begin, int *step)
 {
+    const int s = job->stride;
     XG_(taps) taps;
-    XG_(taps) all;
-    all.count = job->stride;
-    all.first = 0;
-    all.delta = job->dilation;
-    *step = XG_(phases)(&all, job->stride);
+    *step = XG_(period)(s, job->dilation);
     for (*begin = 0; *begin < kernel; ++*begin) {
-        if ((p + job->pad - *begin * job->dilation) % job->stride == 0) break;
+        if ((p + job->pad - *begin * job->dilation) % s == 0) break;
     }
-    taps.count = XG_(ceil_div)(kernel - *begin, *step);
-    taps.first = (p + job->pad - *begin * job->dilation) / job->stride;
-    taps.delta = -(*step * job->dilation / job->stride);
+    taps.count = (kernel - *begin + *step - 1) / *step;
+    taps.first = (p + job->pad - *begin * job->dilation) / s;
+    taps.delta = -(*step * job->dilation / s);
     return taps;
 }
 
-/* Makes p the plan of one phase of an input gradient: its image is g, its grid every stride-th row and
- * pixel of x (and perhaps one beyond the edge, so that all phases have the same grid). */
+/* 3.5.5 Planning: what the axes are, how they are cut, and what a worker needs. */
+
+/* An operand that is a matrix: number i of rows or columns and k at i * stride + k (along_k), or
+ * k * stride + i; of the next problem `step` further on. */
+typedef struct XG_(matrix) {
+    const xg_real *base;       /* NULL: the operand is none                                       */
+    size_t step, stride;
+    bool along_k;
+} XG_(matrix);
+
+typedef struct XG_(plan) {
+    const xg__conv_job *conv;  /* NULL for gemm                                                   */
+    const xg__team *team;
+    XG_(matrix) row_matrix, col_matrix;
+    xg_real *y;                /* the output, if a matrix                                         */
+    size_t y_step, y_stride;   /* from one problem, one line to the next                          */
+    bool turned;               /* outputs are computed as their transpose: rows run along lines   */
+    size_t c, o, taps;         /* of one group                                                    */
+    XG_(window) window;
+    bool unpacked;             /* columns are read from the stage (see better_unpacked)           */
+    size_t problems;           /* matrices, groups (times phases in y for input gradients)        */
+    int phases;                /* input gradients: phases in x, which are one unit's; otherwise 1 */
+    int py, px;                /* a phase (see set_phase), its first tap and the step to the next */
+    int ky, kx, tap_step;
+    XG_(cut) rows, cols, k;
+    size_t chunks;             /* of k, for each unit                                             */
+    size_t panel, sums_stride, sums_size, weights, list;                    /* in numbers, runs */
+    size_t at_cols, at_sums, at_stage, at_tile, at_step, at_offset, at_run, at_phase; /* in bytes */
+    size_t desk;               /* bytes for a worker                                              */
+} XG_(plan);
+
+/* Where the sums of a phase lie; base is NULL if no tap belongs to it, and they are 0. */
+typedef struct XG_(phase) { const xg_real *base; XG_(map) map; } XG_(phase);
+
+/* A worker's scratch. */
+typedef struct XG_(desk) {
+    xg_real *rows, *cols;      /* packed operands                                                 */
+    xg_real *sums, *stage, *tile, *squares;
+    size_t *step, *offset;
+    XG_(run) *run;
+    XG_(phase) *phase;
+    size_t list;               /* how many runs there is room for                                 */
+} XG_(desk);
+
+static XG_(desk) XG_(desk_of)(const XG_(plan) *p, int worker)
+{
+    char *memory = (char *)p->team->scratch + (size_t)worker * p->desk;
+    XG_(desk) d;
+    d.rows = (xg_real *)(void *)memory;
+    d.cols = (xg_real *)(void *)(memory + p->at_cols);
+    d.sums = (xg_real *)(void *)(memory + p->at_sums);
+    d.stage = (xg_real *)(void *)(memory + p->at_stage);
+    d.tile = (xg_real *)(void *)(memory + p->at_tile);
+    d.squares = d.tile + XG__MR * XG__NR;
+    d.step = (size_t *)(void *)(memory + p->at_step);
+    d.offset = (size_t *)(void *)(memory + p->at_offset);
+    d.run = (XG_(run) *)(void *)(memory + p->at_run);
+    d.phase = (XG_(phase) *)(void *)(memory + p->at_phase);
+    d.list = p->list;
+    return d;
+}
+
+/* Makes p the plan of one phase of an input gradient: the image is g, the grid every stride-th row
+ * and pixel of x (maybe one beyond the edge: all phases have the same grid). */
 static void XG_(set_phase)(XG_(plan) *p, int py, int px)
 {
     const xg__conv_job *job = p->conv;
+    const int s = job->stride;
     XG_(window) w = XG_(window_of_g)(job);
     p->py = py;
     p->px = px;
-    w.gh = XG_(ceil_div)(job->h, job->stride);
-    w.gw = XG_(ceil_div)(job->w, job->stride);
+    w.gh = (job->h + s - 1) / s;
+    w.gw = (job->w + s - 1) / s;
     w.ty = XG_(phase_taps)(job, py, job->kh, &p->ky, &p->tap_step);
     w.tx = XG_(phase_taps)(job, px, job->kw, &p->kx, &p->tap_step);
     w.plain = w.ty.count == 1 && w.tx.count == 1 && w.ty.first == 0 && w.tx.first == 0
            && w.gh == w.h && w.gw == w.w && !p->unpacked;
     p->window = w;
-    p->k = XG_(cut_axis)(job->o / job->groups, w.ty.count * w.tx.count, XG__BLOCK_K, 1);
+    p->k = XG_(axis)((int)p->o, w.ty.count * w.tx.count);
+    p->k = XG_(cut_axis)(p->k, XG__BLOCK_K, 1);
 }
 
-/* The next place after `count` objects of `size` bytes; lines of 64 bytes. */
+/* How much a window stages of a block of pixels, which may begin anywhere in a grid row. */
+static size_t XG_(stage_size)(const XG_(window) *w, const XG_(cut) *pixels, size_t channels)
+{
+    XG_(stage) s;
+    if (w->plain || pixels->blocks == 0) return 0;
+    s = XG_(stage_of)(w, XG_(block)(pixels, 0));
+    s.phase += (size_t)s.width * pixels->group;
+    return s.phase * (size_t)s.phases_y * (size_t)s.phases_x * channels;
+}
+
+/* The next place after `count` objects of `size` bytes. */
 XG__INLINE size_t XG_(after)(size_t at, size_t count, size_t size)
 {
-    return at + (count * size + 63) / 64 * 64;
+    return at + XG_(round_up)(count * size, 64);
 }
 
-/* Sizes of a desk. Those of an input gradient fit all its phases. */
+/* Lays out a desk that is large enough for every phase. */
 static void XG_(plan_desk)(XG_(plan) *p)
 {
-    const bool dw = p->conv != NULL && p->conv->kind == XG__CONV_DW;
     const bool dx = p->conv != NULL && p->conv->kind == XG__CONV_DX;
-    const size_t rows = (size_t)XG_(cut_length)(&p->rows), cols = (size_t)XG_(cut_length)(&p->cols);
-    const size_t panels = cols / XG__NR + 1;
-    size_t k = 0, stage = 0, width = cols, list;
+    const bool dw = p->conv != NULL && p->conv->kind == XG__CONV_DW;
+    const bool in_place = p->weights > 0 || (p->row_matrix.base != NULL && p->row_matrix.along_k);
+    const size_t rows = XG_(longest)(&p->rows), cols = XG_(longest)(&p->cols);
+    const size_t panels = cols / XG__NR + 1, room = sizeof(xg_real);
+    size_t k = 0, stage = 0, width = cols, list = xg__max(rows, cols + panels);
     int i;
     for (i = 0; i < p->phases * p->phases; i++) {
-        const int channels = dw && p->turned ? p->rows.group : dw ? p->cols.group : p->k.group;
         if (dx) XG_(set_phase)(p, i / p->phases, i % p->phases);
-        k = xg__max(k, (size_t)XG_(cut_length)(&p->k));
-        if (p->conv == NULL) continue;
-        stage = xg__max(stage, XG_(stage_size)(&p->window, dw ? &p->k : &p->cols,
-                                               dx ? p->k.group : channels));
+        k = xg__max(k, XG_(longest)(&p->k));
+        if (dw) stage = XG_(stage_size)(&p->window, &p->k, (p->turned ? p->rows : p->cols).group);
+        else if (p->conv != NULL) {
+            stage = xg__max(stage, XG_(stage_size)(&p->window, &p->cols, p->k.group));
+        }
         if (p->unpacked) width = xg__max(width, XG_(stage_size)(&p->window, &p->cols, 1));
     }
-    list = xg__max(xg__max(rows, k), cols + panels) + 8;
-    if (p->weights > 0) {
-        const size_t o = (size_t)(p->conv->o / p->conv->groups);
-        stage = xg__max(stage, XG__WEIGHTS * o * (size_t)(p->conv->kh * p->conv->kw));
-        list = xg__max(list, o);
-    }
+    if (p->weights > 0) stage = xg__max(stage, XG__STRIP * p->o * p->taps);
+    if (p->weights > 0) list = xg__max(list, p->o);
+    list = xg__max(list, k) + 8;
+    p->list = 4 * list;
     p->panel = k * XG__NR + XG__LANES;
-    p->sums_stride = (width + XG__NR - 1) / XG__NR * XG__NR;
+    p->sums_stride = XG_(round_up)(width, XG__NR);
     p->sums_size = rows * p->sums_stride;
-    p->at_cols = XG_(after)(0, p->weights ? 0 : rows * k + XG__LANES, sizeof(xg_real));
-    p->at_sums = XG_(after)(p->at_cols, p->unpacked ? 0 : panels * p->panel, sizeof(xg_real));
-    p->at_stage = XG_(after)(p->at_sums, p->sums_size * (size_t)p->phases, sizeof(xg_real));
-    p->at_tile = XG_(after)(p->at_stage, stage + XG__NR + XG__LANES, sizeof(xg_real));
-    p->at_step = XG_(after)(p->at_tile, XG__MR * XG__NR + 2 * XG__LANES * XG__LANES,
-                            sizeof(xg_real));
+    p->at_cols = XG_(after)(0, in_place ? 0 : rows * k + XG__LANES, room);
+    p->at_sums = XG_(after)(p->at_cols, p->unpacked ? 0 : panels * p->panel, room);
+    p->at_stage = XG_(after)(p->at_sums, p->sums_size * (size_t)p->phases, room);
+    p->at_tile = XG_(after)(p->at_stage, stage + XG__NR + XG__LANES, room);
+    p->at_step = XG_(after)(p->at_tile, XG__MR * XG__NR + 2 * XG__LANES * XG__LANES, room);
     p->at_offset = XG_(after)(p->at_step, list, sizeof(size_t));
     p->at_run = XG_(after)(p->at_offset, list, sizeof(size_t));
-    p->room = 4 * list;
-    p->at_phase = XG_(after)(p->at_run, p->room, sizeof(XG_(run)));
+    p->at_phase = XG_(after)(p->at_run, p->list, sizeof(XG_(run)));
     p->desk = XG_(after)(p->at_phase, (size_t)p->phases, sizeof(XG_(phase)));
 }
 
-/* How many chunks the sums of `outputs` numbers are cut in. */
-static int XG_(chunks)(double outputs, int blocks)
+/* In how many chunks the sums of so many outputs are cut. */
+static size_t XG_(chunks_for)(double outputs, size_t k_blocks)
 {
     const double units = outputs / (128 * 128);
-    int chunks = blocks / 4 < 8 ? blocks / 4 : 8;
-    while (chunks > 1 && units * (chunks - 1) >= 8) chunks--;
-    return chunks > 1 ? chunks : 1;
+    size_t chunks = xg__min(k_blocks / 2, 8);
+    while (chunks > 1 && units * (double)(chunks - 1) >= 8) chunks--;
+    return xg__max(chunks, 1);
 }
 
-static size_t XG_(units)(const XG_(plan) *p)
+XG__INLINE size_t XG_(units)(const XG_(plan) *p)
 {
-    return (size_t)p->problems * (size_t)p->rows.blocks * (size_t)p->cols.blocks;
+    return p->problems * p->rows.blocks * p->cols.blocks;
 }
 
-/* Cuts rows and columns, given the extents of both and of k in p: first for the cache, then until
- * every worker has a few units, so that a slow one holds nobody up, while these are worth the trouble. */
+/* Cuts the axes: for the cache first, then until every worker has a few units, so that a slow
+ * one does not hold up the others; but the finer the cut, the more often the same numbers are
+ * packed. */
 static void XG_(plan_units)(XG_(plan) *p, int workers)
 {
-    const XG_(cut) r = p->rows, c = p->cols;
-    const double outputs = (double)r.major * r.minor * c.major * c.minor * p->problems;
-    const double work = outputs * p->k.major * p->k.minor;
-    const double columns = (double)c.major * c.minor;
-    int row_target = XG__BLOCK_ROWS;
-    int col_target = XG__BLOCK_COLS;
-    p->k = XG_(cut_axis)(p->k.major, p->k.minor, XG__BLOCK_K, 1);
-    p->chunks = p->phases > 1 ? 1 : XG_(chunks)(outputs, p->k.blocks);
+    const double rows = (double)p->rows.major * (double)p->rows.minor;
+    const double cols = (double)p->cols.major * (double)p->cols.minor;
+    const double work = rows * cols * (double)p->k.major * (double)p->k.minor * (double)p->problems;
+    size_t row_target = XG__BLOCK_ROWS, col_target = XG__BLOCK_COLS;
+    if (p->rows.major * p->rows.minor * p->cols.major * p->cols.minor == 0) p->problems = 0;
+    p->k = XG_(cut_axis)(p->k, XG__BLOCK_K, 1);
+    p->chunks = p->phases > 1 ? 1 : XG_(chunks_for)(rows * cols * (double)p->problems, p->k.blocks);
     if (p->unpacked) {
-        col_target = XG_(clamp)(XG__BLOCK_AREA / r.minor, col_target, 4096);
+        col_target = xg__min(xg__max(XG__BLOCK_AREA / p->rows.minor, col_target), 4096);
     }
-    col_target = XG_(clamp)(col_target / p->phases, 2 * XG__NR, col_target);
-    while (row_target < 1024 && columns * row_target * 2 <= XG__BLOCK_AREA) {
-        row_target *= 2;
-    }
+    col_target = xg__max(col_target / (size_t)p->phases, 2 * XG__NR);
+    while (row_target < 1024 && cols * (double)row_target * 2 <= XG__BLOCK_AREA) row_target *= 2;
     for (;;) {
-        int rows, cols;
-        size_t units;
-        p->rows = XG_(cut_axis)(r.major, r.minor, row_target, XG__MR);
-        p->cols = XG_(cut_axis)(c.major, c.minor, col_target, XG__NR);
-        rows = XG_(cut_length)(&p->rows);
-        cols = XG_(cut_length)(&p->cols);
-        units = XG_(units)(p) * (size_t)p->chunks;
-        if (workers < 2 || units >= 3 * (size_t)workers || work < 5e5 * (double)units) break;
-        if (cols >= 2 * XG__NR && (cols > rows || rows < 64)) col_target = cols / 2;
-        else if (rows >= 32) row_target = rows / 2;
+        size_t units, r, c;
+        p->rows = XG_(cut_axis)(p->rows, row_target, XG__MR);
+        p->cols = XG_(cut_axis)(p->cols, col_target, XG__NR);
+        units = XG_(units)(p) * p->chunks;
+        r = XG_(longest)(&p->rows);
+        c = XG_(longest)(&p->cols);
+        if (workers < 2 || work < 5e5 * (double)units) break;
+        if (units >= (work < 3e7 * (double)units ? 2 : 4) * (size_t)workers) break;
+        if (c >= 2 * XG__NR && (c > r || r < 64)) col_target = c / 2;
+        else if (r >= 32) row_target = r / 2;
         else break;
     }
     if (p->conv != NULL && p->conv->kind == XG__CONV_DX
         && (p->cols.blocks > 1 || p->phases > 1 || p->k.pieces > 1)) {
-        const xg__conv_job *job = p->conv;
-        p->weights = (size_t)r.minor * (size_t)job->o * (size_t)(job->kh * job->kw);
-        p->weights = (p->weights + 15) / 16 * 16;
+        p->weights = XG_(round_up)(p->problems / (size_t)p->phases * p->c * p->o * p->taps, 16);
     }
     XG_(plan_desk)(p);
 }
 
-XG__INLINE XG_(cut) XG_(axis)(int major, int minor)
-{
-    XG_(cut) cut;
-    memset(&cut, 0, sizeof cut);
-    cut.major = major;
-    cut.minor = minor;
-    return cut;
-}
-
-/* A guess in cycles, to choose which operand gives the rows: the micro-kernel's vectors, packing (dear
- * where it must transpose), and transposing the output. */
+/* A guess in cycles, to choose which operand gives the rows: the micro-kernel, packing (dear where
+ * it transposes), transposing the output. */
 static double XG_(cost)(double rows, double cols, double k, bool rows_along_k, bool cols_along_k,
                         bool turned)
 {
@@ -3474,53 +3463,62 @@ static double XG_(cost)(double rows, double cols, double k, bool rows_along_k, b
 
 static void XG_(plan_gemm)(XG_(plan) *p, const xg__gemm_job *job, int workers)
 {
-    const double m = job->m, n = job->n, k = job->k;
+    XG_(matrix) a, b;
     memset(p, 0, sizeof *p);
-    p->gemm = job;
+    a.base = job->a;
+    a.step = job->step_a;
+    a.along_k = !job->ta;
+    a.stride = (size_t)(job->ta ? job->m : job->k);
+    b.base = job->b;
+    b.step = job->step_b;
+    b.along_k = job->tb;
+    b.stride = (size_t)(job->tb ? job->k : job->n);
+    p->turned = XG_(cost)(job->n, job->m, job->k, b.along_k, a.along_k, true)
+              < XG_(cost)(job->m, job->n, job->k, a.along_k, b.along_k, false);
+    p->row_matrix = p->turned ? b : a;
+    p->col_matrix = p->turned ? a : b;
+    p->y = job->c;
+    p->y_step = job->step_c;
+    p->y_stride = (size_t)job->n;
     p->phases = 1;
-    p->problems = job->m > 0 && job->n > 0 && job->batch > 0 ? job->batch : 0;
-    p->turned = XG_(cost)(n, m, k, job->tb, !job->ta, true)
-              < XG_(cost)(m, n, k, !job->ta, job->tb, false);
+    p->problems = job->batch > 0 ? (size_t)job->batch : 0;
     p->rows = XG_(axis)(1, p->turned ? job->n : job->m);
     p->cols = XG_(axis)(1, p->turned ? job->m : job->n);
     p->k = XG_(axis)(1, job->k);
     XG_(plan_units)(p, workers);
 }
 
-/* Columns can be read from the stage, a grid row behind the other, with the pixels of the padding
- * computed in vain and dropped in the end. That spares packing, which few rows do not pay for. Guesses
- * in cycles for a vector of columns: packing costs 6 for each k, dropping 12 for each row. */
+/* Columns can be read from the stage, one grid row behind the other: then the padding between them
+ * is computed too, in vain, and dropped in the end, but packing is spared, which few rows do not
+ * repay. Guesses in cycles for a vector of columns: packing 6 a k, dropping 12 a row. */
 static bool XG_(better_unpacked)(const XG_(plan) *p)
 {
     const XG_(window) *w = &p->window;
-    const double rows = p->rows.minor, k = (double)p->k.major * p->k.minor;
-    XG_(span) one;
+    const double rows = (double)p->rows.minor, k = (double)p->k.major * (double)p->k.minor;
+    XG_(cut) pixel = XG_(cut_axis)(XG_(axis)(1, 1), 1, 1);
     XG_(stage) s;
-    double padding;
-    if (w->plain || p->k.minor < 1 || w->gw < 1) return false;
-    one.major = one.minor = 0;
-    one.majors = one.minors = 1;
-    s = XG_(stage_of)(w, one);
-    padding = (double)s.width / w->gw - 1;
-    return rows * (0.5 * padding * k + 12) < 6 * k;
+    if (w->plain || k < 1 || w->gw < 1) return false;
+    s = XG_(stage_of)(w, XG_(block)(&pixel, 0));
+    return rows * (0.5 * k * (s.width - w->gw) / w->gw + 12) < 6 * k;
 }
 
-/* An input gradient; whether to pack is decided for the phase that has most taps. */
-static void XG_(plan_dx)(XG_(plan) *p, const xg__conv_job *job)
+/* An input gradient. Columns are packed in all phases or none; the one with most taps decides. */
+static void XG_(plan_dx)(XG_(plan) *p)
 {
-    int i, most = 0, best = 0;
-    p->phases = job->stride;
-    p->problems = job->groups * job->stride;
-    p->rows = XG_(axis)(1, job->c / job->groups);
-    for (i = 0; i < job->stride * job->stride; i++) {
-        XG_(set_phase)(p, i / job->stride, i % job->stride);
-        if (p->k.minor > most) {
-            most = p->k.minor;
-            best = i;
-        }
+    const int s = p->conv->stride;
+    size_t most = 0;
+    int i, best = 0;
+    p->phases = s;
+    p->problems *= (size_t)s;
+    p->rows = XG_(axis)(1, (int)p->c);
+    for (i = 0; i < s * s; i++) {
+        XG_(set_phase)(p, i / s, i % s);
+        if (p->k.minor <= most) continue;
+        most = p->k.minor;
+        best = i;
     }
-    XG_(set_phase)(p, best / job->stride, best % job->stride);
-    p->cols = XG_(axis)(job->n, p->window.gh * p->window.gw);
+    XG_(set_phase)(p, best / s, best % s);
+    p->cols = XG_(axis)(p->conv->n, p->window.gh * p->window.gw);
     p->unpacked = XG_(better_unpacked)(p);
 }
 
@@ -3529,12 +3527,19 @@ static void XG_(plan_conv)(XG_(plan) *p, const xg__conv_job *job, int workers)
     const int c = job->c / job->groups, o = job->o / job->groups, taps = job->kh * job->kw;
     memset(p, 0, sizeof *p);
     p->conv = job;
-    p->problems = job->groups;
+    p->c = (size_t)c;
+    p->o = (size_t)o;
+    p->taps = (size_t)taps;
     p->phases = 1;
+    p->problems = (size_t)job->groups;
     p->window = XG_(window_of)(job);
     if (job->kind == XG__CONV_DX) {
-        XG_(plan_dx)(p, job);
+        XG_(plan_dx)(p);
     } else if (job->kind == XG__CONV) {
+        p->row_matrix.base = job->pw;
+        p->row_matrix.stride = p->c * p->taps;
+        p->row_matrix.step = p->o * p->row_matrix.stride;
+        p->row_matrix.along_k = true;
         p->rows = XG_(axis)(1, o);
         p->cols = XG_(axis)(job->n, job->oh * job->ow);
         p->k = XG_(axis)(c, taps);
@@ -3542,78 +3547,121 @@ static void XG_(plan_conv)(XG_(plan) *p, const xg__conv_job *job, int workers)
     } else {
         const double k = (double)job->n * job->oh * job->ow, ct = (double)c * taps;
         p->turned = XG_(cost)(ct, o, k, true, true, true) < XG_(cost)(o, ct, k, true, true, false);
+        p->y = job->y;
+        p->y_stride = p->c * p->taps;
+        p->y_step = p->o * p->y_stride;
         p->rows = p->turned ? XG_(axis)(c, taps) : XG_(axis)(1, o);
         p->cols = p->turned ? XG_(axis)(1, o) : XG_(axis)(c, taps);
         p->k = XG_(axis)(job->n, job->oh * job->ow);
     }
-    if (p->rows.minor < 1 || p->cols.minor < 1 || p->rows.major < 1 || p->cols.major < 1) {
-        p->problems = 0;
-    }
     XG_(plan_units)(p, workers);
 }
 
-/* 3.5.6 Where the operands lie. */
+/* 3.5.6 Where operands lie. */
 
-/* A matrix: number i of rows or columns and number k at i * stride + k (along_k), or k * stride + i. */
-static XG_(source) XG_(matrix_source)(const xg_real *base, size_t stride, bool along_k, int i, int n,
-                                      int k, int n_k, const XG_(desk) *d)
+/* Of a matrix, the n rows or columns from i on by the n_k numbers of k from k on. */
+static XG_(source) XG_(matrix_source)(const XG_(matrix) *m, size_t problem, size_t i, size_t n,
+                                      size_t k, size_t n_k, const XG_(desk) *d)
 {
-    const size_t first = (size_t)(along_k ? i : k), count = (size_t)(along_k ? n : n_k);
     XG_(source) s;
     size_t j;
-    s.base = base + first * stride + (along_k ? k : i);
-    s.along_k = along_k;
-    s.stride = stride;
-    s.offset = d->offset;
-    s.offsets = count;
+    s.base = m->base + problem * m->step + (m->along_k ? i * m->stride + k : k * m->stride + i);
+    s.stride = m->stride;
+    s.along_k = m->along_k;
     s.loose = false;
-    s.room = d->room;
-    for (j = 0; j < count; j++) d->offset[j] = j * stride;
+    s.offset = d->offset;
+    s.offsets = m->along_k ? n : n_k;
+    for (j = 0; j < s.offsets; j++) d->offset[j] = j * m->stride;
     s.run = d->run;
+    s.room = d->list;
     s.runs = 1;
     s.run[0].from = s.run[0].to = 0;
-    s.run[0].length = (size_t)(along_k ? n_k : n);
+    s.run[0].length = m->along_k ? n_k : n;
     return s;
 }
 
-/* A block of (channel, tap) by pixels of a window over x, staged if need be. The pixels are the runs;
- * along_k says which of the two is k. */
+/* Some (channels, taps) by some (images, pixels) of a window over x, staged if need be. Runs are of
+ * pixels. */
 static XG_(source) XG_(window_source)(const XG_(window) *w, const xg_real *x, XG_(span) taps,
-                                      XG_(span) pixels, bool along_k, bool tap_first,
+                                      XG_(span) pixels, bool along_k, bool taps_first,
                                       const XG_(desk) *d)
 {
     const size_t area = (size_t)w->h * (size_t)w->w;
+    const XG_(map) to = XG_(counted)(w, pixels);
+    XG_(map) from = to;
     XG_(source) s;
-    XG_(map) from = XG_(numbered)(w->gw, pixels);
-    int c;
-    x += (size_t)taps.major * area + (size_t)pixels.major * w->image;
+    size_t c;
+    x += taps.major * area + pixels.major * w->image;
     s.along_k = along_k;
-    s.offset = d->offset;
-    s.offsets = (size_t)XG_(length)(taps);
-    s.run = d->run;
-    s.room = d->room;
-    s.stride = 0;
     s.loose = !w->plain;
+    s.stride = w->plain ? area : 0;
+    s.base = w->plain ? x + pixels.minor : d->stage;
+    s.offset = d->offset;
+    s.offsets = XG_(length)(taps);
+    s.run = d->run;
+    s.room = d->list;
     if (w->plain) {
-        s.base = x + pixels.minor;
-        s.stride = area;
-        for (c = 0; c < taps.majors; c++) d->offset[c] = (size_t)c * area;
+        for (c = 0; c < taps.majors; c++) d->offset[c] = c * area;
         from.image = w->image;
     } else {
         const XG_(stage) stage = XG_(stage_of)(w, pixels);
         XG_(stage_fill)(w, &stage, x, taps.majors, pixels.majors, d->stage);
-        XG_(stage_offsets)(w, &stage, taps, pixels.minor / w->gw, tap_first, d->offset);
-        s.base = d->stage;
-        from.origin = 0;
-        from.image = stage.image;
-        from.row = (size_t)stage.width;
+        XG_(stage_offsets)(w, &stage, taps, (int)pixels.minor / w->gw, taps_first, d->offset);
+        from = XG_(map_of)(0, stage.image, (size_t)stage.width);
     }
-    s.runs = XG_(grid_runs)(s.run, w->gw, pixels, from, XG_(numbered)(w->gw, pixels));
+    s.runs = XG_(grid_runs)(w, pixels, from, to, s.run);
     return s;
 }
 
-/* What all units share lies after the desks: the weights of an input gradient as they want them, then
- * chunks of sums, one block of them for each unit and chunk. */
+/* Channels and taps that the window sees: of x, or for an input gradient of g. */
+static XG_(source) XG_(seen_source)(const XG_(plan) *p, size_t group, XG_(span) taps,
+                                    XG_(span) pixels, bool along_k, const XG_(desk) *d)
+{
+    const bool dx = p->conv->kind == XG__CONV_DX;
+    const size_t area = (size_t)p->window.h * (size_t)p->window.w;
+    const xg_real *x = dx ? p->conv->pg + group * p->o * area : p->conv->px + group * p->c * area;
+    return XG_(window_source)(&p->window, x, taps, pixels, along_k, dx, d);
+}
+
+/* Weight gradients: some channels of g. */
+static XG_(source) XG_(g_source)(const XG_(plan) *p, size_t group, XG_(span) o, XG_(span) pixels,
+                                 const XG_(desk) *d)
+{
+    const XG_(window) w = XG_(window_of_g)(p->conv);
+    const xg_real *g = p->conv->pg + group * p->o * (size_t)w.h * (size_t)w.w;
+    XG_(span) channels;
+    channels.major = o.minor;
+    channels.majors = o.minors;
+    channels.minor = 0;
+    channels.minors = 1;
+    return XG_(window_source)(&w, g, channels, pixels, true, false, d);
+}
+
+static XG_(source) XG_(rows_source)(const XG_(plan) *p, size_t problem, XG_(span) rows, XG_(span) k,
+                                    const XG_(desk) *d)
+{
+    if (p->row_matrix.base != NULL) {
+        return XG_(matrix_source)(&p->row_matrix, problem, rows.minor, rows.minors,
+                                  XG_(start)(&p->k, k), XG_(length)(k), d);
+    }
+    if (p->turned) return XG_(seen_source)(p, problem, rows, k, true, d);
+    return XG_(g_source)(p, problem, rows, k, d);
+}
+
+static XG_(source) XG_(cols_source)(const XG_(plan) *p, size_t problem, XG_(span) cols, XG_(span) k,
+                                    const XG_(desk) *d)
+{
+    if (p->col_matrix.base != NULL) {
+        return XG_(matrix_source)(&p->col_matrix, problem, cols.minor, cols.minors, k.minor,
+                                  k.minors, d);
+    }
+    if (p->conv->kind != XG__CONV_DW) return XG_(seen_source)(p, problem, k, cols, false, d);
+    if (p->turned) return XG_(g_source)(p, problem, cols, k, d);
+    return XG_(seen_source)(p, problem, cols, k, true, d);
+}
+
+/* What all units share lies behind the desks: an input gradient's weights in the order its rows
+ * want, then the sums of chunks, one block of them after the other. */
 XG__INLINE xg_real *XG_(shared)(const XG_(plan) *p)
 {
     char *memory = (char *)p->team->scratch + (size_t)p->team->workers * p->desk;
@@ -3625,141 +3673,65 @@ XG__INLINE xg_real *XG_(chunk)(const XG_(plan) *p, size_t i)
     return XG_(shared)(p) + p->weights + i * p->sums_size;
 }
 
-/* The weights of an input gradient are rows of c, k being (o, tap) with o the inner index in a block.
- * They lie group by group, phase by phase, block by block, row by row. */
-static xg_real *XG_(weights_dx)(const XG_(plan) *p, size_t group, XG_(span) k)
+/* The rows of an input gradient are c; in a k block, the order is tap, then o. Shared weights lie
+ * by group, phase, k block, row. This is where the block k of a phase begins. */
+static xg_real *XG_(weights_at)(const XG_(plan) *p, size_t group, XG_(span) k)
 {
     const xg__conv_job *job = p->conv;
-    const size_t c = (size_t)(job->c / job->groups), o = (size_t)(job->o / job->groups);
-    size_t taps = 0;
-    int i, begin, step;
-    for (i = 0; i < p->py; i++) taps += (size_t)(XG_(phase_taps)(job, i, job->kh, &begin, &step).count
-                                              * job->kw);
-    for (i = 0; i < p->px; i++) taps += (size_t)(XG_(phase_taps)(job, i, job->kw, &begin, &step).count
-                                              * p->window.ty.count);
-    taps += group * (size_t)(job->kh * job->kw);
-    return XG_(shared)(p) + c * (o * taps + (size_t)k.major * (size_t)p->k.minor + (size_t)k.minor);
+    int taps = 0, i, begin, step;
+    for (i = 0; i < p->py; i++) {
+        taps += XG_(phase_taps)(job, i, job->kh, &begin, &step).count * job->kw;
+    }
+    for (i = 0; i < p->px; i++) {
+        taps += XG_(phase_taps)(job, i, job->kw, &begin, &step).count * p->window.ty.count;
+    }
+    return XG_(shared)(p) + p->c * (p->o * (group * p->taps + (size_t)taps)
+                                    + XG_(start)(&p->k, k));
 }
 
-/* Taps are neighbours in memory, so a transposition takes o by (c, tap) to (c, tap) by o; these are
- * the rows when the phase has all taps. For some rows and some o: */
-static void XG_(turn_weights)(const XG_(plan) *p, size_t group, int row, int rows, int o, int n,
-                              xg_real *to, const XG_(desk) *d)
+/* Transposes weights from o by (c, tap) to (c, tap) by o: the rows of a phase that has all taps. */
+static void XG_(turn_weights)(const XG_(plan) *p, size_t group, size_t row, size_t rows, size_t o,
+                              size_t n, xg_real *to, const XG_(desk) *d)
 {
-    const xg__conv_job *job = p->conv;
-    const int taps = job->kh * job->kw;
-    const size_t stride = (size_t)(job->c / job->groups) * (size_t)taps;
-    const size_t first = group * (size_t)(job->o / job->groups) + (size_t)o;
-    const xg_real *w = job->pw + first * stride + (size_t)row * (size_t)taps;
-    const XG_(source) s = XG_(matrix_source)(w, stride, false, 0, rows * taps, 0, n, d);
-    XG_(turn)(&s, to, (size_t)n, 0, d->squares);
+    XG_(matrix) m;
+    XG_(source) s;
+    m.base = p->conv->pw;
+    m.stride = p->c * p->taps;
+    m.step = p->o * m.stride;
+    m.along_k = false;
+    s = XG_(matrix_source)(&m, group, row * p->taps, rows * p->taps, o, n, d);
+    XG_(turn)(&s, to, n, 0, d->squares);
 }
 
-/* A strip of rows of one phase, from a transposed strip of all its taps. */
-static void XG_(pick_weights)(const XG_(plan) *p, size_t group, int row, int rows,
-                              const xg_real *strip)
+/* Prepares a strip of rows: all taps are transposed, then each phase picks its own. */
+static void XG_(unit_of_weights)(const XG_(plan) *p, size_t number, int worker)
 {
-    const xg__conv_job *job = p->conv;
-    const size_t o = (size_t)(job->o / job->groups);
-    int i, c, t;
-    for (i = 0; i < p->k.blocks; i++) {
-        const XG_(span) k = XG_(block)(&p->k, i);
-        xg_real *to = XG_(weights_dx)(p, group, k) + (size_t)row * (size_t)XG_(length)(k);
-        for (c = 0; c < rows; c++) {
-            for (t = k.minor; t < k.minor + k.minors; t++, to += k.majors) {
-                const int y = p->ky + t / p->window.tx.count * p->tap_step;
-                const int x = p->kx + t % p->window.tx.count * p->tap_step;
-                const size_t line = (size_t)((c * job->kh + y) * job->kw + x);
-                XG_(put_run)(strip + line * o + (size_t)k.major, to, (size_t)k.majors);
+    const size_t strips = XG_(ceil_div)(p->c, XG__STRIP), group = number / strips;
+    const size_t row = number % strips * XG__STRIP, rows = xg__min(p->c - row, XG__STRIP);
+    const XG_(desk) d = XG_(desk_of)(p, worker);
+    XG_(plan) q = *p;
+    size_t b, c, t;
+    int i;
+    XG_(turn_weights)(p, group, row, rows, 0, p->o, d.stage, &d);
+    for (i = 0; i < p->phases * p->phases; i++) {
+        XG_(set_phase)(&q, i / p->phases, i % p->phases);
+        for (b = 0; b < q.k.blocks; b++) {
+            const XG_(span) k = XG_(block)(&q.k, b);
+            xg_real *to = XG_(weights_at)(&q, group, k) + row * XG_(length)(k);
+            for (c = 0; c < rows; c++) {
+                for (t = k.minor; t < k.minor + k.minors; t++, to += k.majors) {
+                    const int y = q.ky + (int)t / q.window.tx.count * q.tap_step;
+                    const int x = q.kx + (int)t % q.window.tx.count * q.tap_step;
+                    const size_t line = c * p->taps + (size_t)(y * p->conv->kw + x);
+                    XG_(put_run)(d.stage + line * p->o + k.major, to, k.majors, false);
+                }
             }
         }
     }
 }
 
-/* Prepares a strip of rows for all phases. */
-static void XG_(unit_of_weights)(const XG_(plan) *p, size_t number, int worker)
-{
-    const int rows = p->rows.minor, strips = XG_(ceil_div)(rows, XG__WEIGHTS);
-    const size_t group = number / (size_t)strips;
-    const int row = (int)(number % (size_t)strips) * XG__WEIGHTS;
-    const int count = rows - row < XG__WEIGHTS ? rows - row : XG__WEIGHTS;
-    const XG_(desk) d = XG_(desk_of)(p, worker);
-    XG_(plan) q = *p;
-    int i;
-    XG_(turn_weights)(p, group, row, count, 0, p->conv->o / p->conv->groups, d.stage, &d);
-    for (i = 0; i < p->phases * p->phases; i++) {
-        XG_(set_phase)(&q, i / p->phases, i % p->phases);
-        XG_(pick_weights)(&q, group, row, count, d.stage);
-    }
-}
-
-/* What the window sees: of x, or for input gradients of g. */
-static XG_(source) XG_(seen_source)(const XG_(plan) *p, size_t problem, XG_(span) taps,
-                                    XG_(span) pixels, bool along_k, const XG_(desk) *d)
-{
-    const xg__conv_job *job = p->conv;
-    const bool dx = job->kind == XG__CONV_DX;
-    const int channels = (dx ? job->o : job->c) / job->groups;
-    const size_t area = (size_t)p->window.h * (size_t)p->window.w;
-    return XG_(window_source)(&p->window, (dx ? job->pg : job->px) + problem * (size_t)channels * area,
-                              taps, pixels, along_k, dx, d);
-}
-
-/* Weight gradients: channels of g by its pixels. */
-static XG_(source) XG_(g_source)(const XG_(plan) *p, size_t problem, XG_(span) o, XG_(span) pixels,
-                                 const XG_(desk) *d)
-{
-    const xg__conv_job *job = p->conv;
-    const XG_(window) w = XG_(window_of_g)(job);
-    const size_t channels = (size_t)(job->o / job->groups);
-    XG_(span) channel;
-    channel.major = o.minor;
-    channel.majors = o.minors;
-    channel.minor = 0;
-    channel.minors = 1;
-    return XG_(window_source)(&w, job->pg + problem * channels * (size_t)w.h * (size_t)w.w, channel,
-                              pixels, true, false, d);
-}
-
-static XG_(source) XG_(rows_source)(const XG_(plan) *p, size_t problem, XG_(span) rows, XG_(span) k,
-                                    const XG_(desk) *d)
-{
-    const xg__conv_job *job = p->conv;
-    if (p->gemm != NULL) {
-        const xg__gemm_job *g = p->gemm;
-        const bool along_k = p->turned ? g->tb : !g->ta;
-        const xg_real *base = p->turned ? g->b + problem * g->step_b : g->a + problem * g->step_a;
-        return XG_(matrix_source)(base, (size_t)(along_k ? g->k : p->turned ? g->n : g->m), along_k,
-                                  rows.minor, rows.minors, k.minor, k.minors, d);
-    }
-    if (job->kind == XG__CONV) {
-        const int taps = job->kh * job->kw;
-        const size_t stride = (size_t)(job->c / job->groups) * (size_t)taps;
-        const xg_real *base = job->pw + problem * (size_t)(job->o / job->groups) * stride;
-        return XG_(matrix_source)(base, stride, true, rows.minor, rows.minors,
-                                  k.major * taps + k.minor, XG_(length)(k), d);
-    }
-    return p->turned ? XG_(seen_source)(p, problem, rows, k, true, d)
-                     : XG_(g_source)(p, problem, rows, k, d);
-}
-
-static XG_(source) XG_(cols_source)(const XG_(plan) *p, size_t problem, XG_(span) cols, XG_(span) k,
-                                    const XG_(desk) *d)
-{
-    if (p->gemm != NULL) {
-        const xg__gemm_job *g = p->gemm;
-        const bool along_k = p->turned ? !g->ta : g->tb;
-        const xg_real *base = p->turned ? g->a + problem * g->step_a : g->b + problem * g->step_b;
-        return XG_(matrix_source)(base, (size_t)(along_k ? g->k : p->turned ? g->m : g->n), along_k,
-                                  cols.minor, cols.minors, k.minor, k.minors, d);
-    }
-    if (p->conv->kind != XG__CONV_DW) return XG_(seen_source)(p, problem, k, cols, false, d);
-    return p->turned ? XG_(g_source)(p, problem, cols, k, d)
-                     : XG_(seen_source)(p, problem, cols, k, true, d);
-}
-
-/* 3.5.7 Where outputs go: output (r, column) to base[r * row_step + run.to + e * step] for the e-th
- *       column of a run that begins at run.from. */
+/* 3.5.7 Where outputs go. Column e of a run goes, for row r, to base[r * row_step + (run.to + e) *
+ *       step]; in the block of sums it lies at run.from + e. */
 typedef struct XG_(sink) {
     xg_real *base;
     size_t row_step, step;
@@ -3767,125 +3739,104 @@ typedef struct XG_(sink) {
     size_t runs;
 } XG_(sink);
 
-/* The pixels of an output image. */
-static XG_(sink) XG_(image_sink)(const XG_(plan) *p, size_t problem, XG_(span) rows, XG_(span) cols,
-                                 const XG_(desk) *d)
+/* How pixels of a unit lie in its sums, which may be columns of the stage. */
+static XG_(map) XG_(sums_map)(const XG_(plan) *p, XG_(span) cols)
 {
-    const xg__conv_job *job = p->conv;
-    const int gw = p->window.gw, y = cols.minor / gw;
-    const size_t channels = (size_t)(job->kind == XG__CONV_DX ? job->c : job->o);
-    const size_t first = problem * (channels / (size_t)job->groups) + (size_t)rows.minor;
-    const size_t area = (size_t)p->window.gh * (size_t)gw;
-    XG_(map) from = XG_(numbered)(gw, cols), to;
-    XG_(sink) s;
-    s.base = job->y + ((size_t)cols.major * channels + first) * area + (size_t)y * (size_t)gw;
-    s.row_step = area;
-    s.step = 1;
-    s.run = d->run;
-    to.origin = 0;
-    to.image = channels * area;
-    to.row = (size_t)gw;
-    if (p->unpacked) {
-        const XG_(stage) stage = XG_(stage_of)(&p->window, cols);
-        from.origin = 0;
-        from.image = stage.image;
-        from.row = (size_t)stage.width;
-    }
-    s.runs = XG_(grid_runs)(s.run, gw, cols, from, to);
-    return s;
+    XG_(stage) s;
+    if (!p->unpacked) return XG_(counted)(&p->window, cols);
+    s = XG_(stage_of)(&p->window, cols);
+    return XG_(map_of)(0, s.image, (size_t)s.width);
 }
 
 static XG_(sink) XG_(sink_of)(const XG_(plan) *p, size_t problem, XG_(span) rows, XG_(span) cols,
                               const XG_(desk) *d)
 {
-    const xg__conv_job *job = p->conv;
-    const size_t row = (size_t)rows.major * (size_t)p->rows.minor + (size_t)rows.minor;
-    const size_t col = (size_t)cols.major * (size_t)p->cols.minor + (size_t)cols.minor;
-    size_t n;
     XG_(sink) s;
-    if (job != NULL && job->kind != XG__CONV_DW) return XG_(image_sink)(p, problem, rows, cols, d);
-    if (job != NULL) {
-        n = (size_t)(job->c / job->groups) * (size_t)(job->kh * job->kw);
-        s.base = job->y + problem * (size_t)(job->o / job->groups) * n;
-    } else {
-        n = (size_t)p->gemm->n;
-        s.base = p->gemm->c + problem * p->gemm->step_c;
-    }
-    s.row_step = p->turned ? 1 : n;
-    s.step = p->turned ? n : 1;
-    s.base += row * s.row_step + col * s.step;
     s.run = d->run;
     s.runs = 1;
-    s.run[0].from = s.run[0].to = 0;
-    s.run[0].length = (size_t)XG_(length)(cols);
+    if (p->y != NULL) {        /* a matrix */
+        s.row_step = p->turned ? 1 : p->y_stride;
+        s.step = p->turned ? p->y_stride : 1;
+        s.base = p->y + problem * p->y_step + XG_(start)(&p->rows, rows) * s.row_step
+               + XG_(start)(&p->cols, cols) * s.step;
+        s.run[0].from = s.run[0].to = 0;
+        s.run[0].length = XG_(length)(cols);
+    } else {                   /* images */
+        const bool dx = p->conv->kind == XG__CONV_DX;
+        const size_t channels = dx ? (size_t)p->conv->c : (size_t)p->conv->o;
+        const size_t channel = problem * (dx ? p->c : p->o) + rows.minor;
+        const size_t gw = (size_t)p->window.gw, area = (size_t)p->window.gh * gw;
+        s.row_step = area;
+        s.step = 1;
+        s.base = p->conv->y + (cols.major * channels + channel) * area + cols.minor / gw * gw;
+        s.runs = XG_(grid_runs)(&p->window, cols, XG_(sums_map)(p, cols),
+                                XG_(map_of)(0, channels * area, gw), s.run);
+    }
     return s;
 }
 
-/* Sums to their place. */
-static void XG_(deliver)(const XG_(sink) *s, size_t rows, const xg_real *c, size_t stride,
+/* Brings sums to their place. */
+static void XG_(deliver)(const XG_(sink) *s, size_t rows, const xg_real *c, size_t c_stride,
                          const XG_(desk) *d)
 {
     size_t i, r;
-    if (s->step != 1 && s->row_step == 1) {
+    if (s->step != 1) {        /* transposed: row_step is 1 */
+        XG_(matrix) m;
         XG_(source) sums;
-        sums.base = c;
-        sums.offset = d->offset;
-        sums.offsets = rows;
-        sums.stride = stride;
-        sums.run = s->run;
-        sums.runs = s->runs;
-        sums.along_k = false;
-        for (i = 0; i < rows; i++) d->offset[i] = i * stride;
+        m.base = c;
+        m.step = 0;
+        m.stride = c_stride;
+        m.along_k = true;
+        sums = XG_(matrix_source)(&m, 0, 0, rows, 0, s->run[0].length, d);
         XG_(turn)(&sums, s->base, s->step, 0, d->squares);
         return;
     }
-    for (i = 0; i < rows; i++) {
+    for (i = 0; i < rows; i++, c += c_stride) {
         for (r = 0; r < s->runs; r++) {
-            XG_(put_run)(c + i * stride + s->run[r].from, s->base + i * s->row_step + s->run[r].to,
-                         s->run[r].length);
+            const XG_(run) *run = &s->run[r];
+            XG_(put_run)(c + run->from, s->base + i * s->row_step + run->to, run->length, false);
         }
     }
 }
 
-/* Pixels [gx, gx + n) of one grid row, phase by phase, to a row of x; image and row are its numbers. */
-static void XG_(deliver_row)(const XG_(plan) *p, const XG_(phase) *phase, size_t at, size_t image,
+/* Pixels [gx, gx + n) of a grid row, of all phases in x, to a row of x. Sums begin at number c. */
+static void XG_(deliver_row)(const XG_(plan) *p, const XG_(phase) *phase, size_t c, size_t image,
                              size_t row, int gx, int n, xg_real *to)
 {
-    const int s = p->conv->stride;
-    const size_t area = (size_t)p->conv->h * (size_t)p->conv->w;
+    const int s = p->phases, w = p->conv->w, reach = (gx + n) * s < w ? (gx + n) * s : w;
+    const size_t area = (size_t)p->conv->h * (size_t)w;
+    bool holes = false;
     int px, e;
-    for (e = gx * s; e < (gx + n) * s; e += 16) XG__PREFETCH(to + e, area);
+    for (e = gx * s; e < reach; e += 16) XG__PREFETCH(to + e, area);
+    for (px = 0; px < s; px++) holes = holes || phase[px].base == NULL;
+    if (holes) memset(to + gx * s, 0, (size_t)(reach - gx * s) * sizeof *to);
     for (px = 0; px < s; px++) {
-        const int limit = XG_(ceil_div)(p->conv->w - px, s), end = gx + n < limit ? gx + n : limit;
-        if (phase[px].base != NULL) {
-            const xg_real *from = phase[px].base + at + image * phase[px].image
-                                + row * phase[px].row;
-            for (e = gx; e < end; e++) to[e * s + px] = *from++;
-        } else {
-            for (e = gx; e < end; e++) to[e * s + px] = 0;
-        }
+        const XG_(map) *map = &phase[px].map;
+        const size_t at = c + map->origin + image * map->image + row * map->row + (size_t)gx;
+        const xg_real *from = phase[px].base;
+        if (from == NULL) continue;
+        for (from += at, e = gx * s + px; e < reach; e += s) to[e] = *from++;
     }
 }
 
-/* The sums of an input gradient with a stride, to every stride-th row of x from py on; what lies beyond
- * the edges of x is dropped. */
+/* The sums of an input gradient with a stride: to rows py, py + stride, ... of x. */
 static void XG_(deliver_phases)(const XG_(plan) *p, const XG_(phase) *phase, size_t channel, int py,
                                 XG_(span) rows, XG_(span) cols)
 {
     const xg__conv_job *job = p->conv;
-    const int gw = p->window.gw, first = cols.minor / gw, begin = p->unpacked ? 0 : cols.minor % gw;
-    int r, m, gx, gy, left, n;
+    const int gw = p->window.gw, first = (int)cols.minor / gw;
+    size_t r, i;
+    int x, gy, left, n;
     for (r = 0; r < rows.minors; r++) {
-        for (m = 0; m < cols.majors; m++) {
-            const size_t plane = (size_t)(cols.major + m) * (size_t)job->c + channel + (size_t)r;
-            gx = cols.minor % gw;
+        for (i = 0; i < cols.majors; i++) {
+            const size_t plane = (cols.major + i) * (size_t)job->c + channel + r;
+            x = (int)cols.minor % gw;
             gy = first;
-            for (left = cols.minors; left > 0; left -= n, gx = 0, gy++) {
+            for (left = (int)cols.minors; left > 0; left -= n, x = 0, gy++) {
                 const int y = gy * job->stride + py;
-                n = gw - gx < left ? gw - gx : left;
+                n = gw - x < left ? gw - x : left;
                 if (y >= job->h) break;
-                XG_(deliver_row)(p, phase, (size_t)r * p->sums_stride + (size_t)(gx - begin), (size_t)m,
-                                 (size_t)(gy - first), gx, n,
+                XG_(deliver_row)(p, phase, r * p->sums_stride, i, (size_t)(gy - first), x, n,
                                  job->y + (plane * (size_t)job->h + (size_t)y) * (size_t)job->w);
             }
         }
@@ -3894,208 +3845,186 @@ static void XG_(deliver_phases)(const XG_(plan) *p, const XG_(phase) *phase, siz
 
 /* 3.5.8 Units. */
 
-/* Packs one k block of a unit and tells the product where everything is. */
-static void XG_(pack)(const XG_(plan) *p, size_t problem, XG_(span) rows, XG_(span) cols,
-                      XG_(span) k, XG_(product) *product, XG_(desk) *d)
+/* Packs one k block of a unit, and tells the product where everything is. */
+static void XG_(pack)(const XG_(plan) *p, size_t group, XG_(span) rows, XG_(span) cols, XG_(span) k,
+                      XG_(product) *product, const XG_(desk) *d)
 {
     XG_(source) s;
     size_t t;
-    product->k = (size_t)XG_(length)(k);
+    product->k = XG_(length)(k);
     product->a = d->rows;
     product->a_stride = product->k;
-    if (p->conv != NULL && p->conv->kind == XG__CONV_DX) {
-        if (p->weights > 0) {
-            product->a = XG_(weights_dx)(p, problem, k) + (size_t)rows.minor * product->k;
-        } else {
-            XG_(turn_weights)(p, problem, rows.minor, rows.minors, k.major, k.majors, d->rows, d);
-        }
+    if (p->weights > 0) {
+        product->a = XG_(weights_at)(p, group, k) + rows.minor * product->k;
+    } else if (p->conv != NULL && p->conv->kind == XG__CONV_DX) {
+        XG_(turn_weights)(p, group, rows.minor, rows.minors, k.major, k.majors, d->rows, d);
     } else {
-        s = XG_(rows_source)(p, problem, rows, k, d);
-        if (s.along_k && s.stride && s.runs == 1) {
-            product->a = s.base + s.offset[0] + s.run[0].from;
+        s = XG_(rows_source)(p, group, rows, k, d);
+        if (!s.along_k) {
+            XG_(turn)(&s, d->rows, product->k, 0, d->squares);
+        } else if (s.stride && s.runs == 1) {      /* as the micro-kernel wants them already */
+            product->a = s.base + s.run[0].from;
             product->a_stride = s.stride;
-        } else if (s.along_k) {
+        } else {
             XG_(cut_runs)(&s, 0);
             XG_(copy)(&s, d->rows, product->k);
-        } else {
-            XG_(turn)(&s, d->rows, product->k, 0, d->squares);
         }
     }
-    s = XG_(cols_source)(p, problem, cols, k, d);
-    if (p->unpacked) {
-        product->b = d->stage;
-        product->panel = XG__NR;
-        product->step = d->offset;
-        return;
-    }
+    s = XG_(cols_source)(p, group, cols, k, d);
+    product->b = p->unpacked ? d->stage : d->cols;
+    product->panel = p->unpacked ? XG__NR : p->panel;
+    product->step = p->unpacked ? d->offset : d->step;
+    if (p->unpacked) return;
     if (s.along_k) {
         XG_(turn)(&s, d->cols, XG__NR, p->panel, d->squares);
     } else {
         XG_(cut_runs)(&s, p->panel);
         XG_(copy)(&s, d->cols, XG__NR);
     }
-    product->b = d->cols;
-    product->panel = p->panel;
-    product->step = d->step;
     for (t = 0; t < product->k; t++) d->step[t] = t * XG__NR;
-}
-
-/* How many columns the sums of a unit have: more than cols when they are staged pixels, padding too. */
-static int XG_(sums_width)(const XG_(plan) *p, XG_(span) cols)
-{
-    XG_(stage) s;
-    if (!p->unpacked) return XG_(length)(cols);
-    s = XG_(stage_of)(&p->window, cols);
-    return (int)s.image * (cols.majors - 1) + p->window.gw
-         + ((cols.minor + cols.minors - 1) / p->window.gw - cols.minor / p->window.gw) * s.width;
 }
 
 typedef struct XG_(spot) { size_t problem; XG_(span) rows, cols; } XG_(spot);
 
 static XG_(spot) XG_(spot_of)(const XG_(plan) *p, size_t unit)
 {
-    const size_t columns = (size_t)p->cols.blocks, blocks = (size_t)p->rows.blocks * columns;
+    const size_t blocks = p->rows.blocks * p->cols.blocks;
     XG_(spot) spot;
     spot.problem = unit / blocks;
-    spot.rows = XG_(block)(&p->rows, (int)(unit % blocks / columns));
-    spot.cols = XG_(block)(&p->cols, (int)(unit % columns));
+    spot.rows = XG_(block)(&p->rows, unit % blocks / p->cols.blocks);
+    spot.cols = XG_(block)(&p->cols, unit % p->cols.blocks);
     return spot;
 }
 
-/* Sums k blocks [i, end). */
+/* Sums up k blocks [i, end). */
 static void XG_(sum_blocks)(const XG_(plan) *p, const XG_(spot) *spot, size_t group, size_t i,
-                            size_t end, xg_real *c, size_t c_stride, bool exact, XG_(desk) *d)
+                            size_t end, xg_real *c, size_t c_stride, bool exact, const XG_(desk) *d)
 {
     XG_(product) product;
     product.rows = XG_(length)(spot->rows);
-    product.columns = XG_(sums_width)(p, spot->cols);
+    product.columns = XG_(length)(spot->cols);
+    if (p->unpacked) {         /* up to the last pixel of the last row */
+        const size_t gw = (size_t)p->window.gw;
+        const size_t rows = (spot->cols.minor + spot->cols.minors - 1) / gw - spot->cols.minor / gw;
+        const XG_(map) map = XG_(sums_map)(p, spot->cols);
+        product.columns = (spot->cols.majors - 1) * map.image + rows * map.row + gw;
+    }
     product.c = c;
     product.c_stride = c_stride;
     product.exact = exact;
     product.first = true;
     for (; i < end; i++, product.first = false) {
-        XG_(pack)(p, group, spot->rows, spot->cols, XG_(block)(&p->k, (int)i), &product, d);
+        XG_(pack)(p, group, spot->rows, spot->cols, XG_(block)(&p->k, i), &product, d);
         XG_(multiply)(&product, d->tile);
     }
 }
 
-/* A unit, or a chunk of one. Sums go straight to their place where that has room for vectors, which
- * is so when the unit's columns are neighbours there. */
+/* A unit, or a chunk of one. If a row's outputs are neighbours, sums are made where they belong. */
 static void XG_(unit)(const XG_(plan) *p, size_t number, int worker)
 {
-    const size_t chunks = (size_t)p->chunks, k_blocks = (size_t)p->k.blocks;
-    const size_t begin = number % chunks * k_blocks / chunks;
-    const size_t end = (number % chunks + 1) * k_blocks / chunks;
-    const XG_(spot) spot = XG_(spot_of)(p, number / chunks);
-    XG_(desk) d = XG_(desk_of)(p, worker);
-    XG_(sink) sink;
-    xg_real *c = chunks > 1 ? XG_(chunk)(p, number) : d.sums;
-    if (chunks == 1 && k_blocks > 0 && !p->unpacked) {
-        sink = XG_(sink_of)(p, spot.problem, spot.rows, spot.cols, &d);
-        if (sink.step == 1 && sink.runs == 1) {
-            XG_(sum_blocks)(p, &spot, spot.problem, begin, end, sink.base + sink.run[0].to,
-                            sink.row_step, true, &d);
+    const size_t chunk = number % p->chunks, blocks = p->k.blocks;
+    const size_t begin = chunk * blocks / p->chunks, end = (chunk + 1) * blocks / p->chunks;
+    const XG_(spot) spot = XG_(spot_of)(p, number / p->chunks);
+    const XG_(desk) d = XG_(desk_of)(p, worker);
+    xg_real *c = p->chunks > 1 ? XG_(chunk)(p, number) : d.sums;
+    XG_(sink) s;
+    if (p->chunks == 1 && blocks > 0 && !p->unpacked) {
+        s = XG_(sink_of)(p, spot.problem, spot.rows, spot.cols, &d);
+        if (s.step == 1 && s.runs == 1) {
+            XG_(sum_blocks)(p, &spot, spot.problem, begin, end, s.base + s.run[0].to, s.row_step,
+                            true, &d);
             return;
         }
     }
-    if (k_blocks == 0) memset(c, 0, p->sums_size * sizeof *c);
+    if (blocks == 0) memset(c, 0, p->sums_size * sizeof *c);
     XG_(sum_blocks)(p, &spot, spot.problem, begin, end, c, p->sums_stride, false, &d);
-    if (chunks > 1) return;
-    sink = XG_(sink_of)(p, spot.problem, spot.rows, spot.cols, &d);
-    XG_(deliver)(&sink, (size_t)XG_(length)(spot.rows), c, p->sums_stride, &d);
+    if (p->chunks > 1) return;
+    s = XG_(sink_of)(p, spot.problem, spot.rows, spot.cols, &d);
+    XG_(deliver)(&s, XG_(length)(spot.rows), c, p->sums_stride, &d);
 }
 
-/* A unit of an input gradient with a stride: every stride-th row of x, from the problem's on, and all
- * phases in it. They are delivered together, while their common lines are in the cache. */
+/* Adds up a unit's chunks. */
+static void XG_(join)(const XG_(plan) *p, size_t number, int worker)
+{
+    const XG_(spot) spot = XG_(spot_of)(p, number);
+    const XG_(desk) d = XG_(desk_of)(p, worker);
+    const XG_(sink) s = XG_(sink_of)(p, spot.problem, spot.rows, spot.cols, &d);
+    const size_t rows = XG_(length)(spot.rows);
+    xg_real *sum = XG_(chunk)(p, number * p->chunks);
+    size_t i;
+    for (i = 1; i < p->chunks; i++) {
+        XG_(put_run)(XG_(chunk)(p, number * p->chunks + i), sum, rows * p->sums_stride, true);
+    }
+    XG_(deliver)(&s, rows, sum, p->sums_stride, &d);
+}
+
+/* A unit of an input gradient with a stride: some rows py, py + stride, ... of x, with all phases
+ * in x. These are delivered together, while the lines that they share are in the cache. */
 static void XG_(unit_of_phases)(const XG_(plan) *p, size_t number, int worker)
 {
     const XG_(spot) spot = XG_(spot_of)(p, number);
-    const size_t phases = (size_t)p->phases, group = spot.problem / phases;
-    const size_t channels = (size_t)(p->conv->c / p->conv->groups);
-    const int py = (int)(spot.problem % phases);
-    XG_(desk) d = XG_(desk_of)(p, worker);
+    const size_t group = spot.problem / (size_t)p->phases;
+    const int py = (int)(spot.problem % (size_t)p->phases);
+    const XG_(desk) d = XG_(desk_of)(p, worker);
     XG_(plan) q = *p;
     int px;
     for (px = 0; px < p->phases; px++) {
         xg_real *c = d.sums + (size_t)px * p->sums_size;
-        XG_(stage) stage;
         XG_(set_phase)(&q, py, px);
-        XG_(sum_blocks)(&q, &spot, group, 0, (size_t)q.k.blocks, c, p->sums_stride, false, &d);
-        stage = XG_(stage_of)(&q.window, spot.cols);
-        d.phase[px].base = q.k.blocks ? c : NULL;
-        d.phase[px].image = p->unpacked ? stage.image : (size_t)spot.cols.minors;
-        d.phase[px].row = (size_t)(p->unpacked ? stage.width : q.window.gw);
+        XG_(sum_blocks)(&q, &spot, group, 0, q.k.blocks, c, p->sums_stride, false, &d);
+        d.phase[px].base = q.k.blocks > 0 ? c : NULL;
+        d.phase[px].map = XG_(sums_map)(&q, spot.cols);
     }
-    XG_(deliver_phases)(p, d.phase, group * channels + (size_t)spot.rows.minor, py, spot.rows,
-                        spot.cols);
-}
-
-/* Adds up a unit's chunks, in order. */
-static void XG_(join)(const XG_(plan) *p, size_t unit, int worker)
-{
-    const XG_(spot) spot = XG_(spot_of)(p, unit);
-    const size_t rows = (size_t)XG_(length)(spot.rows);
-    const XG_(desk) d = XG_(desk_of)(p, worker);
-    const XG_(sink) sink = XG_(sink_of)(p, spot.problem, spot.rows, spot.cols, &d);
-    const size_t count = rows * p->sums_stride, chunks = (size_t)p->chunks;
-    xg_real *sum = XG_(chunk)(p, unit * chunks);
-    size_t i, e;
-    for (i = 1; i < chunks; i++) {
-        const xg_real *chunk = XG_(chunk)(p, unit * chunks + i);
-        for (e = 0; e < count; e += XG__LANES) {
-            XG_(store)(sum + e, XG_(add)(XG_(load)(sum + e), XG_(load)(chunk + e)));
-        }
-    }
-    XG_(deliver)(&sink, rows, sum, p->sums_stride, &d);
+    XG_(deliver_phases)(p, d.phase, group * p->c + spot.rows.minor, py, spot.rows, spot.cols);
 }
 
 /* 3.5.9 The four of the table. */
 
-/* What a team runs: every task is a range of units. */
-typedef struct XG_(run_units) {
+/* What a team runs: each task is a range of units. */
+typedef struct XG_(tasks) {
     const XG_(plan) *plan;
     size_t units, tasks;
-    void (*run)(const XG_(plan) *plan, size_t number, int worker);
-} XG_(run_units);
+    void (*unit)(const XG_(plan) *plan, size_t number, int worker);
+} XG_(tasks);
 
 static void XG_(task)(void *context, int task, int worker)
 {
-    const XG_(run_units) *r = (const XG_(run_units) *)context;
-    size_t i = (size_t)task * r->units / r->tasks;
-    const size_t end = ((size_t)task + 1) * r->units / r->tasks;
-    for (; i < end; i++) r->run(r->plan, i, worker);
+    const XG_(tasks) *t = (const XG_(tasks) *)context;
+    const size_t end = ((size_t)task + 1) * t->units / t->tasks;
+    size_t i = (size_t)task * t->units / t->tasks;
+    for (; i < end; i++) t->unit(t->plan, i, worker);
 }
 
-static void XG_(run_all)(const XG_(plan) *plan, size_t units,
-                         void (*run)(const XG_(plan) *plan, size_t number, int worker))
+static void XG_(run_units)(const XG_(plan) *p, size_t units,
+                           void (*unit)(const XG_(plan) *plan, size_t number, int worker))
 {
-    const xg__team *team = plan->team;
-    XG_(run_units) r;
-    r.plan = plan;
-    r.units = units;
-    r.tasks = xg__min(units, team->workers > 1 ? 16 * (size_t)team->workers : 1);
-    r.run = run;
-    if (r.tasks > 0) team->parallel(team->user, (int)r.tasks, XG_(task), &r);
+    XG_(tasks) t;
+    t.plan = p;
+    t.units = units;
+    t.tasks = xg__min(units, p->team->workers > 1 ? 16 * (size_t)p->team->workers : 1);
+    t.unit = unit;
+    if (t.tasks > 0) p->team->parallel(p->team->user, (int)t.tasks, XG_(task), &t);
 }
 
-static void XG_(run_plan)(XG_(plan) *plan, const xg__team *team)
+static void XG_(run_plan)(XG_(plan) *p, const xg__team *team)
 {
-    plan->team = team;
-    if (plan->weights > 0 && plan->problems > 0) {
-        const int strips = XG_(ceil_div)(plan->rows.minor, XG__WEIGHTS);
-        XG_(run_all)(plan, (size_t)(plan->conv->groups * strips), XG_(unit_of_weights));
+    const size_t units = XG_(units)(p);
+    p->team = team;
+    if (p->weights > 0) {
+        XG_(run_units)(p, (size_t)p->conv->groups * XG_(ceil_div)(p->c, XG__STRIP),
+                       XG_(unit_of_weights));
     }
-    if (plan->phases > 1) {
-        XG_(run_all)(plan, XG_(units)(plan), XG_(unit_of_phases));
+    if (p->phases > 1) {
+        XG_(run_units)(p, units, XG_(unit_of_phases));
         return;
     }
-    XG_(run_all)(plan, XG_(units)(plan) * (size_t)plan->chunks, XG_(unit));
-    if (plan->chunks > 1) XG_(run_all)(plan, XG_(units)(plan), XG_(join));
+    XG_(run_units)(p, units * p->chunks, XG_(unit));
+    if (p->chunks > 1) XG_(run_units)(p, units, XG_(join));
 }
 
 static size_t XG_(scratch)(const XG_(plan) *p, int workers)
 {
-    const size_t chunks = p->chunks > 1 ? XG_(units)(p) * (size_t)p->chunks : 0;
+    const size_t chunks = p->chunks > 1 ? XG_(units)(p) * p->chunks : 0;
     return (size_t)workers * p->desk + (p->weights + chunks * p->sums_size) * sizeof(xg_real);
 }
 
@@ -4132,7 +4061,7 @@ static void XG_(conv)(const xg__conv_job *job, const xg__team *team)
 #undef XG__BLOCK_ROWS
 #undef XG__BLOCK_COLS
 #undef XG__BLOCK_AREA
-#undef XG__WEIGHTS
+#undef XG__STRIP
 #undef XG__PREFETCH
 
 /* 3.6 The table of this level, and the end of its pass. */
@@ -4195,6 +4124,7 @@ struct xg_tensor {
     xg_tensor *in[2];
     xg_real   *data;             /* NULL while a pointwise result waits to be asked for (4.6) */
     bool       awaited;          /* an operand of something that waited when it was made */
+    int        depth;            /* operations that wait in a chain, this one included; or 0 */
     xg_shape   shape;
     xg_op      op;
     int        id;               /* position on the tape */
@@ -4249,8 +4179,8 @@ struct xg_tape {
     xg_real            nan;                /* what poison reads as */
 };
 
-/* LATER: pointwise, waits until somebody asks for its numbers (4.6). FLUENT: runs at once, and takes
- * operands that wait. NOW: runs at once, on numbers. */
+/* LATER: pointwise, waits until somebody asks for its numbers (4.6). FLUENT: runs at once, and
+ * takes operands that wait. NOW: runs at once, on numbers. */
 typedef enum xg__manner { XG__LATER_MAP, XG__LATER_ZIP, XG__FLUENT, XG__NOW } xg__manner;
 
 /* What the tape knows of an operation; the table of rooms stands at the end of [5]. */
@@ -4308,7 +4238,8 @@ XG_API_DEF void xg_fail(xg_tape *tape, xg_code code, const char *format, ...)
 static xg_tensor *xg__poison(xg_tape *tape)
 {
     static const xg_tensor tapeless = {
-        NULL, NULL, NULL, { NULL, NULL }, NULL, false, { 1, 1, 1, 1 }, XG_OP_leaf, -1, { { 0, 0 } }, "",
+        NULL, NULL, NULL, { NULL, NULL }, NULL, false, 0, { 1, 1, 1, 1 }, XG_OP_leaf, -1,
+        { { 0, 0 } }, "",
         { 0, false, NULL, NULL }
     };
     return tape ? &tape->poison : (xg_tensor *)(uintptr_t)&tapeless;
@@ -4573,6 +4504,7 @@ static xg_tensor *xg__record(const xg_tensor *description, bool waits)
 enum {
     XG__CHUNK = 1024,           /* numbers of a row that are worked on at once */
     XG__STEPS = 12,             /* operations of a program at most */
+    XG__DEPTH = 64,             /* a chain this long does not wait to be asked */
     XG__SOURCES = 2 * XG__STEPS
 };
 
@@ -4785,6 +4717,17 @@ static bool xg__keep_old(xg_tensor *leaf)
 /* 4.7 Emit, the one door. Every operation passes here: checked, recorded, and run unless it may
  *     wait. */
 
+/* How many operations wait in a chain that ends with y. */
+static int xg__chain_length(const xg_tensor *y)
+{
+    int longest = 0;
+    for (int i = 0; i < 2; i++) {
+        const xg_tensor *x = y->in[i];
+        if (x && !x->data && x->depth > longest) longest = x->depth;
+    }
+    return longest + 1;
+}
+
 static xg_tensor *xg__emit(xg_op op, xg_tensor *a, xg_tensor *b, const xg__attr *attr)
 {
     xg_tape *tape = a && a->tape ? a->tape : b ? b->tape : NULL;
@@ -4814,8 +4757,9 @@ static xg_tensor *xg__emit(xg_op op, xg_tensor *a, xg_tensor *b, const xg__attr 
     bool waits = room->manner == XG__LATER_MAP || room->manner == XG__LATER_ZIP;
     if (waits) a->awaited = true;
     if (waits && b) b->awaited = true;
+    if (waits) y.depth = xg__chain_length(&y);
     xg_tensor *made = xg__record(&y, waits);
-    if (!made) return xg__poison(tape);
+    if (!made || (waits && made->depth >= XG__DEPTH && !xg__force(made))) return xg__poison(tape);
     if (room->run) room->run(made);
     return xg_failed(tape) ? xg__poison(tape) : made;
 }
@@ -5316,7 +5260,8 @@ static const xg_real *xg__sum_fetch(const xg__sum_job *job, size_t from, size_t 
     return room[p->steps - 1];
 }
 
-/* How many of the n numbers from `from` on can be fetched at once: those of a row of the program. */
+/* How many of the n numbers from `from` on can be fetched at once: those of a row of the
+ * program. */
 static size_t xg__sum_piece(const xg__sum_job *job, size_t from, size_t n)
 {
     if (job->x->data) return n;
@@ -5368,6 +5313,7 @@ static void xg__sum_rows(const void *context, size_t begin, size_t end)
 static void xg__sum_columns(const void *context, size_t begin, size_t end)
 {
     const xg__sum_job *job = (const xg__sum_job *)context;
+    const xg__kernels *kernels = job->x->tape->kernels;
     xg_real room[XG__STEPS][XG__CHUNK];
     double sum[XG__CHUNK];
     size_t chunks = (job->j + XG__CHUNK - 1) / XG__CHUNK;
@@ -5380,7 +5326,7 @@ static void xg__sum_columns(const void *context, size_t begin, size_t end)
             size_t from = (block * job->t + k % job->t) * job->j + first;
             for (size_t at = 0, n; at < width; at += n) {
                 n = xg__sum_piece(job, from + at, width - at);
-                job->x->tape->kernels->sum_each(sum + at, xg__sum_fetch(job, from + at, n, room), n);
+                kernels->sum_each(sum + at, xg__sum_fetch(job, from + at, n, room), n);
             }
         }
         for (size_t c = 0; c < width; c++) job->y[o * job->j + first + c] = (xg_real)sum[c];
@@ -10367,7 +10313,7 @@ static void xg__put_line(xg__sink *s, const xg__entry *e, const xg__slot *slot, 
 {
     const int axis[4] = { e->shape.n, e->shape.c, e->shape.h, e->shape.w };
     int rank = 4;
-    while (rank > 1 && axis[rank - 1] == 1) rank--;
+    while (rank > (e->axes > 1 ? e->axes : 1) && axis[rank - 1] == 1) rank--;
     xg__put_text(s, ",\n\"");
     if (slot) {
         xg__put_text(s, "optim:");
@@ -10866,7 +10812,7 @@ XG_API_DEF xg_code xg_npy_save(xg_tensor *x, const char *path)
 
 #endif /* after the kernels */
 
-/* ------------------------------------------------------------------------------------------------
+/* ----------------------------------------------------------------------------------------------
  * Licence: choose the public domain or MIT.
  *
  * A - Public domain (www.unlicense.org). This is free and unencumbered software released into the
@@ -10878,19 +10824,19 @@ XG_API_DEF xg_code xg_npy_save(xg_tensor *x, const char *path)
  * our heirs and successors. We intend this dedication to be an overt act of relinquishment in
  * perpetuity of all present and future rights to this software under copyright law.
  *
- * B - MIT. Copyright (c) 2026 the xguide.h authors. Permission is hereby granted, free of charge, to
- * any person obtaining a copy of this software and associated documentation files (the "Software"),
- * to deal in the Software without restriction, including without limitation the rights to use, copy,
- * modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
- * persons to whom the Software is furnished to do so, subject to the following conditions: The above
- * copyright notice and this permission notice shall be included in all copies or substantial
- * portions of the Software.
+ * B - MIT. Copyright (c) 2026 the xguide.h authors. Permission is hereby granted, free of charge,
+ * to any person obtaining a copy of this software and associated documentation files (the
+ * "Software"), to deal in the Software without restriction, including without limitation the
+ * rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the
+ * Software, and to permit persons to whom the Software is furnished to do so, subject to the
+ * following conditions: The above copyright notice and this permission notice shall be included in
+ * all copies or substantial portions of the Software.
  *
  * Either way: THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED,
  * INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE
  * AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM,
- * DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT
- * OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+ * DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+ * OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
  *
  * Changes: 0.1.0 (2026-11) the first version. CHANGELOG.md tells more.
  */

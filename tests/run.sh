@@ -78,7 +78,7 @@ for file in tests/test_*.c; do
     name=$(basename "$file" .c)
     tests="$tests $name"
     # The kit and what is built on it work in float only.
-    grep -q kit.h "$file" || doubles="$doubles double_${name#test_}"
+    grep -q 'kit.h\|scratch.h' "$file" || doubles="$doubles double_${name#test_}"
 done
 
 echo "building"
@@ -89,7 +89,7 @@ if ! make -s -j"$jobs" all $targets >"$log/build.txt" 2>&1; then
     echo "0 passed, 1 failed, 0 skipped"
     exit 1
 fi
-echo "kernels: $(sh -c "$BUILD/xguide info" | sed -n 's/^simd *//p' | head -n 1)"
+echo "kernels: $(sh -c "$BUILD/xguide info" | sed -n 's/^level used *//p' | head -n 1)"
 
 for name in $tests $doubles; do suite "$name" "$BUILD/$name"; done
 
@@ -112,7 +112,7 @@ check symbols sh tests/symbols.sh "$BUILD/library.o"
 check readme sh tests/readme.sh "$BUILD"
 for file in examples/*.c; do
     name=$(basename "$file" .c)
-    check "example-$name" "$BUILD/example_$name" --quick
+    check "example-$name" env -C "$BUILD" "./example_$name" --quick
 done
 for file in tests/cli_*.sh; do
     if [ -e "$file" ]; then check "$(basename "$file" .sh)" sh "$file" "$BUILD/xguide"; fi

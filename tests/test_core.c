@@ -561,6 +561,17 @@ static void test_waiting_results_keep_old_numbers(void)
     xg_params_free(p);
 }
 
+static void test_long_chains_do_not_wait_for_ever(void)
+{
+    xg_tape *t = xg_tape_new(NULL);
+    xg_tensor *x = xg_scalar(t, 1), *y = x;
+    for (int i = 0; i < 20000; i++) y = xg_affine(xg_add(y, x), 0.5, 0);
+    CHECK_NEAR(xg_item(y), 1, 1e-6);
+    CHECK_NEAR(xg_item(xg_grad(y, x)), 1, 1e-3);
+    CHECK_OK(t);
+    xg_tape_free(t);
+}
+
 static void test_random_numbers(void)
 {
     xg_rng a = xg_rng_seed(42), b = xg_rng_seed(42), c = xg_rng_seed(43);
@@ -601,5 +612,6 @@ TEST_MAIN(
     TEST(test_rule_tables)
     TEST(test_names_of_things)
     TEST(test_waiting_results_keep_old_numbers)
+    TEST(test_long_chains_do_not_wait_for_ever)
     TEST(test_random_numbers)
 )

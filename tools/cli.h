@@ -53,6 +53,7 @@ typedef struct cli_options {
     const char *layer;
     double      lambda;
     bool        balance;         /* classes count alike in the loss on labels                     */
+    bool        against;         /* guide what speaks against the label as well                   */
     bool        mean;            /* guidance loss: mean over guided pictures, not their sum       */
     int         extra;           /* annotated pictures added to every batch; 0: as they come      */
     int         steps_ig;        /* of integrated gradients                                       */
@@ -87,6 +88,11 @@ bool cli_options_same(const cli_options *o, const xg_note *notes, int count, xg_
 const char *cli_note(const xg_note *notes, int count, const char *key);      /* or NULL           */
 bool        cli_note_add(xg_note *notes, int *count, int max, const char *key, const char *format,
                          ...) KIT_PRINTF(5, 6);
+
+/* kit_args_read, which for an option that does not exist also names the nearest one that does. */
+kit_args_result cli_args_read(int argc, char **argv, const kit_arg *args, int count,
+                              const char *usage, const char *examples, const char **words, int max,
+                              int *words_count, xg_error *error);
 
 /* The closest word of the list to what was typed, or NULL when none is close. */
 const char *cli_nearest(const char *typed, const char *const *words, int count);

@@ -322,7 +322,7 @@ int cli_demo(int argc, char **argv)
         { "quick", 0, KIT_ARG_FLAG, &quick, NULL, "seconds instead of a minute, and little learnt" }
     };
     xg_error error = { XG_ERR_OK, "" };
-    kit_args_result read = kit_args_read(argc, argv, table, 5, usage, examples, NULL, 0, NULL,
+    kit_args_result read = cli_args_read(argc, argv, table, 5, usage, examples, NULL, 0, NULL,
                                          &error);
     if (read == KIT_ARGS_HELP) return CLI_OK;
     if (read == KIT_ARGS_OK && (d.seeds < 1 || d.seeds > MAX_SEEDS)) {

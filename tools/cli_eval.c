@@ -51,7 +51,7 @@ static kit_args_result read_line(int argc, char **argv, request *r, xg_error *er
         { "no-maps", 0, KIT_ARG_FLAG, &r->no_maps, NULL, "accuracies only, no EPG" }
     };
     memcpy(table, own, sizeof own);
-    return kit_args_read(argc, argv, table, rows + 3, usage, examples, r->word, 1, &r->words,
+    return cli_args_read(argc, argv, table, rows + 3, usage, examples, r->word, 1, &r->words,
                          error);
 }
 

@@ -422,7 +422,7 @@ int cli_explain(int argc, char **argv)
         { "threads", 0, KIT_ARG_INT, &r->threads, "N", "0: one for each processor" }
     };
     int rows = (int)(sizeof table / sizeof table[0]), code = CLI_USAGE;
-    kit_args_result read = kit_args_read(argc, argv, table, rows, usage, examples, r->word,
+    kit_args_result read = cli_args_read(argc, argv, table, rows, usage, examples, r->word,
                                          MAX_PICTURES, &r->words, &error);
     if (r->net[0] == 0) r->net = guess_net(r->weights);
     if (read == KIT_ARGS_HELP) code = CLI_OK;

@@ -66,7 +66,7 @@ int cli_info(int argc, char **argv)
         { "brief", 0, KIT_ARG_FLAG, &brief, NULL, "measure nothing" }
     };
     xg_error error = { XG_ERR_OK, "" };
-    kit_args_result read = kit_args_read(argc, argv, table, 2, usage, examples, NULL, 0, NULL,
+    kit_args_result read = cli_args_read(argc, argv, table, 2, usage, examples, NULL, 0, NULL,
                                          &error);
     if (read == KIT_ARGS_HELP) return CLI_OK;
     if (read == KIT_ARGS_BAD) return cli_complain(CLI_USAGE, &error);

@@ -101,6 +101,8 @@ static void put_guidance(row *to, cli_options *o)
         "explain the logit less the others' mean, or as it is");
     put(to, "layer", KIT_ARG_TEXT, &o->layer, "NAME", "where: input, layer1 .. layer4, features");
     put(to, "lambda", KIT_ARG_NUMBER, &o->lambda, "X", "weight of the loss on explanations");
+    put(to, "against", KIT_ARG_FLAG, &o->against, NULL,
+        "what speaks against the label should lie in the box as well");
     put(to, "mean", KIT_ARG_FLAG, &o->mean, NULL,
         "average it over the guided pictures of a batch, not add up");
     put(to, "extra", KIT_ARG_INT, &o->extra, "N",
@@ -346,4 +348,41 @@ const char *cli_nearest(const char *typed, const char *const *words, int count)
         }
     }
     return best;
+}
+
+/* The row that an option on the command line names, or -1; "--name=value" names it too. */
+static int named_row(const char *word, const kit_arg *args, int count)
+{
+    size_t length = strcspn(word, "=");
+    for (int i = 0; i < count; i++) {
+        const char *name = args[i].name;
+        if (args[i].kind == KIT_ARG_HEADING || name == NULL) continue;
+        if (strlen(name) == length && strncmp(name, word, length) == 0) return i;
+    }
+    return -1;
+}
+
+kit_args_result cli_args_read(int argc, char **argv, const kit_arg *args, int count,
+                              const char *usage, const char *examples, const char **words, int max,
+                              int *words_count, xg_error *error)
+{
+    const char *names[CLI_MAX_ARGS + 8];
+    int known = 0;
+    kit_args_result result = kit_args_read(argc, argv, args, count, usage, examples, words, max,
+                                           words_count, error);
+    for (int i = 0; i < count && known < CLI_MAX_ARGS + 8; i++) {
+        if (args[i].kind != KIT_ARG_HEADING) names[known++] = args[i].name;
+    }
+    for (int i = 1; i < argc && result == KIT_ARGS_BAD; i++) {
+        const char *word = argv[i] + 2;
+        if (strcmp(argv[i], "--") == 0) break;
+        if (strncmp(argv[i], "--", 2) != 0 || strcmp(word, "help") == 0) continue;
+        if (named_row(word, args, count) >= 0) continue;
+        const char *near = cli_nearest(word, names, known);
+        error->code = XG_ERR_OK;             /* this sentence takes the place of the other        */
+        kit_fail(error, XG_ERR_NAME, "there is no option --%.40s%s%s; `--help` lists them all",
+                 word, near ? "; did you mean --" : "", near ? near : "");
+        break;
+    }
+    return result;
 }

@@ -38,6 +38,8 @@ bool cli_report_scores(const cli_run *run, const cli_scores *scores, kit_split s
         kit_table_cell(&table, "EPG at %s, %%", run->o.layer);
         kit_table_cell(&table, "%.2f", 100 * scores->epg_layer);
         kit_table_end_row(&table);
+    }
+    if (isfinite(scores->epg_input) && strcmp(run->o.layer, "input") != 0) {
         kit_table_cell(&table, "EPG at the input, %%");
         kit_table_cell(&table, "%.2f", 100 * scores->epg_input);
         kit_table_end_row(&table);
@@ -166,20 +168,23 @@ static bool curve_read(curve *c, const kit_csv *csv, const char *column, xg_erro
     return true;
 }
 
-/* What is drawn: column, panel, name in the legend, colour. */
-static const struct { const char *column; int panel; const char *name; int colour; } drawn[] = {
-    { "class_loss", 0, "labels", 0 },          { "guide_loss", 0, "explanations", 1 },
-    { "train_accuracy", 1, "training", 0 },    { "val_accuracy", 1, "validation", 1 },
-    { "val_worst", 1, "worst group", 2 },      { "train_epg", 2, "training", 0 },
-    { "val_epg_layer", 2, "validation", 1 },   { "val_epg_input", 2, "at the input", 2 }
+/* What is drawn: column, panel, colour. Colours mean the same in every panel. */
+static const struct { const char *column; int panel, colour; } drawn[] = {
+    { "class_loss", 0, 0 },     { "guide_loss", 0, 3 },   { "train_accuracy", 1, 0 },
+    { "val_accuracy", 1, 1 },   { "val_worst", 1, 2 },    { "train_epg", 2, 0 },
+    { "val_epg_layer", 2, 1 },  { "val_epg_input", 2, 2 }
 };
+static const char *const colour_name[] = {
+    "training", "validation", "its worst group; EPG at its input", "loss on explanations"
+};
+enum { COLOURS = 4 };
 enum { CURVES = (int)(sizeof drawn / sizeof drawn[0]) };
 
 bool cli_report_curves(const cli_run *run, xg_error *error)
 {
     char log[1024], path[1024];
     curve curves[CURVES];
-    kit_line line[CURVES];
+    kit_line line[COLOURS + CURVES];         /* lines without points first: the legend           */
     kit_panel panel[3];
     kit_csv csv;
     memset(curves, 0, sizeof curves);
@@ -191,14 +196,20 @@ bool cli_report_curves(const cli_run *run, xg_error *error)
         return false;
     }
     bool fine = true;
+    for (int i = 0; i < COLOURS; i++) {
+        line[i].name = colour_name[i];
+        line[i].colour = i;
+    }
+    panel[0].line = line;
+    panel[0].lines = COLOURS;
     for (int i = 0; i < CURVES && fine; i++) {
         kit_panel *p = &panel[drawn[i].panel];
         fine = curve_read(&curves[i], &csv, drawn[i].column, error);
         if (curves[i].count == 0) continue;
-        kit_line one = { drawn[i].name, curves[i].x, curves[i].y, NULL, curves[i].count,
+        kit_line one = { NULL, curves[i].x, curves[i].y, NULL, curves[i].count,
                          drawn[i].colour, false };
-        line[i] = one;
-        if (p->lines++ == 0) p->line = &line[i];
+        line[COLOURS + i] = one;
+        if (p->lines++ == 0) p->line = &line[COLOURS + i];
     }
     static const char *const titles[3] = { "loss", "accuracy", "energy inside the boxes (EPG)" };
     int panels = 0;

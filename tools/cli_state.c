@@ -22,8 +22,14 @@ bool cli_run_engine(cli_run *run, int threads, xg_error *error)
     run->tape = xg_tape_new(&config);
     run->params = xg_params_new(NULL);
     if (run->tape != NULL && run->params != NULL) return true;
-    return kit_fail(error, XG_ERR_MEMORY, "no memory for a tape, or XG_SIMD names a level that "
-                    "this machine cannot run (see `xguide info`)");
+    char levels[128] = "";
+    for (int i = 0; i < xg_simd_count(); i++) {
+        size_t used = strlen(levels);
+        snprintf(levels + used, sizeof levels - used, " %s", xg_simd_name(i));
+    }
+    if (getenv("XG_SIMD") == NULL) return kit_fail(error, XG_ERR_MEMORY, "no memory for a tape");
+    return kit_fail(error, XG_ERR_UNSUPPORTED, "this machine cannot run XG_SIMD=%.20s; it has%s",
+                    getenv("XG_SIMD"), levels);
 }
 
 /* Which optimiser, with what. */

@@ -112,7 +112,8 @@ static double epg_sum(xg_tensor *map, const kit_batch *batch, int count)
     return sum;
 }
 
-/* The loss on a map against the masks of the first n rows. */
+/* The loss on a map against the masks of the first n rows. All losses but RRR look only at what
+ * speaks for the label; with --against, what speaks against it should lie in the mask too. */
 static xg_tensor *guide_loss(cli_run *run, xg_tensor *map, int n)
 {
     static const xg_loss losses[] = {
@@ -124,7 +125,11 @@ static xg_tensor *guide_loss(cli_run *run, xg_tensor *map, int n)
     guide.loss = losses[run->o.loss];
     guide.weight = b->weight;
     guide.mean = run->o.mean;
-    return xg_guide(map, xg_leaf(run->tape, xg_shape4(n, 1, b->h, b->w), b->masks), &guide);
+    xg_tensor *mask = xg_leaf(run->tape, xg_shape4(n, 1, b->h, b->w), b->masks);
+    xg_tensor *speaks_for = xg_guide(map, mask, &guide);
+    if (!run->o.against) return speaks_for;
+    xg_tensor *speaks_against = xg_guide(xg_neg(map), mask, &guide);
+    return xg_affine(xg_add(speaks_for, speaks_against), 0.5, 0);
 }
 
 /* Integrated gradients are not on the tape: their part of the gradient comes from a second pass

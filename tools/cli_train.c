@@ -33,7 +33,10 @@ typedef struct loop {
     double       started;
 } loop;
 
-static double part(double sum, int64_t count) { return count > 0 ? sum / (double)count : (double)NAN; }
+static double part(double sum, int64_t count)
+{
+    return count > 0 ? sum / (double)count : (double)NAN;
+}
 
 /* A row of the log from what was summed up; val NULL within an epoch. */
 static bool log_row(loop *l, const cli_scores *val, xg_error *error)
@@ -93,10 +96,14 @@ static bool end_epoch(loop *l, xg_error *error)
            (long long)((run->step + run->steps_per_epoch - 1) / run->steps_per_epoch), loss,
            100 * accuracy);
     if (have) {
-        printf("; validation: accuracy %.1f %%, worst group %.1f %%, EPG %.1f %% at %s, %.1f %% at "
-               "input (%.0f s)", 100 * xg_groups_overall(&val->groups),
-               100 * xg_groups_worst(&val->groups), 100 * val->epg_layer, run->o.layer,
-               100 * val->epg_input, val->seconds);
+        printf("; validation: accuracy %.1f %%, worst group %.1f %%",
+               100 * xg_groups_overall(&val->groups), 100 * xg_groups_worst(&val->groups));
+        if (isfinite(val->epg_layer)) {
+            printf(", EPG %.1f %% at %s", 100 * val->epg_layer, run->o.layer);
+            bool other = strcmp(run->o.layer, "input") != 0;
+            if (other) printf(", %.1f %% at input", 100 * val->epg_input);
+        }
+        printf(" (%.0f s)", val->seconds);
     }
     printf("\n");
     fflush(stdout);
@@ -210,7 +217,7 @@ int cli_train(int argc, char **argv)
     char said[512] = "";
     cli_options_default(&o);
     int rows = cli_options_table(&o, table);
-    kit_args_result read = kit_args_read(argc, argv, table, rows, usage, examples, NULL, 0, NULL,
+    kit_args_result read = cli_args_read(argc, argv, table, rows, usage, examples, NULL, 0, NULL,
                                          &error);
     if (read == KIT_ARGS_HELP) return CLI_OK;
     if (read == KIT_ARGS_BAD || !cli_options_check(&o, &error)) {
@@ -223,7 +230,8 @@ int cli_train(int argc, char **argv)
         introduce(&run, said);
         code = train(&run);
     } else {
-        code = cli_complain(CLI_FAILED, &error);
+        bool asked = error.code == XG_ERR_ARGUMENT || error.code == XG_ERR_NAME;
+        code = cli_complain(asked ? CLI_USAGE : CLI_FAILED, &error);
     }
     cli_run_close(&run);
     return code;
