@@ -3414,9 +3414,8 @@ XG__INLINE size_t XG_(units)(const XG_(plan) *p)
     return p->problems * p->rows.blocks * p->cols.blocks;
 }
 
-/* Cuts the axes: for the cache first, then until every worker has a few units, so that a slow
- * one does not hold up the others; but the finer the cut, the more often the same numbers are
- * packed. */
+/* Cuts the axes: for the cache first, then until every worker has a few units, so that a slow one
+ * does not hold up the others. (But the finer the cut, the more often numbers are packed.) */
 static void XG_(plan_units)(XG_(plan) *p, int workers)
 {
     const double rows = (double)p->rows.major * (double)p->rows.minor;
