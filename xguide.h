@@ -957,6 +957,9 @@ XG_API xg_code    xg_npy_save(xg_tensor *x, const char *path);
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 /* 1.1 Compilers. */
 
@@ -1360,6 +1363,7 @@ static void xg__arena_release(xg__arena *a, xg__place place)
     a->used = place.used;
     a->bytes = place.bytes;
 }
+
 /* ============================================================================================== *
  *  [3] kernels                                                                                   *
  * ============================================================================================== */
@@ -1649,16 +1653,13 @@ static const xg__kernels *xg__kernels_find(const char *name)
  *   bits_number     what the bits, read as a whole number with sign, are worth
  *   transpose       a square of XG__LANES rows into another
  *   wide_load (from numbers), wide_load_part, wide_read, wide_store (doubles), wide_add
- *
- * XG__MR rows of XG__NV vectors are what the matrix product of 3.5 keeps in registers. */
+ */
 
 #if XG__PASS == XG__LEVEL_SCALAR
 
 /* Plain C: the yardstick of all others, and what any machine can run. */
 
 #define XG__LANES 1
-#define XG__MR 6
-#define XG__NV 2
 typedef xg_real XG_(v);
 typedef bool    XG_(m);
 typedef double  XG_(w);
@@ -1759,8 +1760,6 @@ XG__INLINE XG_(v) XG_(fnma)(XG_(v) a, XG_(v) b, XG_(v) c)   { return XG_(fma)(-a
  * asks, and it has no masked access: parts of vectors go through a little memory. */
 
 #define XG__LANES 4
-#define XG__MR 6
-#define XG__NV 2
 typedef float32x4_t XG_(v);
 typedef uint32x4_t  XG_(m);
 typedef struct XG_(w) { float64x2_t low, high; } XG_(w);
@@ -1880,8 +1879,6 @@ XG__INLINE void XG_(wide_store)(double *p, XG_(w) a)
  * level. */
 
 #define XG__LANES 4
-#define XG__MR 6
-#define XG__NV 2
 typedef v128_t XG_(v);
 typedef v128_t XG_(m);
 typedef struct XG_(w) { v128_t low, high; } XG_(w);
@@ -2004,8 +2001,6 @@ XG__INLINE void XG_(wide_store)(double *p, XG_(w) a)
  * from. */
 
 #define XG__LANES 8
-#define XG__MR 6
-#define XG__NV 2
 typedef __m256 XG_(v);
 typedef __m256 XG_(m);
 typedef struct XG_(w) { __m256d low, high; } XG_(w);
@@ -2149,8 +2144,6 @@ XG__INLINE void XG_(wide_store)(double *p, XG_(w) a)
  * own. */
 
 #define XG__LANES 16
-#define XG__MR 8
-#define XG__NV 3
 typedef __m512    XG_(v);
 typedef __mmask16 XG_(m);
 typedef struct XG_(w) { __m512d low, high; } XG_(w);
@@ -2687,8 +2680,6 @@ static void XG_(sum_each)(double *sum, const xg_real *x, size_t n)
  * Both depend on the shapes alone. All else (what is vectorised, how units are cut, which operand
  * gives the rows) cannot change a bit and is chosen for speed. */
 
-#undef XG__MR
-#undef XG__NV
 #if XG__LANES == 16            /* 32 registers: 24 sums, 3 vectors of columns, 1 number of a row  */
 #define XG__MR 8
 #define XG__NV 3
@@ -4100,6 +4091,7 @@ static const xg__kernels XG_(kernels) = {
 
 #if defined(XG_IMPLEMENTATION) && !defined(XG__LEVEL) && !defined(XG__BUILT)
 #define XG__BUILT
+
 /* ============================================================================================== *
  *  [4] tape                                                                                      *
  * ============================================================================================== */
@@ -5005,6 +4997,7 @@ static void xg__commit_updates(xg_tape *tape)
         update->target = NULL;
     }
 }
+
 /* ============================================================================================== *
  *  [5] ops                                                                                       *
  * ============================================================================================== */
@@ -6553,6 +6546,7 @@ XG_API_DEF const char *xg_op_formula(xg_op op)
 {
     return (unsigned)op < XG_OP_COUNT ? xg__room_of(op)->formula : "?";
 }
+
 /* ============================================================================================== *
  *  [6] readings                                                                                  *
  * ============================================================================================== */
@@ -7005,6 +6999,7 @@ XG_API_DEF double xg_gradcheck(xg_function f, void *user, xg_tensor *const *x, i
     xg_tape_release(tape, mark);
     return xg_failed(tape) ? (double)NAN : worst;
 }
+
 /* ============================================================================================== *
  *  [7] models                                                                                    *
  * ============================================================================================== */
@@ -8508,6 +8503,7 @@ XG_API_DEF xg_code xg_optim_step(const xg_optim *o, xg_params *params, xg_tensor
     xg_grads(loss, NULL, params->leaf, count, NULL, params->grad);
     return xg_optim_apply(o, params, params->leaf, params->grad, count);
 }
+
 /* ============================================================================================== *
  *  [8] attribute                                                                                 *
  * ============================================================================================== */
@@ -8771,6 +8767,7 @@ XG_API_DEF xg_tensor *xg_postprocess(xg_tensor *map, const xg_post *o)
     if (o->h > 0 && (o->h != s.h || o->w != s.w)) map = xg_upsample(map, o->h, o->w);
     return map;
 }
+
 /* ============================================================================================== *
  *  [9] guide                                                                                     *
  * ============================================================================================== */
@@ -9013,6 +9010,7 @@ XG_API_DEF void xg_mask_box(xg_real *mask, int h, int w, xg_box box, double widt
         for (int x = x0; x < x1; x++) mask[(size_t)y * (size_t)w + (size_t)x] = 1;
     }
 }
+
 /* ============================================================================================== *
  *  [10] measure                                                                                  *
  * ============================================================================================== */
@@ -9172,6 +9170,7 @@ XG_API_DEF double xg_f1_value(const xg_f1 *f)
     int64_t all = 2 * f->tp + f->fp + f->fn;
     return all > 0 ? 2.0 * (double)f->tp / (double)all : 0.0;
 }
+
 /* ============================================================================================== *
  *  [11] files                                                                                    *
  * ============================================================================================== */

@@ -80,13 +80,13 @@ static bool attribute(xg_scope *scope, xg_net net, xg_tensor *x, xg_tensor *bcos
         kit_map one = { maps[i] ? xg_data(maps[i]) : NULL, s.h, s.w, NULL };
         map[i] = one;
     }
-    if (xg_failed(scope->tape)) return false;
-    if (!kit_picture_from(&picture, xg_data(x), 3, s.h, s.w, norm, error)) return false;
+    if (xg_failed(scope->tape)
+        || !kit_picture_from(&picture, xg_data(x), 3, s.h, s.w, norm, error)) return false;
     snprintf(title, sizeof title, "class %d", label);
     kit_sheet_row row = { title, &picture, NULL, NULL, 0, map };
     kit_sheet sheet = { "One picture, every attribution", "Red speaks for the class.", columns,
                         bcos ? COLUMNS : COLUMNS - 1, &row, 1, 0, 0 };
-    bool fine = kit_sheet_save(&sheet, "attribute.png", error) && printf("attribute.png\n") > 0;
+    bool fine = kit_sheet_save(&sheet, "attribute.png", error) && puts("attribute.png") >= 0;
     kit_picture_free(&picture);
     return fine;
 }
@@ -100,9 +100,9 @@ static bool drawn_scene(xg_tape *tape, xg_params *params, bool quick, xg_error *
              && train(tape, bcos, small_bcos, quick ? 5 : 100, 0.01, error)
              && kit_draw_decoy(&set, 1, NULL, &rng, error);
     if (fine) {
-        xg_scope plain = xg_scope_new(tape, params, NULL, false), other = plain;
+        xg_scope plain = xg_scope_new(tape, params, NULL, false);
+        xg_scope other = xg_scope_new(tape, bcos, NULL, false);
         xg_tensor *x = xg_leaf(tape, xg_shape4(1, 3, SIZE, SIZE), set.pixels);
-        other.params = bcos;
         xg_tensor *score = xg_pick(small_bcos(&other, x), set.label);
         fine = attribute(&plain, small_cnn, x, xg_bcos_map(score, xg_find(tape, "input")),
                          KIT_NORM_UNIT, error);

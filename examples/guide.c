@@ -3,9 +3,9 @@
  *     build/example_guide            about half a minute
  *     build/example_guide --quick    seconds: the same calls, too few steps to learn much
  *
- * In training, a coloured disc (the decoy) tells the label nine times out of ten; in the test it
- * lies. The network is trained twice on the same scenes: on labels alone, and with a loss that
- * wants what speaks for the label (input times gradient) inside the object's mask. */
+ * In training, a coloured disc (the decoy) always tells the label; in the test it always lies. The
+ * network is trained twice on the same scenes: on labels alone, and with a loss that wants what
+ * speaks for the label (input times gradient) inside the object's mask. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -74,7 +74,6 @@ static bool draw(kit_set *set, int count, kit_decoy_rule rule, uint64_t seed, xg
     scene.size = SIZE;
     scene.classes = CLASSES;
     scene.rule = rule;
-    scene.broken = 0.1;
     return kit_draw_decoy(set, count, &scene, &rng, error);
 }
 

@@ -107,6 +107,13 @@ for pair in "gcc g++" "clang clang++"; do
     check "compile-$2-double" "$2" -std=c++17 -O1 -DXG_DOUBLE $warn -I. -x c++ -c $file -o /dev/null
 done
 
+# With OpenMP its threads are the default.
+if echo 'int main(void){return 0;}' | "$CC" -fopenmp -x c - -o "$log/probe" 2>/dev/null; then
+    suite openmp-test_core sh tests/openmp.sh test_core
+else
+    skip openmp "$CC has no OpenMP here"
+fi
+
 check lint "$BUILD/check" xguide.h tests examples
 check symbols sh tests/symbols.sh "$BUILD/library.o"
 check readme sh tests/readme.sh "$BUILD"

@@ -297,7 +297,7 @@ static bool draw_maps(cli_run *run, int count, sheet_parts *s, const char *path,
     sheet.note = "What speaks for the true class (red) and against it (blue); the box is where the "
                  "object is.";
     sheet.column = columns;
-    sheet.columns = 2;
+    sheet.columns = strcmp(o->layer, "input") == 0 && at_input == o->attribution ? 1 : 2;
     sheet.row = s->row;
     sheet.rows = count;
     return kit_sheet_save(&sheet, path, error);
