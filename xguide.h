@@ -4264,34 +4264,36 @@ static bool xg__refuse(const xg_tensor *y, xg_code code, const char *why)
 
 /* 4.3 The tape itself. */
 
-static void xg__serial_for(void *user, int tasks, void (*run)(void *, int, int), void *context)
+/* The default parallel_for. */
+#ifdef _OPENMP
+static void xg__default_for(void *user, int tasks, void (*run)(void *, int, int), void *context)
+{
+    int workers = (int)(uintptr_t)user;
+#pragma omp parallel for schedule(dynamic) num_threads(workers)
+    for (int task = 0; task < tasks; task++) run(context, task, omp_get_thread_num());
+}
+#else
+static void xg__default_for(void *user, int tasks, void (*run)(void *, int, int), void *context)
 {
     (void)user;
     for (int task = 0; task < tasks; task++) run(context, task, 0);
-}
-
-#ifdef _OPENMP
-static void xg__openmp_for(void *user, int tasks, void (*run)(void *, int, int), void *context)
-{
-    (void)user;
-#pragma omp parallel for schedule(dynamic)
-    for (int task = 0; task < tasks; task++) run(context, task, omp_get_thread_num());
 }
 #endif
 
 static void xg__config_defaults(xg_config *config)
 {
-    if (!config->parallel_for) {
+    bool ours = !config->parallel_for;
 #ifdef _OPENMP
-        config->parallel_for = xg__openmp_for;
-        if (config->workers < 1) config->workers = omp_get_max_threads();
+    if (ours && config->workers < 1) config->workers = omp_get_max_threads();
 #else
-        config->parallel_for = xg__serial_for;
-        config->workers = 1;
+    if (ours) config->workers = 1;
 #endif
-    }
     if (config->workers < 1) config->workers = 1;
     if (config->workers > XG__MAX_WORKERS) config->workers = XG__MAX_WORKERS;
+    if (ours) {
+        config->parallel_for = xg__default_for;
+        config->parallel_user = (void *)(uintptr_t)config->workers;
+    }
 }
 
 XG_API_DEF xg_tape *xg_tape_new(const xg_config *config)

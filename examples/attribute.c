@@ -72,7 +72,6 @@ static bool attribute(xg_scope *scope, xg_net net, xg_tensor *x, xg_tensor *bcos
     maps[4] = xg_integrated_gradients(scope, net, x, &label, NULL);
     maps[5] = xg_upsample(xg_grad_cam(score, xg_find(scope->tape, "features"), NULL), s.h, s.w);
     maps[6] = bcos;
-
     kit_picture picture;
     kit_map map[COLUMNS];
     char title[32];
@@ -131,7 +130,6 @@ static bool photograph(xg_tape *tape, xg_params *params, const char *path, const
 
 int main(int argc, char **argv)
 {
-    bool quick = argc > 1 && strcmp(argv[1], "--quick") == 0;
     xg_error error = { XG_ERR_OK, "" };
     xg_config config;
     memset(&config, 0, sizeof config);
@@ -140,7 +138,7 @@ int main(int argc, char **argv)
     xg_tape *tape = xg_tape_new(&config);
     xg_params *params = xg_params_new(NULL);
     bool fine = argc > 2 ? photograph(tape, params, argv[1], argv[2], &error)
-                         : drawn_scene(tape, params, quick, &error);
+                         : drawn_scene(tape, params, argc > 1, &error);
     const xg_error *why = error.code ? &error : xg_failed(tape) ? xg_tape_error(tape)
                                                                 : xg_params_error(params);
     if (!fine) fprintf(stderr, "attribute: %s\n", why->text);
