@@ -378,7 +378,7 @@ XG_API const char *xg_name_of(const xg_tensor *x);                     /* its na
     X(less,           2, zip, none, "a < b")                                                       \
     X(gate,           2, zip, rule, "x > 0 ? g : 0")                                               \
     X(sum_to,         1, sum, rule, "sum over axes")                                               \
-    X(expand,         1, own, rule, "repeat along axes")                                           \
+    X(expand,         1, fan, rule, "repeat along axes")                                           \
     X(reshape,        1, own, rule, "same numbers, other extents")                                 \
     X(permute,        1, own, rule, "reorder axes")                                                \
     X(flip,           1, own, rule, "reverse axes")                                                \
@@ -4622,8 +4622,9 @@ static void xg__program_step(const xg_tensor *x, const xg_real *const *operand, 
         return;
     }
     size_t count = step[0] ? n : 1;            /* of one number, then repeated */
-    kernels->map[room->kernel](operand[0], to, count, (xg_real)x->attr.number.p,
-                               (xg_real)x->attr.number.q);
+    double p = x->op == XG_OP_expand ? 1 : x->attr.number.p;
+    double q = x->op == XG_OP_expand ? 0 : x->attr.number.q;
+    kernels->map[room->kernel](operand[0], to, count, (xg_real)p, (xg_real)q);
     for (size_t i = count; i < n; i++) to[i] = to[0];
 }
 
@@ -5388,23 +5389,6 @@ static const xg_real *xg__row_of(const xg_tensor *x, int n, int c, int h)
     row = row * (size_t)s.h + (size_t)(s.h == 1 ? 0 : h);
     return x->data + row * (size_t)s.w;
 }
-
-static void xg__expand_planes(const void *context, size_t begin, size_t end)
-{
-    const xg__plane_job *job = (const xg__plane_job *)context;
-    xg_shape s = job->y->shape;
-    xg_real *out = job->y->data + begin * xg__plane(job->y);
-    for (size_t plane = begin; plane < end; plane++) {
-        int n = (int)(plane / (size_t)s.c), c = (int)(plane % (size_t)s.c);
-        for (int h = 0; h < s.h; h++, out += s.w) {
-            const xg_real *in = xg__row_of(job->x, n, c, h);
-            if (job->x->shape.w == s.w) memcpy(out, in, (size_t)s.w * sizeof *out);
-            else for (int w = 0; w < s.w; w++) out[w] = in[0];
-        }
-    }
-}
-
-static void xg__run_expand(xg_tensor *y) { xg__for_planes(y, y, xg__plane(y), xg__expand_planes); }
 
 XG_API_DEF xg_tensor *xg_expand(xg_tensor *x, xg_shape s)
 {
@@ -6523,6 +6507,7 @@ static xg_tensor *xg__vjp_barrier(xg_tensor *y, int i, xg_tensor *g)
 
 #define XG__ROOM_map(name) xg__shape_map, NULL, XG__LATER_MAP, XG__MAP_##name
 #define XG__ROOM_zip(name) xg__shape_zip, NULL, XG__LATER_ZIP, XG__ZIP_##name
+#define XG__ROOM_fan(name) xg__shape_##name, NULL, XG__LATER_MAP, XG__MAP_affine
 #define XG__ROOM_sum(name) xg__shape_##name, xg__run_##name, XG__FLUENT, 0
 #define XG__ROOM_own(name) xg__shape_##name, xg__run_##name, XG__NOW, 0
 #define XG__RULE_rule(name) xg__vjp_##name
