@@ -349,10 +349,11 @@ XG_API const char *xg_name_of(const xg_tensor *x);                     /* its na
  *  [A5] operations: all differentiable to any order unless marked 'selector' (gradient zero)      *
  * ============================================================================================== */
 
-/* 5.0 The list of all primitive operations: X(name, operands, kernel, gradient, formula). kernel
- *     map: pointwise, zip: broadcasting pair (both wait until their numbers are asked for), sum:
- *     a sum over axes, own: anything else, with xg__shape_NAME and xg__run_NAME gradient rule:
- *     xg__vjp_NAME, none: piecewise constant */
+/* 5.0 The list of all primitive operations: X(name, operands, kernel, gradient, formula).
+ *     kernel    map: pointwise, zip: broadcasting pair, fan: repetition (these wait until their
+ *               numbers are asked for), sum: a sum over axes (takes operands that wait),
+ *               own: anything else, with xg__shape_NAME and xg__run_NAME
+ *     gradient  rule: xg__vjp_NAME, none: piecewise constant */
 #define XG_OPS(X)                                                                                  \
     X(leaf,           0, own, none, "data")                                                        \
     X(exp,            1, map, rule, "e^x")                                                         \
@@ -2296,12 +2297,16 @@ XG__INLINE void XG_(wide_store)(double *p, XG_(w) a)
 #endif /* levels */
 
 /* 3.2 Vector mathematics. One text for all levels, from the operations above only, so that all
- *     levels give the same bits. Largest errors, in units of the last place, over the whole
- *     range (every 7th float was tried, for pow every 211th; a denormal result is off by 1 at
- *     most, pow on wasm excepted): exp 1.01 log 0.85 sigmoid 2.4 tanh 2.6 softplus 1.7 pow p =
- *     2, 1/2, -1: 0.5 -1/2: 1.5 3, 3/2: 1.3 4: 1.9 other |p| <= 8: 1.3 p = 33: 2.3 100: 7 (on
- *     wasm, which has no fma, up to 65) 0, infinities and NaN go where <math.h> sends them. In
- *     the double build that is what is called. */
+ *     levels give the same bits. Largest errors, in units of the last place, over the whole range
+ *     (every 7th float was tried, for pow every 211th; a denormal result is off by 1 at most, pow
+ *     on wasm excepted):
+ *
+ *         exp 1.01    log 0.85    sigmoid 2.4    tanh 2.6    softplus 1.7
+ *         pow  p = 2, 1/2, -1: 0.5    -1/2: 1.5    3, 3/2: 1.3    4: 1.9    other |p| <= 8: 1.3
+ *              p = 33: 2.3    100: 7    (on wasm, which has no fma, up to 65)
+ *
+ *     0, infinities and NaN go where <math.h> sends them. In the double build that is what is
+ *     called. */
 
 #ifdef XG_DOUBLE
 
