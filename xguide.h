@@ -90,7 +90,8 @@
  * HOW IT WORKS, IN TEN SENTENCES
  *
  *  1. Every tensor is n x c x h x w, row-major; a missing axis has extent 1.
- *  2. Calling an operation runs it at once and records it on the tape of its operands.
+ *  2. Calling an operation records it on the tape of its operands and runs it; pointwise ones wait
+ *     until somebody asks for their numbers, and then run as one expression.
  *  3. To differentiate, the tape is read backwards: each operation has a rule that says, in the
  *     same operations, what its operands' share of a cotangent is. So gradients land on the same
  *     tape, and can be differentiated again. There is no list of backward functions.
@@ -6063,7 +6064,7 @@ XG_API_DEF xg_tensor *xg_global_avgpool(xg_tensor *x)
     return xg_mean_to(x, xg_shape4(s.n, s.c, 1, 1));
 }
 
-/* Bilinear interpolation at half-pixel centres (methods 1.2): output o reads at
+/* Bilinear interpolation at half-pixel centres: output o reads at
  * s = max(0, (o + 1/2) in/out - 1/2), between floor(s) and the next, the last one repeated. */
 typedef struct xg__tap { int low, high; double t; } xg__tap;
 
@@ -6835,7 +6836,7 @@ XG_API_DEF void xg_bounds(xg_tensor *y, xg_tensor *x, xg_tensor *lo, xg_tensor *
     *out_hi = y->walk.second ? y->walk.second : y;
 }
 
-/* A constant c added to a split goes to both parts in proportion to their size (methods 4.3). */
+/* A constant c added to a split goes to both parts in proportion to their size (CDEP). */
 static void xg__split_constant(xg_tensor *node, xg_tensor *beta, xg_tensor *gamma, xg_tensor *c)
 {
     xg_tensor *a = xg_abs(beta);
@@ -7612,7 +7613,7 @@ XG_API_DEF xg_tensor *xg_dense(xg_scope *s, const char *name, xg_tensor *x, int 
 /* Batch norm (Ioffe and Szegedy 2015), mean and variance of each channel over n, h and w:
  *
  *     centred      y = weight (x - mean) / sqrt(var + eps) + bias
- *     uncentred    y = weight x / sqrt(var + eps)              for B-cos nets (methods 2.5.3)
+ *     uncentred    y = weight x / sqrt(var + eps)              for B-cos nets (Rao 2023)
  *
  * The uncentred one keeps the mean in, but its variance is the usual one, about the mean. It has no
  * bias, so what a B-cos net says is all due to its input. */
@@ -7717,7 +7718,7 @@ XG_API_DEF xg_tensor *xg_dropout(xg_scope *s, xg_tensor *x, double p)
     return xg_mul(x, mask);
 }
 
-/* B-cos units (Boehle et al. 2022; methods 2.5.3). For a patch p and a weight w of the same size:
+/* B-cos units (Boehle 2022; Rao 2023, 3.1). For a patch p and a weight w of the same size:
  *
  *     lin = p . w / |w|      |cos| = |lin| / |p|      out = |cos|^(B-1) lin
  *
@@ -7900,8 +7901,8 @@ XG_API_DEF xg_tensor *xg_cnn(xg_scope *s, xg_tensor *x, const xg_cnn_options *o)
  *     plain   as drawn. Shortcuts that change shape are 1x1 convolutions with norm ("downsample");
  *             at the CIFAR depths they have no weights (option A)
  *     B-cos   B-cos convolutions, uncentred norms, no ReLU, average instead of maximum pooling, the
- *             classifier before the global pooling (methods 2.5.3)
- *     X       no norms and no biases but the classifier's (methods 2.5.2). What norms did for the
+ *             classifier before the global pooling (Rao 2023)
+ *     X       no norms and no biases but the classifier's (Hesse 2021). What norms did for the
  *             start of training, Fixup does (Zhang et al. 2019): residual branches begin at zero */
 typedef struct xg__resnet_plan {
     int  depth;
@@ -8506,7 +8507,7 @@ XG_API_DEF xg_code xg_optim_step(const xg_optim *o, xg_params *params, xg_tensor
 
 /* 8.1 Gradient family. A sweep from the score to u leaves its result on the tape, as operations on
  *     activations and weights. A loss on it is differentiated by a second sweep, over the first:
- *     that is the whole of training through explanations (methods 1.5). The scores of a batch are
+ *     that is the whole of training through explanations. The scores of a batch are
  *     summed first; unless samples meet in batch statistics, each keeps its own gradient. */
 
 /* A map adds up the channels with their signs: [n,c,h,w] -> [n,1,h,w]. */
@@ -8719,7 +8720,7 @@ XG_API_DEF void xg_integrated_gradients_vjp(xg_scope *s, xg_net net, xg_tensor *
     for (int i = 0; i < count; i++) out[i] = xg__poison(s->tape);    /* nothing half-summed    */
 }
 
-/* 8.3 Post-processing (methods 2.3). The maximum is taken at the resolution of the layer: bilinear
+/* 8.3 Post-processing (Rao 2023, released code). The maximum is taken at the resolution of the layer: bilinear
  *     interpolation then lies within it, and may stay below it everywhere. */
 
 /* max(A, 0) as a clamp: its derivative at exactly 0 is 1, where that of a ReLU is 0, so that a map
@@ -8788,7 +8789,7 @@ XG_API_DEF xg_post xg_loss_post(xg_loss loss)
     return post;
 }
 
-/* ... what they say of each sample (methods 2.4): map and mask [n,1,h,w] in, [n,1,1,1] out. Where a
+/* ... what they say of each sample (Rao 2023, eq. 3-6): map and mask [n,1,h,w] in, [n,1,1,1] out. Where a
  * division or a logarithm has no value, a selector puts 1 in its place; selectors are constants to
  * every derivative, so no branch that was not taken can leak a NaN. */
 
@@ -8961,7 +8962,7 @@ XG_API_DEF xg_tensor *xg_guide(xg_tensor *map, xg_tensor *mask, const xg_guide_o
     return xg_affine(total, 1.0 / (counting > 0 ? counting : 1), 0.0);
 }
 
-/* 9.2 Masks from boxes (methods 1.1, 2.10). */
+/* 9.2 Masks from boxes (Rao 2023, released code). */
 
 /* One edge: scaled, clipped to [0, size-1], truncated. Multiplying first keeps whole results whole:
  * 180 of 640 is pixel 63 of 224, not the one before it. */
@@ -9010,7 +9011,7 @@ XG_API_DEF void xg_mask_box(xg_real *mask, int h, int w, xg_box box, double widt
 /* Everything here computes in double on plain arrays. A NaN in a map makes its score NaN: a broken
  * explanation must not pass for one that points nowhere. */
 
-/* 10.1 Localisation (methods 2.7). */
+/* 10.1 Localisation (Rao 2023, 3.4). */
 
 /* A+ of one pixel; the comparison lets NaN through. */
 static double xg__above_zero(xg_real a)

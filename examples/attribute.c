@@ -1,9 +1,7 @@
 /* attribute.c - one picture, every attribution, one sheet: attribute.png.
  *
- *     build/example_attribute               a drawn scene, networks trained on the spot
- *     build/example_attribute --quick       the same after a few steps
+ *     build/example_attribute [--quick]     a drawn scene, networks trained on the spot (a little)
  *     build/example_attribute cat.png squeezenet.safetensors      a photograph
- *
  * B-cos contribution maps need a B-cos network, which only the drawn scene has. */
 #include <string.h>
 

@@ -1,4 +1,4 @@
-/* test_attribute.c - explanations against closed forms (methods.md oracles O7..O10, O13), against
+/* test_attribute.c - explanations against closed forms , against
  * each other, and as things to train through: derivatives of losses on maps to third order. */
 #include "test.h"
 
@@ -1032,7 +1032,7 @@ static void test_post_upsampling(void)
     xg_tape_free(t);
 }
 
-/* methods.md 2.3: g_p/m - [p in T] sign(A_p)/|T| (sum_q g_q A_q)/m^2, T the places of the maximum;
+/* Its derivative: g_p/m - [p in T] sign(A_p)/|T| (sum_q g_q A_q)/m^2, T the places of the maximum;
  * and g_p itself for a map of zeros. */
 static void test_post_gradient(void)
 {

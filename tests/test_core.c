@@ -412,7 +412,7 @@ static void fill_biases(xg_params *params, xg_rng *rng)
     }
 }
 
-static void test_bounds_contain_the_net(void)           /* oracle O17                                 */
+static void test_bounds_contain_the_net(void)
 {
     xg_tape *t = xg_tape_new(NULL);
     xg_params *p = xg_params_new(NULL);
@@ -448,7 +448,7 @@ static void test_bounds_contain_the_net(void)           /* oracle O17           
     xg_params_free(p);
 }
 
-static void test_split_adds_up(void)                    /* oracles O15, O16                           */
+static void test_split_adds_up(void)
 {
     for (int bias = 0; bias < 2; bias++) {
         xg_tape *t = xg_tape_new(NULL);

@@ -1,4 +1,4 @@
-/* test_guide.c - losses on maps against closed forms (methods.md 2.3, 2.4, oracles O1, O3..O5),
+/* test_guide.c - losses on maps against closed forms (Rao 2023, eq. 3-6),
  * their derivatives to third order, degenerate inputs, and masks from boxes. */
 #include "test.h"
 

@@ -3,7 +3,7 @@
 
 static const xg_real not_a_number = (xg_real)NAN;
 
-/* A 4x4 map, and the box of columns 1..2 and rows 0..1 (methods.md, oracle O6):
+/* A 4x4 map, and the box of columns 1..2 and rows 0..1:
  *
  *      .  4  2  .        energy inside: 4 + 2 + 1 + 1 = 8
  *      1  1  1 -9        energy in all: 8 + 1 + 3 + 4 = 16, the negative pixel counts nothing

@@ -520,7 +520,7 @@ static void test_batch_norm_commits_once(void)
     bench_close(&b);
 }
 
-/* Methods 2.5.3 and oracle O12. */
+/* Rao 2023, 3.1. A constant map has no variance: the output is x / sqrt(eps). */
 static void test_uncentred_norm(void)
 {
     static const double weight[2] = { 2, -1 }, var[2] = { 1.25, 4 };

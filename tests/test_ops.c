@@ -433,7 +433,7 @@ static void test_broadcasting_against_loops(void)
     }
 }
 
-/* Values of methods 1.2 worked by hand: 2 -> 4 reads at -0.25 (clamped to 0), 0.25, 0.75, 1.25. */
+/* Values worked by hand: 2 -> 4 reads at -0.25 (clamped to 0), 0.25, 0.75, 1.25. */
 static void test_upsample_by_hand(void)
 {
     static const xg_real two[] = { 0, 8 };

@@ -136,7 +136,7 @@ void kit_set_normalise(kit_set *set, kit_norm norm);
 /* The tight box around mask > 0, upper edges exclusive; all zero for an empty mask. */
 xg_box kit_mask_bounds(const xg_real *mask, int h, int w);
 
-/* 3.1 The black-and-white sets of methods.md 6.4: greyscale, two classes.
+/* 3.1 The black-and-white sets of "Machine Learning from Explanations": greyscale, two classes.
  *     TRIANGLE         class 1 points up, class 0 down. Mask: a bar from the apex to the base.
  *     PENTAGON         the middle slice of such triangles, same labels and masks: for testing.
  *     FOX_CAT          a body with a pointed head (fox, 1) or a round one (cat, 0). Mask: a square
@@ -215,7 +215,7 @@ bool kit_draw_decoy(kit_set *set, int count, const kit_decoy_options *options, x
 const char *kit_decoy_class(int label);        /* "disc", "square", ...                           */
 
 /* Marks int(fraction * count) entries true, the others false, drawn by seed without replacement
- * (methods 2.10). */
+ * (Rao 2023). */
 void kit_annotate(bool *annotated, int count, double fraction, uint64_t seed);
 
 /* ============================================================================================== *
@@ -323,7 +323,7 @@ bool kit_batch_from_set(kit_batch *batch, const kit_set *set, const int *index, 
 /* How photographs become a batch. */
 typedef struct kit_view {
     kit_norm norm;
-    double   dilation;     /* of boxes (methods 2.10); default 0                                  */
+    double   dilation;     /* of boxes (Rao 2023); default 0                                       */
     bool     outside;      /* the mask is 1 outside the boxes (for the place task)                */
     bool     all_boxes;    /* weight 1 wherever there is a box, annotated or not: for evaluation  */
     bool     flip;         /* mirror left-right by a fair coin, with its boxes; needs rng         */

@@ -1,4 +1,4 @@
-/* kit_scenes.c - K3: sets of pictures, and the black-and-white scenes of methods.md 6.4.
+/* kit_scenes.c - K3: sets of pictures, and the black-and-white scenes of "Machine Learning from Explanations".
  * A shape is a test "is this point inside?"; a pixel belongs to it when its centre does, so that
  * pictures and masks are exact and agree. */
 #include <math.h>
