@@ -8720,8 +8720,8 @@ XG_API_DEF void xg_integrated_gradients_vjp(xg_scope *s, xg_net net, xg_tensor *
     for (int i = 0; i < count; i++) out[i] = xg__poison(s->tape);    /* nothing half-summed    */
 }
 
-/* 8.3 Post-processing (Rao 2023, released code). The maximum is taken at the resolution of the layer: bilinear
- *     interpolation then lies within it, and may stay below it everywhere. */
+/* 8.3 Post-processing (Rao 2023, released code). The maximum is taken at the resolution of the
+ *     layer: bilinear interpolation then lies within it, and may stay below it everywhere. */
 
 /* max(A, 0) as a clamp: its derivative at exactly 0 is 1, where that of a ReLU is 0, so that a map
  * which is zero somewhere can still grow there. The published losses count on it. */
@@ -8789,9 +8789,9 @@ XG_API_DEF xg_post xg_loss_post(xg_loss loss)
     return post;
 }
 
-/* ... what they say of each sample (Rao 2023, eq. 3-6): map and mask [n,1,h,w] in, [n,1,1,1] out. Where a
- * division or a logarithm has no value, a selector puts 1 in its place; selectors are constants to
- * every derivative, so no branch that was not taken can leak a NaN. */
+/* ... what they say of each sample (Rao 2023, eq. 3-6): map and mask [n,1,h,w] in, [n,1,1,1]
+ * out. Where a division or a logarithm has no value, a selector puts 1 in its place; selectors
+ * are constants to every derivative, so no branch that was not taken can leak a NaN. */
 
 /* Everything of a sample added up. */
 static xg_tensor *xg__per_sample(xg_tensor *x)

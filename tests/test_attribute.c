@@ -1,4 +1,4 @@
-/* test_attribute.c - explanations against closed forms , against
+/* test_attribute.c - explanations against closed forms, against
  * each other, and as things to train through: derivatives of losses on maps to third order. */
 #include "test.h"
 

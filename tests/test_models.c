@@ -1,5 +1,5 @@
 /* test_models.c - the parameter store, layers, networks and optimisers, against plain loops, hand
- * computed updates, published counts, and answers known in advance (oracles O7, O8, O10 to O12). */
+ * computed updates, published counts, and answers known in advance. */
 #include "test.h"
 #include <time.h>
 
