@@ -14,6 +14,7 @@ CXX     ?= c++
 CFLAGS  ?= -O2
 PREFIX  ?= /usr/local
 BUILD   ?= build
+JOBS    ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 WARN     = -Wall -Wextra -Wconversion -Wsign-conversion -Wshadow -Wpedantic
 # The kit uses POSIX; the header asks for nothing beyond C99.
 C99      = -std=c99 -D_POSIX_C_SOURCE=200809L -D_XOPEN_SOURCE=700 $(WARN) -I. -Iexamples/kit
@@ -29,7 +30,9 @@ HEADERS  = xguide.h examples/kit/kit.h
 
 all: $(BUILD)/xguide $(EXAMPLES)
 
-demo: $(BUILD)/xguide
+demo: needs
+	@echo building
+	@$(MAKE) --no-print-directory -s -j$(JOBS) $(BUILD)/xguide
 	@$(BUILD)/xguide demo --out $(BUILD)
 
 test: needs
