@@ -1,9 +1,9 @@
 #!/bin/sh
 # A run that is killed twice and stopped once by Ctrl-C must end with the bits of one that was not:
-#     sh tests/resume.sh [TOOL] [FOLDER]           (default build/xguide, build/resume)
+#     sh tests/cli_resume.sh [TOOL] [FOLDER]           (default build/xguide, build/resume)
 # Checks the checkpoint byte by byte, the log without its last column (seconds), and result.json.
 # The run is guided, so that both orders of pictures, the generators and the sums of the log's
-# unfinished row matter. Other threads and another SIMD level must not matter either.
+# unfinished row matter. The number of threads must not matter.
 tool=${1:-build/xguide}
 out=${2:-build/resume}
 options="--data decoy --count 480 --epochs 3 --batch 16 --lr 0.004 --loss energy --lambda 1 --mean
