@@ -1186,7 +1186,7 @@ XG_API_DEF void xg_rng_shuffle(xg_rng *rng, int *items, int count)
  *     A release only moves `current` back. The chunks stay, in order, so the next training step
  *     walks through the very same ones and asks the allocator for nothing. */
 
-#define XG__ALIGN (16 * sizeof(xg_real))      /* a block of 16 numbers; 64 bytes in float    */
+#define XG__ALIGN (16 * sizeof(xg_real))    /* the widest vector; 64 bytes in float, a cache line */
 #define XG__CHUNK_FIRST ((size_t)1 << 18)   /* chunks grow from 256 KiB ...                       */
 #define XG__CHUNK_LARGE ((size_t)1 << 26)   /* ... to 64 MiB, where the system gives huge pages   */
 
@@ -1331,8 +1331,8 @@ static bool xg__arena_advance(xg__arena *a, size_t bytes)
     return true;
 }
 
-/* `bytes` of memory on a 64-byte boundary and padded to a multiple of 64, with anything in them.
- * NULL: no memory, and the arena is as it was. */
+/* `bytes` of memory on a boundary of XG__ALIGN and padded to a multiple of it, with anything in
+ * them. NULL: no memory, and the arena is as it was. */
 static void *xg__arena_take(xg__arena *a, size_t bytes)
 {
     char *piece;
@@ -7021,7 +7021,7 @@ typedef struct xg__entry {
     xg_shape    shape;
     bool        trainable;         /* false: a buffer */
     bool        frozen;            /* left alone for now, by xg_params_freeze */
-    xg_real    *data;              /* starts on 64 bytes and is padded to 64: kernels rely on it */
+    xg_real    *data;              /* tape leaves read it in place */
     xg__slot   *slots;
     int         axes;              /* that files list at least: 4 of a convolution, also 1x1 */
 } xg__entry;

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What the library exports and what it calls:  sh tests/symbols.sh xguide.o
+# What the library exports and what it calls:  sh tests/symbols.sh library.o
 # Every global symbol starts with xg_; nothing that prints, aborts or exits is referenced; no datum is
 # writable (no mutable globals).
 object=$1
