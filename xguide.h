@@ -4554,8 +4554,10 @@ static void *xg__take(xg_tape *tape, size_t bytes)
 
 /* 4.4 Threads. One dispatcher: every kernel is a serial function over a range of units. */
 
+typedef void (*xg__range)(const void *job, size_t begin, size_t end, int worker);
+
 typedef struct xg__range_job {
-    void  (*run)(const void *job, size_t begin, size_t end);
+    xg__range run;
     const void *job;
     size_t units, share;
 } xg__range_job;
@@ -4563,17 +4565,15 @@ typedef struct xg__range_job {
 static void xg__range_task(void *context, int task, int worker)
 {
     const xg__range_job *range = (const xg__range_job *)context;
-    (void)worker;
     size_t begin = (size_t)task * range->share;
     size_t end = begin + range->share;
-    range->run(range->job, begin, end < range->units ? end : range->units);
+    range->run(range->job, begin, end < range->units ? end : range->units, worker);
 }
 
-/* Runs run(job, begin, end) over [0, units). `cost` is the work of a unit in elementary steps:
- * what is cheaper than waking a thread is not divided. With four tasks a worker, a slow core is
- * helped. */
-static void xg__parallel(xg_tape *tape, size_t units, size_t cost,
-                         void (*run)(const void *job, size_t begin, size_t end), const void *job)
+/* Runs run(job, begin, end, worker) over [0, units). `cost` is the work of a unit in elementary
+ * steps: what is cheaper than waking a thread is not divided. With four tasks a worker, a slow core
+ * is helped. */
+static void xg__share_out(xg_tape *tape, size_t units, size_t cost, xg__range run, const void *job)
 {
     const size_t worth = 32768;
     size_t pieces = (size_t)tape->config.workers * 4;
@@ -4581,7 +4581,7 @@ static void xg__parallel(xg_tape *tape, size_t units, size_t cost,
     if (pieces > most) pieces = most;
     if (pieces > units) pieces = units;
     if (tape->config.workers == 1 || pieces < 2) {
-        if (units) run(job, 0, units);
+        if (units) run(job, 0, units, 0);
         return;
     }
     xg__range_job range;
@@ -4591,6 +4591,28 @@ static void xg__parallel(xg_tape *tape, size_t units, size_t cost,
     range.share = (units + pieces - 1) / pieces;
     int tasks = (int)((units + range.share - 1) / range.share);
     tape->config.parallel_for(tape->config.parallel_user, tasks, xg__range_task, &range);
+}
+
+/* The same for those who do not care which worker they are. */
+typedef struct xg__plain_job {
+    void (*run)(const void *job, size_t begin, size_t end);
+    const void *job;
+} xg__plain_job;
+
+static void xg__plain_range(const void *job, size_t begin, size_t end, int worker)
+{
+    const xg__plain_job *plain = (const xg__plain_job *)job;
+    (void)worker;
+    plain->run(plain->job, begin, end);
+}
+
+static void xg__parallel(xg_tape *tape, size_t units, size_t cost,
+                         void (*run)(const void *job, size_t begin, size_t end), const void *job)
+{
+    xg__plain_job plain;
+    plain.run = run;
+    plain.job = job;
+    xg__share_out(tape, units, cost, xg__plain_range, &plain);
 }
 
 /* The team for a kernel that divides its own work, with scratch until the next release. */
@@ -4658,7 +4680,8 @@ static xg_tensor *xg__record(const xg_tensor *description, bool waits)
  *     The sums leave one number a channel, so channels do not meet, and a worker takes one after
  *     the other: its numbers come from memory once and stay in the cache for all sweeps. What has
  *     such numbers in common is a unit, here a channel, elsewhere a sample. Within a sweep, chunks
- *     of rows pass through the steps one by one in the first-level cache, and only y is stored. A
+ *     of rows pass through the steps one by one in the first-level cache, and only y is stored (and
+ *     what a later sweep of the unit would have to make again at length). A
  *     chain of ten operations reads its sources once, and what nobody asks for costs neither time
  *     nor memory. Each operation still runs its own kernel on each number: the bits are those of
  *     one operation after the other. */
@@ -4668,6 +4691,9 @@ enum {
     XG__STEPS = 104,            /* operations of a program at most */
     XG__SLOTS = 16,             /* chunks between them at most */
     XG__SWEEPS = 8,
+    XG__KEPT = 4,               /* results kept from one sweep to the next, at most ... */
+    XG__KEEP = 3,               /* ... and only if they take as many steps to make */
+    XG__KEEP_MOST = 1 << 17,    /* ... and have at most so many numbers: the second-level cache */
     XG__SUMS = 8,               /* of one sweep at most, and that join a program */
     XG__DEPTH = 256,            /* a chain this long does not wait to be asked */
     XG__SOURCES = XG__STEPS + 2 /* a step has two operands: one more than there are steps */
@@ -4682,6 +4708,8 @@ typedef struct xg__step {
     xg__part   part;
     int        from[2];
     int        sweep;           /* the earliest that can run it; of sums, that gives it */
+    int        weight;          /* of ROWS, steps that it takes to make it from sources */
+    int        keep;            /* where it is kept for later sweeps of the unit; -1: nowhere */
     xg_real   *value;           /* of ONE and SUM, their numbers */
 } xg__step;
 
@@ -4689,6 +4717,7 @@ typedef struct xg__step {
  * sums of what they made. */
 typedef struct xg__sweep {
     int count, sums, uses;
+    bool runs[XG__STEPS];
     int step[XG__STEPS], slot[XG__STEPS];
     int sum[XG__SUMS];
     int use[XG__SOURCES], packed[XG__SOURCES];            /* sources, and slots to pack them in */
@@ -4711,7 +4740,8 @@ typedef struct xg__program {
     xg__walker source[XG__SOURCES];            /* the last stands for the result */
     int        sources, waiting;
     xg__sweep  sweep[XG__SWEEPS];
-    int        sweeps;
+    int        sweeps, kept;
+    xg_real   *keep;            /* for each worker, room for what is kept */
     size_t     row, rows, units;               /* numbers in a row, rows in a unit */
     size_t     group, piece, pieces;           /* rows, or numbers of a row, of a piece of a unit */
     int        axes;                           /* outer ones, 0 to axes - 1 */
@@ -4744,6 +4774,8 @@ static bool xg__is_sum(const xg_tensor *x)
     return xg__room_of(x->op)->manner == XG__LATER_SUM;
 }
 
+static bool xg__is_view(const xg_tensor *x) { return xg__room_of(x->op)->manner == XG__VIEW; }
+
 /* Gives x, which waited, its numbers. If it is older than the last mark, a release will take them
  * back. */
 static bool xg__settle(xg_tensor *x, xg_real *data)
@@ -4758,7 +4790,7 @@ static bool xg__settle(xg_tensor *x, xg_real *data)
         change->older = tape->changes;
         tape->changes = change;
     }
-    bool waited = !x->data;
+    bool waited = !x->data && !xg__is_view(x);
     x->data = data;
     x->given = tape->arena.marks;
     if (xg__is_sum(x) && x->in[0]->sum == x) x->in[0]->sum = NULL;
@@ -4800,6 +4832,7 @@ static bool xg__has_units(const xg__program *p) { return !xg_shape_same(p->domai
 static xg__part xg__part_of(const xg__program *p, const xg_tensor *x)
 {
     if (x != p->result && (x->data || x->hub || p->limit < 1)) return XG__SOURCE;
+    if (xg__is_view(x)) return XG__SOURCE;
     if (xg__is_sum(x)) {
         bool fits = xg__has_units(p) && xg_shape_same(x->shape, p->unit);
         return fits && xg_shape_same(x->in[0]->shape, p->domain) ? XG__SUM : XG__SOURCE;
@@ -4829,14 +4862,18 @@ static int xg__program_add(xg__program *p, xg_tensor *x)
     p->limit--;
     s.node = x;
     s.sweep = 0;
+    s.weight = 1;
+    s.keep = -1;
     s.value = NULL;
     for (int i = 0; i < xg__room_of(x->op)->operands; i++) {
         xg_tensor *in = x->in[i];              /* rows repeat numbers by themselves */
         while (s.part == XG__ROWS && in->op == XG_OP_expand && !in->data) in = in->in[0];
         s.from[i] = xg__program_add(p, in);
-        int ready = s.from[i] < 0 ? 0 : p->step[s.from[i]].sweep;
-        if (s.from[i] >= 0 && p->step[s.from[i]].part == XG__SUM) ready++;
+        if (s.from[i] < 0) continue;
+        const xg__step *from = &p->step[s.from[i]];
+        int ready = from->part == XG__SUM ? from->sweep + 1 : from->sweep;
         if (ready > s.sweep) s.sweep = ready;
+        if (from->part == XG__ROWS) s.weight += from->weight;
     }
     p->step[p->steps] = s;
     return p->steps++;
@@ -4937,21 +4974,30 @@ static int xg__slot_take(unsigned *taken)
     return slot;
 }
 
-/* Is step i computed in that sweep? A ROWS step is when somebody reads it there. */
-static bool xg__step_runs(const xg__step *s, int sweep, const int *uses)
+/* Is a step that an earlier sweep has made worth keeping? */
+static bool xg__step_keep(xg__program *p, xg__step *s)
 {
-    return s->part == XG__SUM ? s->sweep == sweep : s->part == XG__ROWS && *uses > 0;
+    bool worth = s->weight >= XG__KEEP && p->rows * p->row <= XG__KEEP_MOST &&
+                 s->node != p->result;
+    if (s->keep < 0 && worth && p->kept < XG__KEPT) s->keep = p->kept++;
+    return s->keep >= 0;
 }
 
-/* Counts who reads each step in a sweep: from its sums and the result back to what they need. */
-static void xg__sweep_needs(const xg__program *p, xg__sweep *sweep, int number, int *uses)
+/* Lists what a sweep has to run, and counts who reads each step: from its sums and the result back
+ * to what they need, as far as sources and to what is kept. */
+static void xg__sweep_needs(xg__program *p, int number, int *uses)
 {
+    xg__sweep *sweep = &p->sweep[number];
     for (int i = 0; i < p->steps; i++) uses[i] = 0;
     for (int i = p->steps - 1; i >= 0; i--) {
-        const xg__step *s = &p->step[i];
+        xg__step *s = &p->step[i];
         if (s->node == p->result && number == p->sweeps - 1) uses[i]++;
-        if (!xg__step_runs(s, number, &uses[i])) continue;
-        if (s->part == XG__SUM) sweep->sum[sweep->sums++] = i;
+        bool sum = s->part == XG__SUM && s->sweep == number, made = false;
+        for (int k = 0; k < number; k++) made = made || p->sweep[k].runs[i];
+        sweep->runs[i] = sum;
+        if (s->part == XG__ROWS && uses[i] > 0) sweep->runs[i] = !made || !xg__step_keep(p, s);
+        if (sum) sweep->sum[sweep->sums++] = i;
+        if (!sweep->runs[i]) continue;
         for (int k = 0; k < xg__room_of(s->node->op)->operands; k++) {
             if (s->from[k] >= 0) uses[s->from[k]]++;
         }
@@ -4970,13 +5016,13 @@ static void xg__sweep_use(const xg__program *p, xg__sweep *sweep, int source, un
 }
 
 /* Sources first: they keep their slots for the whole sweep. */
-static bool xg__sweep_sources(xg__program *p, int number, const int *uses, unsigned *taken)
+static bool xg__sweep_sources(const xg__program *p, xg__sweep *sweep, unsigned *taken)
 {
     for (int i = 0; i < p->steps; i++) {
         const xg__step *s = &p->step[i];
-        if (!xg__step_runs(s, number, &uses[i])) continue;
+        if (!sweep->runs[i]) continue;
         for (int k = 0; k < xg__room_of(s->node->op)->operands; k++) {
-            if (s->from[k] < 0) xg__sweep_use(p, &p->sweep[number], -1 - s->from[k], taken);
+            if (s->from[k] < 0) xg__sweep_use(p, sweep, -1 - s->from[k], taken);
         }
         if (*taken >> XG__SLOTS) return false;
     }
@@ -4990,14 +5036,14 @@ static bool xg__program_sweep(xg__program *p, int number)
     int uses[XG__STEPS], slot[XG__STEPS];
     unsigned taken = 0;
     sweep->count = sweep->sums = sweep->uses = 0;
-    xg__sweep_needs(p, sweep, number, uses);
-    if (!xg__sweep_sources(p, number, uses, &taken)) return false;
+    xg__sweep_needs(p, number, uses);
+    if (!xg__sweep_sources(p, sweep, &taken)) return false;
     for (int i = 0; i < p->steps; i++) {
         const xg__step *s = &p->step[i];
-        if (s->part != XG__ROWS || uses[i] == 0) continue;
+        if (s->part != XG__ROWS || !sweep->runs[i]) continue;
         for (int k = 0; k < xg__room_of(s->node->op)->operands; k++) {
             int from = s->from[k];
-            if (from < 0 || p->step[from].part != XG__ROWS) continue;
+            if (from < 0 || p->step[from].part != XG__ROWS || !sweep->runs[from]) continue;
             if (--uses[from] == 0) taken &= ~(1u << slot[from]);
         }
         slot[i] = xg__slot_take(&taken);
@@ -5032,6 +5078,7 @@ static bool xg__program_lay(xg__program *p)
     for (int i = 0; i <= p->sources; i++) xg__program_paces(p, &p->source[i]);
     xg__program_pieces(p);
     p->sweeps = xg__program_sweeps(p);
+    p->kept = 0;
     for (int i = 0; i < p->sweeps; i++) if (!xg__program_sweep(p, i)) return false;
     return p->sweeps >= 0;
 }
@@ -5127,6 +5174,7 @@ typedef struct xg__piece {
     xg_real room[XG__SLOTS][XG__CHUNK];
     double lane[XG__SUMS][16];                 /* of sums over the unit */
     size_t summed;                             /* numbers of the unit so far */
+    xg_real *keep;                             /* the worker's room for what is kept */
 } xg__piece;
 
 /* Copies the rows of a source one behind the other, or repeats its number along each. */
@@ -5155,6 +5203,12 @@ static void xg__piece_load(const xg__program *p, const xg__sweep *sweep, xg__pie
                               + (w->walks ? c->at : 0);
         }
     }
+}
+
+/* Where what is kept of a unit lies, from this piece on. */
+static xg_real *xg__piece_kept(const xg__program *p, const xg__piece *c, int keep)
+{
+    return c->keep + (size_t)keep * p->rows * p->row + c->summed;
 }
 
 /* Where the numbers of a step's operand are. */
@@ -5194,6 +5248,9 @@ static void xg__piece_run(const xg__program *p, const xg__sweep *sweep, xg__piec
 {
     const xg__walker *out = &p->source[p->sources];
     xg__piece_load(p, sweep, c);
+    for (int i = 0; p->kept && i < p->steps; i++) {
+        if (p->step[i].keep >= 0) c->made[i] = xg__piece_kept(p, c, p->step[i].keep);
+    }
     for (int i = 0; i < sweep->count; i++) {
         const xg__step *s = &p->step[sweep->step[i]];
         const xg_real *operand[2] = { NULL, NULL };
@@ -5201,7 +5258,7 @@ static void xg__piece_run(const xg__program *p, const xg__sweep *sweep, xg__piec
         for (int k = 0; k < xg__room_of(s->node->op)->operands; k++) {
             operand[k] = xg__piece_operand(p, c, s->from[k], &step[k]);
         }
-        xg_real *to = c->room[sweep->slot[i]];
+        xg_real *to = s->keep < 0 ? c->room[sweep->slot[i]] : xg__piece_kept(p, c, s->keep);
         bool result = p->out && s->node == p->result;
         bool direct = result && (c->rows == 1 || out->dense);
         if (direct) to = p->out + xg__walker_at(p, out, c->unit, c->row) + c->at;
@@ -5234,56 +5291,70 @@ static void xg__program_pass(const xg__program *p, const xg__sweep *sweep, xg__p
     }
 }
 
-static void xg__program_units(const void *job, size_t begin, size_t end)
+static void xg__program_unit(const xg__program *p, xg__piece *c)
 {
-    const xg__program *p = (const xg__program *)job;
-    xg__piece c;
-    for (c.unit = begin; c.unit < end; c.unit++) {
-        for (int i = 0; i <= p->sweeps; i++) {
-            const xg__sweep *sweep = &p->sweep[i];
-            xg__program_ones(p, c.unit, i);
-            if (i == p->sweeps) break;
-            c.summed = 0;
-            memset(c.lane, 0, sizeof c.lane);
-            xg__program_pass(p, sweep, &c, 0, p->pieces);
-            for (int k = 0; k < sweep->sums; k++) {
-                p->step[sweep->sum[k]].value[c.unit] = xg__sum_of_lanes(c.lane[k]);
-            }
+    for (int i = 0; i < p->sweeps; i++) {
+        const xg__sweep *sweep = &p->sweep[i];
+        xg__program_ones(p, c->unit, i);
+        c->summed = 0;
+        memset(c->lane, 0, sizeof c->lane);
+        xg__program_pass(p, sweep, c, 0, p->pieces);
+        for (int k = 0; k < sweep->sums; k++) {
+            p->step[sweep->sum[k]].value[c->unit] = xg__sum_of_lanes(c->lane[k]);
         }
     }
+    xg__program_ones(p, c->unit, p->sweeps);
 }
 
-/* Without units, pieces are divided among workers. */
-static void xg__program_range(const void *job, size_t begin, size_t end)
+/* Units are divided among workers ... */
+static void xg__program_units(const void *job, size_t begin, size_t end, int worker)
 {
     const xg__program *p = (const xg__program *)job;
     xg__piece c;
+    c.keep = p->keep + (size_t)worker * (size_t)p->kept * p->rows * p->row;
+    for (c.unit = begin; c.unit < end; c.unit++) xg__program_unit(p, &c);
+}
+
+/* ... or, if there are none, pieces. */
+static void xg__program_pieces_of(const void *job, size_t begin, size_t end, int worker)
+{
+    const xg__program *p = (const xg__program *)job;
+    xg__piece c;
+    (void)worker;
     c.unit = c.summed = 0;
+    c.keep = NULL;
     xg__program_pass(p, &p->sweep[0], &c, begin, end);
 }
 
-static void xg__program_run(const xg__program *p)
+/* False without memory for what is kept. */
+static bool xg__program_run(xg__program *p)
 {
-    size_t cost = 0;
+    xg_tape *tape = p->result->tape;
+    size_t cost = 0, keep = (size_t)tape->config.workers * (size_t)p->kept * p->rows * p->row;
     for (int i = 0; i < p->sweeps; i++) {
         cost += (size_t)(p->sweep[i].count + 2 * p->sweep[i].sums);
     }
     cost *= p->group * p->piece;
-    if (xg__has_units(p)) {
-        xg__parallel(p->result->tape, p->units, cost * p->pieces, xg__program_units, p);
-    } else {
-        xg__parallel(p->result->tape, p->pieces, cost, xg__program_range, p);
+    if (!xg__has_units(p)) {
+        xg__share_out(tape, p->pieces, cost, xg__program_pieces_of, p);
+        return true;
     }
+    xg__place place = xg__arena_mark(&tape->arena);
+    p->keep = keep ? (xg_real *)xg__take(tape, keep * sizeof *p->keep) : &tape->nan;
+    if (p->keep) xg__share_out(tape, p->units, cost * p->pieces, xg__program_units, p);
+    xg__arena_release(&tape->arena, place);
+    return p->keep != NULL;
 }
 
 /* A result of few steps is made again rather than kept, once its reader has run (4.8), unless that
  * would need others of its kind. */
-enum { XG__CHEAP = 6, XG__WORTH = 16384 };     /* steps; numbers of what is worth the trouble */
+enum { XG__CHEAP = 12, XG__WORTH = 16384 };    /* steps; numbers of what is worth the trouble */
 
 static bool xg__program_cheap(const xg__program *p)
 {
-    bool cheap = p->out && p->sweep[p->sweeps - 1].count <= XG__CHEAP &&
-                 !xg__is_dear(p->result->op);
+    int weight = 0;
+    for (int i = 0; i < p->steps; i++) if (p->step[i].node == p->result) weight = p->step[i].weight;
+    bool cheap = p->out && weight <= XG__CHEAP && !xg__is_dear(p->result->op);
     for (int i = 0; i < p->sources; i++) cheap = cheap && !p->source[i].x->cheap;
     return cheap;
 }
@@ -5301,7 +5372,7 @@ static bool xg__force_program(xg_tensor *x)
     bool rows = xg_shape_same(x->shape, p.domain);
     if (rows) p.out = xg__take_numbers(x);
     if (rows && !p.out) return false;
-    xg__program_run(&p);
+    if (!xg__program_run(&p)) return false;
     x->cheap = xg__program_cheap(&p);
     xg__hold(x);                               /* until all are settled */
     for (int i = 0; i < p.steps; i++) {
@@ -5313,10 +5384,21 @@ static bool xg__force_program(xg_tensor *x)
     return true;
 }
 
+/* x shares the numbers of its operand, which therefore stay where they are. */
+static bool xg__share(xg_tensor *x)
+{
+    xg_tensor *base = x->in[0];
+    if (!xg__force(base)) return false;
+    if (!base->passing) base->fixed = true;
+    x->fixed = true;
+    return xg__settle(x, base->data);
+}
+
 /* Gives x its numbers. False when there is no memory for them; the tape says so. */
 static bool xg__force(xg_tensor *x)
 {
     if (x->data) return true;
+    if (xg__is_view(x)) return xg__share(x);
     if (!xg__is_sum(x) || xg__separable(x->in[0]->shape, x->shape)) return xg__force_program(x);
     if (!xg__force(x->in[0])) return false;
     xg_tensor made = *x;
@@ -5359,24 +5441,20 @@ static int xg__chain_length(const xg_tensor *y)
     return longest + 1;
 }
 
-/* Records y, which waits for its operands or shares the numbers of one. */
-static xg_tensor *xg__record_tied(xg_tensor *y, xg__manner manner)
+/* Records y, which waits for its operands. What shares numbers that are there need not wait. */
+static xg_tensor *xg__record_waiting(xg_tensor *y, xg__manner manner)
 {
     xg_tensor *a = y->in[0], *b = y->in[1];
-    if (manner == XG__VIEW) {
-        y->data = a->data;
-        if (!a->passing) a->fixed = true;
-    } else {
-        a->awaited = true;
-        if (b) b->awaited = true;
-        y->depth = xg__chain_length(y);
-    }
-    xg_tensor *made = xg__record(y, manner != XG__VIEW);
+    bool waits = manner != XG__VIEW || !a->data;
+    y->depth = xg__chain_length(y);
+    xg_tensor *made = xg__record(y, true);
     if (!made) return NULL;
     xg__hold(a);
     xg__hold(b);
     if (manner == XG__LATER_SUM && a->born == y->tape->arena.marks) a->sum = made;
-    return made->depth < XG__DEPTH || xg__force(made) ? made : NULL;
+    if (waits) a->awaited = true;
+    if (waits && b) b->awaited = true;
+    return (waits && made->depth < XG__DEPTH) || xg__force(made) ? made : NULL;
 }
 
 static void xg__retire(xg_tensor *x);
@@ -5411,15 +5489,14 @@ static xg_tensor *xg__emit(xg_op op, xg_tensor *a, xg_tensor *b, const xg__attr 
         xg__refuse(&y, XG_ERR_TAPE, "operands live on different tapes");
         return xg__poison(tape);
     }
-    bool waits = room->manner != XG__NOW && room->manner != XG__VIEW;
-    bool ready = waits || (xg__force(a) && (!b || xg__force(b)));
+    bool ready = room->manner != XG__NOW || (xg__force(a) && (!b || xg__force(b)));
     if (!ready || !room->shape(&y)) return xg__poison(tape);
     if (!xg__shape_valid(y.shape)) {
         xg__refuse(&y, XG_ERR_SHAPE, "the result would be empty or too large");
         return xg__poison(tape);
     }
     xg_tensor *made = room->manner == XG__NOW ? xg__record_run(&y, room)
-                                              : xg__record_tied(&y, room->manner);
+                                              : xg__record_waiting(&y, room->manner);
     return !made || xg_failed(tape) ? xg__poison(tape) : made;
 }
 
@@ -5453,7 +5530,7 @@ static void xg__end(xg_tensor *x)
 {
     if (x->id >= x->tape->open) return;        /* the rule that made it may still use it */
     xg_tensor *in[2] = { NULL, NULL };
-    bool tied = !x->data || xg__room_of(x->op)->manner == XG__VIEW;
+    bool tied = !x->data || xg__is_view(x);
     for (int i = 0; i < 2 && tied; i++) in[i] = x->in[i];
     if (in[0] && in[0]->sum == x) in[0]->sum = NULL;
     if (!tied) xg__drop(x);
