@@ -382,7 +382,7 @@ XG_API const char *xg_name_of(const xg_tensor *x);                     /* its na
     X(gate,           2, zip, rule, "x > 0 ? g : 0")                                               \
     X(sum_to,         1, sum, rule, "sum over axes")                                               \
     X(expand,         1, fan, rule, "repeat along axes")                                           \
-    X(reshape,        1, view, rule, "same numbers, other extents")                                 \
+    X(reshape,        1, view, rule, "same numbers, other extents")                                \
     X(permute,        1, own, rule, "reorder axes")                                                \
     X(flip,           1, own, rule, "reverse axes")                                                \
     X(slice,          1, own, rule, "cut out a box")                                               \
@@ -404,7 +404,7 @@ XG_API const char *xg_name_of(const xg_tensor *x);                     /* its na
     X(topk_threshold, 1, own, none, "between k-th and next largest")                               \
     X(softmax,        1, own, rule, "e^x / sum_c e^x")                                             \
     X(log_softmax,    1, own, rule, "x - ln sum_c e^x")                                            \
-    X(detach,         1, view, none, "x, a constant from here on")                                  \
+    X(detach,         1, view, none, "x, a constant from here on")                                 \
     X(barrier,        1, view, rule, "x, a constant to explanations")
 
 typedef enum xg_op {
@@ -2696,7 +2696,13 @@ static void XG_(map_pow)(const xg_real *x, xg_real *y, size_t n, xg_real p, xg_r
     else XG_(map_pow_any)(x, y, n, p, q);
 }
 
-/* In a and b. */
+/* In a and b. Which of the two walk is the same for all of a row. */
+#define XG__ZIP_ROW(load_a, load_b, expression)                                                    \
+        for (i = 0; i < whole; i += XG__LANES) {                                                   \
+            load_a;                                                                                \
+            load_b;                                                                                \
+            XG_(store)(y + i, expression);                                                         \
+        }
 #define XG__ZIP(name, expression)                                                                  \
     static void XG_(zip_##name)(const xg_real *pa, size_t step_a, const xg_real *pb,               \
                                 size_t step_b, xg_real *y, size_t n)                               \
@@ -2705,17 +2711,13 @@ static void XG_(map_pow)(const xg_real *x, xg_real *y, size_t n, xg_real p, xg_r
         const size_t whole = n / XG__LANES * XG__LANES;                                            \
         size_t i;                                                                                  \
         if (step_a && step_b) {                                                                    \
-            for (i = 0; i < whole; i += XG__LANES) {                                               \
-                a = XG_(load)(pa + i);                                                             \
-                b = XG_(load)(pb + i);                                                             \
-                XG_(store)(y + i, expression);                                                     \
-            }                                                                                      \
+            XG__ZIP_ROW(a = XG_(load)(pa + i), b = XG_(load)(pb + i), expression)                  \
+        } else if (step_a) {                                                                       \
+            XG__ZIP_ROW(a = XG_(load)(pa + i), (void)0, expression)                                \
+        } else if (step_b) {                                                                       \
+            XG__ZIP_ROW((void)0, b = XG_(load)(pb + i), expression)                                \
         } else {                                                                                   \
-            for (i = 0; i < whole; i += XG__LANES) {                                               \
-                if (step_a) a = XG_(load)(pa + i);                                                 \
-                if (step_b) b = XG_(load)(pb + i);                                                 \
-                XG_(store)(y + i, expression);                                                     \
-            }                                                                                      \
+            XG__ZIP_ROW((void)0, (void)0, expression)                                              \
         }                                                                                          \
         if (i < n) {                                                                               \
             if (step_a) a = XG_(load_part)(pa + i, n - i);                                         \
@@ -4200,6 +4202,7 @@ static const xg__kernels XG_(kernels) = {
 #undef XG__NV
 #undef XG__MAP
 #undef XG__ZIP
+#undef XG__ZIP_ROW
 #undef XG__ROUNDER
 #undef XG__LN2_HIGH
 #undef XG__LN2_LOW
@@ -4237,7 +4240,7 @@ struct xg_tensor {
     int        id;               /* position on the tape */
     int        depth;            /* operations that wait in a chain, this one included; or 0 */
     bool       awaited;          /* an operand of something that waited when it was made */
-    bool       fixed;            /* its numbers stay where they are: a leaf, shared, or handed out */
+    bool       fixed;            /* its numbers stay where they are: shared, or handed out */
     bool       passing;          /* made by a sweep whose inner results nobody else can see (4.8) */
     bool       cheap;            /* its numbers are quickly made again */
     bool       hub;              /* several paths meet here: computed once, for all who read it */
@@ -4634,15 +4637,21 @@ static bool xg__shape_valid(xg_shape s)
     return size * (double)sizeof(xg_real) < (double)(SIZE_MAX / 4) && size < 9e15;
 }
 
-static size_t xg__numbers_bytes(const xg_tensor *y)
+static xg_real *xg__take_many(xg_tape *tape, size_t count)
 {
-    return xg_shape_size(y->shape) * sizeof(xg_real);
+    size_t bytes = count * sizeof(xg_real);
+    return (xg_real *)xg__took(tape, xg__arena_take_any(&tape->arena, bytes), bytes);
+}
+
+/* Gives so many numbers back; they were taken after the last mark. */
+static void xg__give_many(xg_tape *tape, xg_real *data, size_t count)
+{
+    xg__arena_give(&tape->arena, data, count * sizeof *data);
 }
 
 static xg_real *xg__take_numbers(const xg_tensor *y)
 {
-    size_t bytes = xg__numbers_bytes(y);
-    return (xg_real *)xg__took(y->tape, xg__arena_take_any(&y->tape->arena, bytes), bytes);
+    return xg__take_many(y->tape, xg_shape_size(y->shape));
 }
 
 /* Copies a finished description to the tape, with memory for its numbers unless it shares some or
@@ -4696,17 +4705,22 @@ enum {
     XG__KEEP_MOST = 1 << 17,    /* ... and have at most so many numbers: the second-level cache */
     XG__SUMS = 8,               /* of one sweep at most, and that join a program */
     XG__DEPTH = 256,            /* a chain this long does not wait to be asked */
-    XG__SOURCES = XG__STEPS + 2 /* a step has two operands: one more than there are steps */
+    XG__SOURCES = XG__STEPS + 2,/* a step has two operands: one more than there are steps */
+    XG__PLACES = XG__STEPS + XG__SOURCES
 };
 
 /* ROWS: numbers of the whole extents. ONE: one a unit. SUM: the same, from rows. */
 typedef enum xg__part { XG__ROWS, XG__ONE, XG__SUM, XG__SOURCE } xg__part;
 
-/* Operand k is step from[k], or source -1 - from[k]. */
+/* An operand is known by its place: that of a step is its number, sources come behind all steps. */
 typedef struct xg__step {
     xg_tensor *node;
     xg__part   part;
-    int        from[2];
+    bool       inner;           /* ONE for all its rows, which are alike: the node is not settled */
+    int        operands, from[2];
+    xg__map_row map;            /* how it is computed; NULL of pairs and sums */
+    xg__zip_row zip;
+    xg_real    p, q;
     int        sweep;           /* the earliest that can run it; of sums, that gives it */
     int        weight;          /* of ROWS, steps that it takes to make it from sources */
     int        keep;            /* where it is kept for later sweeps of the unit; -1: nowhere */
@@ -4729,7 +4743,8 @@ typedef struct xg__walker {
     bool   walks;
     bool   still;               /* where a row starts does not depend on its number in the unit */
     bool   dense;               /* the rows of a unit follow one another */
-    size_t pace[4];             /* how far it moves along each axis */
+    size_t pace[4];             /* how far it moves along each axis, */
+    size_t by_unit, by_row;     /* and from unit to unit, row to row, where one axis counts them */
 } xg__walker;
 
 typedef struct xg__program {
@@ -4745,6 +4760,7 @@ typedef struct xg__program {
     size_t     row, rows, units;               /* numbers in a row, rows in a unit */
     size_t     group, piece, pieces;           /* rows, or numbers of a row, of a piece of a unit */
     int        axes;                           /* outer ones, 0 to axes - 1 */
+    bool       simple;                         /* one of them counts units, one rows, at most */
     xg_real   *out;                            /* the result's numbers, if it is ROWS */
 } xg__program;
 
@@ -4846,35 +4862,60 @@ static xg__part xg__part_of(const xg__program *p, const xg_tensor *x)
 /* A source that waits is noted: it must have its numbers before the program is built again. */
 static int xg__program_source(xg__program *p, xg_tensor *x)
 {
-    for (int i = 0; i < p->sources; i++) if (p->source[i].x == x) return -1 - i;
+    for (int i = 0; i < p->sources; i++) if (p->source[i].x == x) return XG__STEPS + i;
     if (!x->data) p->waiting++;
-    p->source[p->sources++].x = x;
-    return -p->sources;
+    p->source[p->sources].x = x;
+    return XG__STEPS + p->sources++;
 }
 
-/* Adds x, with what it waits for, and returns how steps refer to it. */
+static void xg__step_kernel(xg__step *s)
+{
+    const xg_tensor *x = s->node;
+    const xg__room *room = xg__room_of(x->op);
+    bool copies = x->op == XG_OP_expand;
+    s->operands = room->operands;
+    s->map = room->manner == XG__LATER_MAP ? x->tape->kernels->map[room->kernel] : NULL;
+    s->zip = room->manner == XG__LATER_ZIP ? x->tape->kernels->zip[room->kernel] : NULL;
+    s->p = (xg_real)(copies ? 1 : x->attr.number.p);
+    s->q = (xg_real)(copies ? -0.0 : x->attr.number.q);    /* x - 0 is x, and -0 stays */
+}
+
+static int xg__program_add(xg__program *p, xg_tensor *x);
+
+/* Adds the operands of a step, and notes what follows from them. */
+static void xg__step_operands(xg__program *p, xg__step *s)
+{
+    s->inner = s->part == XG__ROWS && s->node != p->result;
+    for (int i = 0; i < s->operands; i++) {
+        xg_tensor *in = s->node->in[i];        /* rows repeat numbers by themselves */
+        while (s->part == XG__ROWS && in->op == XG_OP_expand && !in->data) in = in->in[0];
+        s->from[i] = xg__program_add(p, in);
+        const xg__step *from = &p->step[s->from[i] < XG__STEPS ? s->from[i] : 0];
+        bool source = s->from[i] >= XG__STEPS;
+        s->inner = s->inner && !source && from->part != XG__ROWS;
+        if (source) continue;
+        int ready = from->part == XG__SUM ? from->sweep + 1 : from->sweep;
+        if (ready > s->sweep) s->sweep = ready;
+        if (from->part == XG__ROWS) s->weight += from->weight;
+    }
+    if (s->inner) s->part = XG__ONE;
+}
+
+/* Adds x, with what it waits for, and returns its place. */
 static int xg__program_add(xg__program *p, xg_tensor *x)
 {
     for (int i = 0; i < p->steps; i++) if (p->step[i].node == x) return i;
     xg__step s;
+    s.node = x;
     s.part = xg__part_of(p, x);
     if (s.part == XG__SOURCE) return xg__program_source(p, x);
     p->limit--;
-    s.node = x;
     s.sweep = 0;
     s.weight = 1;
     s.keep = -1;
     s.value = NULL;
-    for (int i = 0; i < xg__room_of(x->op)->operands; i++) {
-        xg_tensor *in = x->in[i];              /* rows repeat numbers by themselves */
-        while (s.part == XG__ROWS && in->op == XG_OP_expand && !in->data) in = in->in[0];
-        s.from[i] = xg__program_add(p, in);
-        if (s.from[i] < 0) continue;
-        const xg__step *from = &p->step[s.from[i]];
-        int ready = from->part == XG__SUM ? from->sweep + 1 : from->sweep;
-        if (ready > s.sweep) s.sweep = ready;
-        if (from->part == XG__ROWS) s.weight += from->weight;
-    }
+    xg__step_kernel(&s);
+    xg__step_operands(p, &s);
     p->step[p->steps] = s;
     return p->steps++;
 }
@@ -4942,17 +4983,26 @@ static void xg__program_paces(const xg__program *p, xg__walker *w)
         w->dense = w->dense && w->pace[axis] == dense;
         dense *= (size_t)xg__extent(p->domain, axis);
     }
+    w->by_unit = w->by_row = 0;
+    for (int axis = 0; axis < p->axes; axis++) {
+        if (xg__extent(p->domain, axis) == 1) continue;
+        if (xg__counts_units(p, axis)) w->by_unit = w->pace[axis];
+        else w->by_row = w->pace[axis];
+    }
 }
 
 /* Cuts the rows of a unit into pieces: of a long row, or several short rows. */
 static void xg__program_pieces(xg__program *p)
 {
+    int unit_axes = 0, row_axes = 0;
     p->rows = p->units = 1;
     for (int axis = 0; axis < p->axes; axis++) {
         size_t extent = (size_t)xg__extent(p->domain, axis);
-        if (xg__counts_units(p, axis)) p->units *= extent;
-        else p->rows *= extent;
+        if (extent == 1) continue;
+        if (xg__counts_units(p, axis)) { p->units *= extent; unit_axes++; }
+        else { p->rows *= extent; row_axes++; }
     }
+    p->simple = unit_axes < 2 && row_axes < 2;
     if (p->row > XG__CHUNK / 2 || p->rows == 1) {
         size_t count = (p->row + XG__CHUNK - 1) / XG__CHUNK;
         p->group = 1;
@@ -4998,8 +5048,8 @@ static void xg__sweep_needs(xg__program *p, int number, int *uses)
         if (s->part == XG__ROWS && uses[i] > 0) sweep->runs[i] = !made || !xg__step_keep(p, s);
         if (sum) sweep->sum[sweep->sums++] = i;
         if (!sweep->runs[i]) continue;
-        for (int k = 0; k < xg__room_of(s->node->op)->operands; k++) {
-            if (s->from[k] >= 0) uses[s->from[k]]++;
+        for (int k = 0; k < s->operands; k++) {
+            if (s->from[k] < XG__STEPS) uses[s->from[k]]++;
         }
     }
 }
@@ -5021,8 +5071,8 @@ static bool xg__sweep_sources(const xg__program *p, xg__sweep *sweep, unsigned *
     for (int i = 0; i < p->steps; i++) {
         const xg__step *s = &p->step[i];
         if (!sweep->runs[i]) continue;
-        for (int k = 0; k < xg__room_of(s->node->op)->operands; k++) {
-            if (s->from[k] < 0) xg__sweep_use(p, sweep, -1 - s->from[k], taken);
+        for (int k = 0; k < s->operands; k++) {
+            if (s->from[k] >= XG__STEPS) xg__sweep_use(p, sweep, s->from[k] - XG__STEPS, taken);
         }
         if (*taken >> XG__SLOTS) return false;
     }
@@ -5041,9 +5091,9 @@ static bool xg__program_sweep(xg__program *p, int number)
     for (int i = 0; i < p->steps; i++) {
         const xg__step *s = &p->step[i];
         if (s->part != XG__ROWS || !sweep->runs[i]) continue;
-        for (int k = 0; k < xg__room_of(s->node->op)->operands; k++) {
+        for (int k = 0; k < s->operands; k++) {
             int from = s->from[k];
-            if (from < 0 || p->step[from].part != XG__ROWS || !sweep->runs[from]) continue;
+            if (from >= XG__STEPS || p->step[from].part != XG__ROWS || !sweep->runs[from]) continue;
             if (--uses[from] == 0) taken &= ~(1u << slot[from]);
         }
         slot[i] = xg__slot_take(&taken);
@@ -5116,26 +5166,10 @@ static bool xg__program_open(xg__program *p, xg_tensor *result)
 
 /* 4.6.2 Running. */
 
-/* Runs one step on n numbers; operands that repeat have step 0. */
-static void xg__step_run(const xg_tensor *x, const xg_real *const *operand, const size_t *step,
-                         xg_real *to, size_t n)
-{
-    const xg__kernels *kernels = x->tape->kernels;
-    const xg__room *room = xg__room_of(x->op);
-    if (room->manner == XG__LATER_ZIP) {
-        kernels->zip[room->kernel](operand[0], step[0], operand[1], step[1], to, n);
-        return;
-    }
-    size_t count = step[0] ? n : 1;            /* of one number, then repeated */
-    double p = x->op == XG_OP_expand ? 1 : x->attr.number.p;
-    double q = x->op == XG_OP_expand ? -0.0 : x->attr.number.q;    /* x - 0 is x, and -0 stays */
-    kernels->map[room->kernel](operand[0], to, count, (xg_real)p, (xg_real)q);
-    for (size_t i = count; i < n; i++) to[i] = to[0];
-}
-
 /* How far a source's row lies from its beginning. */
 static size_t xg__walker_at(const xg__program *p, const xg__walker *w, size_t unit, size_t row)
 {
+    if (p->simple) return unit * w->by_unit + row * w->by_row;
     size_t at = 0;
     for (int axis = p->axes - 1; axis >= 0; axis--) {
         size_t extent = (size_t)xg__extent(p->domain, axis);
@@ -5147,35 +5181,45 @@ static size_t xg__walker_at(const xg__program *p, const xg__walker *w, size_t un
     return at;
 }
 
-/* Computes the steps of one number a unit that a sweep has made possible. */
-static void xg__program_ones(const xg__program *p, size_t unit, int sweep)
-{
-    for (int i = 0; i < p->steps; i++) {
-        const xg__step *s = &p->step[i];
-        const xg_real *operand[2] = { NULL, NULL };
-        const size_t one[2] = { 1, 1 };
-        if (s->part != XG__ONE || s->sweep != sweep) continue;
-        for (int k = 0; k < xg__room_of(s->node->op)->operands; k++) {
-            int from = s->from[k];
-            const xg__walker *w = &p->source[from < 0 ? -1 - from : 0];
-            operand[k] = from >= 0 ? p->step[from].value + unit
-                                   : w->x->data + xg__walker_at(p, w, unit, 0);
-        }
-        xg__step_run(s->node, operand, one, s->value + unit, 1);
-    }
-}
-
 /* A piece on its way through a sweep. */
 typedef struct xg__piece {
     size_t unit, row, rows, at, n;             /* rows of it, numbers from `at` on; n in all */
-    const xg_real *source[XG__SOURCES];
-    size_t step[XG__SOURCES];
-    const xg_real *made[XG__STEPS];
-    xg_real room[XG__SLOTS][XG__CHUNK];
+    const xg_real *place[XG__PLACES];          /* where the numbers of steps and sources are, */
+    size_t pace[XG__PLACES];                   /* and whether they walk or repeat */
+    xg_real room[XG__SLOTS + 1][XG__CHUNK];    /* the last is for a number that is summed often */
     double lane[XG__SUMS][16];                 /* of sums over the unit */
     size_t summed;                             /* numbers of the unit so far */
     xg_real *keep;                             /* the worker's room for what is kept */
 } xg__piece;
+
+/* Runs one step on n numbers. */
+static void xg__step_run(const xg__step *s, const xg__piece *c, xg_real *to, size_t n)
+{
+    int a = s->from[0], b = s->from[1];
+    if (s->zip) {
+        s->zip(c->place[a], c->pace[a], c->place[b], c->pace[b], to, n);
+    } else if (c->pace[a]) {
+        s->map(c->place[a], to, n, s->p, s->q);
+    } else {                                   /* of one number, then repeated */
+        s->map(c->place[a], to, 1, s->p, s->q);
+        for (size_t i = 1; i < n; i++) to[i] = to[0];
+    }
+}
+
+/* Computes the steps of one number a unit that a sweep has made possible. */
+static void xg__program_ones(const xg__program *p, xg__piece *c, int sweep)
+{
+    for (int i = 0; i < p->steps; i++) {
+        const xg__step *s = &p->step[i];
+        if (s->part != XG__ONE || s->sweep != sweep) continue;
+        for (int k = 0; k < s->operands; k++) {
+            if (s->from[k] < XG__STEPS) continue;
+            const xg__walker *w = &p->source[s->from[k] - XG__STEPS];
+            c->place[s->from[k]] = w->x->data + xg__walker_at(p, w, c->unit, 0);
+        }
+        xg__step_run(s, c, s->value + c->unit, 1);
+    }
+}
 
 /* Copies the rows of a source one behind the other, or repeats its number along each. */
 static void xg__piece_pack(const xg__program *p, const xg__piece *c, const xg__walker *w,
@@ -5188,36 +5232,39 @@ static void xg__piece_pack(const xg__program *p, const xg__piece *c, const xg__w
     }
 }
 
-static void xg__piece_load(const xg__program *p, const xg__sweep *sweep, xg__piece *c)
-{
-    for (int i = 0; i < sweep->uses; i++) {
-        int source = sweep->use[i];
-        const xg__walker *w = &p->source[source];
-        c->step[source] = w->walks || sweep->packed[i] >= 0 ? 1 : 0;
-        if (sweep->packed[i] >= 0) {
-            xg_real *room = c->room[sweep->packed[i]];
-            xg__piece_pack(p, c, w, room);
-            c->source[source] = room;
-        } else {
-            c->source[source] = w->x->data + xg__walker_at(p, w, c->unit, c->row)
-                              + (w->walks ? c->at : 0);
-        }
-    }
-}
-
 /* Where what is kept of a unit lies, from this piece on. */
 static xg_real *xg__piece_kept(const xg__program *p, const xg__piece *c, int keep)
 {
     return c->keep + (size_t)keep * p->rows * p->row + c->summed;
 }
 
-/* Where the numbers of a step's operand are. */
-static const xg_real *xg__piece_operand(const xg__program *p, const xg__piece *c, int from,
-                                        size_t *step)
+static void xg__piece_load(const xg__program *p, const xg__sweep *sweep, xg__piece *c)
 {
-    *step = from < 0 ? c->step[-1 - from] : p->step[from].part == XG__ROWS;
-    if (from < 0) return c->source[-1 - from];
-    return *step ? c->made[from] : p->step[from].value + c->unit;
+    for (int i = 0; i < sweep->uses; i++) {
+        const xg__walker *w = &p->source[sweep->use[i]];
+        int place = XG__STEPS + sweep->use[i];
+        c->pace[place] = w->walks || sweep->packed[i] >= 0 ? 1 : 0;
+        if (sweep->packed[i] >= 0) {
+            xg_real *room = c->room[sweep->packed[i]];
+            xg__piece_pack(p, c, w, room);
+            c->place[place] = room;
+        } else {
+            c->place[place] = w->x->data + xg__walker_at(p, w, c->unit, c->row)
+                            + (w->walks ? c->at : 0);
+        }
+    }
+    for (int i = 0; p->kept && i < p->steps; i++) {
+        if (p->step[i].keep >= 0) c->place[i] = xg__piece_kept(p, c, p->step[i].keep);
+    }
+}
+
+/* Where a step puts its numbers. */
+static xg_real *xg__piece_goal(const xg__program *p, xg__piece *c, const xg__step *s, int slot)
+{
+    const xg__walker *out = &p->source[p->sources];
+    if (s->keep >= 0) return xg__piece_kept(p, c, s->keep);
+    if (!p->out || s->node != p->result || (c->rows > 1 && !out->dense)) return c->room[slot];
+    return p->out + xg__walker_at(p, out, c->unit, c->row) + c->at;
 }
 
 /* Adds n numbers to the lanes. Number i of a unit goes to lane i % 16 however it is cut: a piece
@@ -5244,35 +5291,34 @@ static xg_real xg__sum_of_lanes(double *lane)
     return (xg_real)lane[0];
 }
 
+/* Adds the numbers at a place to the lanes of a sum. */
+static void xg__piece_sum(const xg__program *p, xg__piece *c, int place, double *lane)
+{
+    const xg_real *x = c->place[place];
+    if (!c->pace[place]) {
+        for (size_t i = 0; i < c->n; i++) c->room[XG__SLOTS][i] = *x;
+        x = c->room[XG__SLOTS];
+    }
+    xg__sum_numbers(p->result->tape->kernels, lane, c->summed, x, c->n);
+}
+
 static void xg__piece_run(const xg__program *p, const xg__sweep *sweep, xg__piece *c)
 {
     const xg__walker *out = &p->source[p->sources];
     xg__piece_load(p, sweep, c);
-    for (int i = 0; p->kept && i < p->steps; i++) {
-        if (p->step[i].keep >= 0) c->made[i] = xg__piece_kept(p, c, p->step[i].keep);
-    }
     for (int i = 0; i < sweep->count; i++) {
         const xg__step *s = &p->step[sweep->step[i]];
-        const xg_real *operand[2] = { NULL, NULL };
-        size_t step[2] = { 1, 1 };
-        for (int k = 0; k < xg__room_of(s->node->op)->operands; k++) {
-            operand[k] = xg__piece_operand(p, c, s->from[k], &step[k]);
-        }
-        xg_real *to = s->keep < 0 ? c->room[sweep->slot[i]] : xg__piece_kept(p, c, s->keep);
-        bool result = p->out && s->node == p->result;
-        bool direct = result && (c->rows == 1 || out->dense);
-        if (direct) to = p->out + xg__walker_at(p, out, c->unit, c->row) + c->at;
-        xg__step_run(s->node, operand, step, to, c->n);
-        c->made[sweep->step[i]] = to;
-        for (size_t r = 0; result && !direct && r < c->rows; r++) {
+        xg_real *to = xg__piece_goal(p, c, s, sweep->slot[i]);
+        xg__step_run(s, c, to, c->n);
+        c->place[sweep->step[i]] = to;
+        if (!p->out || s->node != p->result || c->rows == 1 || out->dense) continue;
+        for (size_t r = 0; r < c->rows; r++) {
             memcpy(p->out + xg__walker_at(p, out, c->unit, c->row + r), to + r * p->row,
                    p->row * sizeof *to);
         }
     }
     for (int i = 0; i < sweep->sums; i++) {
-        size_t step;
-        const xg_real *x = xg__piece_operand(p, c, p->step[sweep->sum[i]].from[0], &step);
-        xg__sum_numbers(p->result->tape->kernels, c->lane[i], c->summed, x, c->n);
+        xg__piece_sum(p, c, p->step[sweep->sum[i]].from[0], c->lane[i]);
     }
     c->summed += c->n;
 }
@@ -5291,11 +5337,22 @@ static void xg__program_pass(const xg__program *p, const xg__sweep *sweep, xg__p
     }
 }
 
+/* A place for everything that is not there before a unit begins. */
+static void xg__piece_begin(const xg__program *p, xg__piece *c)
+{
+    c->summed = 0;
+    for (int i = 0; i < p->steps; i++) {
+        c->pace[i] = p->step[i].part == XG__ROWS;
+        if (p->step[i].value) c->place[i] = p->step[i].value + c->unit;
+    }
+}
+
 static void xg__program_unit(const xg__program *p, xg__piece *c)
 {
+    xg__piece_begin(p, c);
     for (int i = 0; i < p->sweeps; i++) {
         const xg__sweep *sweep = &p->sweep[i];
-        xg__program_ones(p, c->unit, i);
+        xg__program_ones(p, c, i);
         c->summed = 0;
         memset(c->lane, 0, sizeof c->lane);
         xg__program_pass(p, sweep, c, 0, p->pieces);
@@ -5303,7 +5360,7 @@ static void xg__program_unit(const xg__program *p, xg__piece *c)
             p->step[sweep->sum[k]].value[c->unit] = xg__sum_of_lanes(c->lane[k]);
         }
     }
-    xg__program_ones(p, c->unit, p->sweeps);
+    xg__program_ones(p, c, p->sweeps);
 }
 
 /* Units are divided among workers ... */
@@ -5321,8 +5378,9 @@ static void xg__program_pieces_of(const void *job, size_t begin, size_t end, int
     const xg__program *p = (const xg__program *)job;
     xg__piece c;
     (void)worker;
-    c.unit = c.summed = 0;
+    c.unit = 0;
     c.keep = NULL;
+    xg__piece_begin(p, &c);
     xg__program_pass(p, &p->sweep[0], &c, begin, end);
 }
 
@@ -5366,7 +5424,7 @@ static bool xg__force_program(xg_tensor *x)
     if (!xg__program_open(&p, x)) return !xg_failed(x->tape);
     for (int i = 0; i < p.steps; i++) {
         if (p.step[i].part == XG__ROWS) continue;
-        p.step[i].value = xg__take_numbers(p.step[i].node);
+        p.step[i].value = xg__take_many(x->tape, xg_shape_size(p.unit));
         if (!p.step[i].value) return false;
     }
     bool rows = xg_shape_same(x->shape, p.domain);
@@ -5378,7 +5436,8 @@ static bool xg__force_program(xg_tensor *x)
     for (int i = 0; i < p.steps; i++) {
         const xg__step *s = &p.step[i];
         xg_real *data = s->part != XG__ROWS ? s->value : s->node == x ? p.out : NULL;
-        if (data && !xg__settle(s->node, data)) return false;
+        if (s->inner) xg__give_many(x->tape, data, xg_shape_size(p.unit));
+        else if (data && !xg__settle(s->node, data)) return false;
     }
     xg__let_go(x);
     return true;
@@ -5506,7 +5565,7 @@ static xg_tensor *xg__emit(xg_op op, xg_tensor *a, xg_tensor *b, const xg__attr 
 static void xg__drop(xg_tensor *x)
 {
     if (!x->data || x->fixed || x->given != x->tape->arena.marks) return;
-    xg__arena_give(&x->tape->arena, x->data, xg__numbers_bytes(x));
+    xg__give_many(x->tape, x->data, xg_size(x));
     x->data = NULL;
 }
 
