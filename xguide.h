@@ -1409,6 +1409,18 @@ typedef struct xg__conv_job {
     xg_real *y;
 } xg__conv_job;
 
+/* The numbers of an optimiser's step (7.4). */
+typedef struct xg__rates {
+    xg_real lr, scale, decay, momentum;            /* scale: of the gradient, from clipping */
+    xg_real beta1, beta2, fresh1, fresh2;          /* fresh: 1 - beta */
+    xg_real rate, root, eps, keep;                 /* Adam: lr and 1/sqrt corrected for bias */
+    bool    nesterov;                              /* keep: what decoupled decay leaves of w */
+} xg__rates;
+
+/* Changes n weights w by their gradients g; first and second are the optimiser's state. */
+typedef void (*xg__update_row)(const xg__rates *rates, xg_real *w, const xg_real *g, xg_real *first,
+                               xg_real *second, size_t n);
+
 /* The pointwise operations that have a vector kernel: X(name, expression in v, p, q) and, for
  * pairs, X(name, expression in a, b). */
 #define XG__MAPS(X) X(exp) X(log) X(sqrt) X(pow) X(sigmoid) X(tanh) X(softplus) X(abs) X(affine) \
@@ -1435,6 +1447,8 @@ typedef struct xg__kernels {
     xg__zip_row zip[XG__ZIP_COUNT];
     void   (*sum_lanes)(double *lane, const xg_real *x, size_t n);  /* lane[i % 16] += x[i] */
     void   (*sum_each)(double *sum, const xg_real *x, size_t n);    /* sum[i] += x[i] */
+    void   (*square_lanes)(double *lane, const xg_real *x, size_t n);  /* lane[i % 16] += x[i]^2 */
+    xg__update_row update[3];                                       /* by vectors of state */
     size_t (*gemm_scratch)(const xg__gemm_job *job, int workers);   /* bytes */
     void   (*gemm)(const xg__gemm_job *job, const xg__team *team);
     size_t (*conv_scratch)(const xg__conv_job *job, int workers);   /* bytes */
@@ -1655,6 +1669,7 @@ static const xg__kernels *xg__kernels_find(const char *name)
  *   bits_number     what the bits, read as a whole number with sign, are worth
  *   transpose       a square of XG__LANES rows into another
  *   wide_load (from numbers), wide_load_part, wide_read, wide_store (doubles), wide_add
+ *   wide_add_square         a + b*b for b from numbers, whose square is exact
  */
 
 #if XG__PASS == XG__LEVEL_SCALAR
@@ -1687,6 +1702,7 @@ XG__INLINE XG_(w) XG_(wide_load)(const xg_real *p)          { return (double)*p;
 XG__INLINE XG_(w) XG_(wide_load_part)(const xg_real *p, size_t n) { return n ? (double)*p : 0; }
 XG__INLINE XG_(w) XG_(wide_add)(XG_(w) a, XG_(w) b)         { return a + b; }
 XG__INLINE void   XG_(wide_store)(double *p, XG_(w) a)      { *p = a; }
+XG__INLINE XG_(w) XG_(wide_add_square)(XG_(w) a, XG_(w) b)  { return a + b * b; }
 
 
 XG__INLINE void XG_(transpose)(const xg_real *from, size_t from_stride, xg_real *to,
@@ -1860,6 +1876,13 @@ XG__INLINE XG_(w) XG_(wide_add)(XG_(w) a, XG_(w) b)
     return a;
 }
 
+XG__INLINE XG_(w) XG_(wide_add_square)(XG_(w) a, XG_(w) b)
+{
+    a.low = vaddq_f64(a.low, vmulq_f64(b.low, b.low));
+    a.high = vaddq_f64(a.high, vmulq_f64(b.high, b.high));
+    return a;
+}
+
 XG__INLINE XG_(w) XG_(wide_read)(const double *p)
 {
     XG_(w) w;
@@ -1979,6 +2002,13 @@ XG__INLINE XG_(w) XG_(wide_add)(XG_(w) a, XG_(w) b)
 {
     a.low = wasm_f64x2_add(a.low, b.low);
     a.high = wasm_f64x2_add(a.high, b.high);
+    return a;
+}
+
+XG__INLINE XG_(w) XG_(wide_add_square)(XG_(w) a, XG_(w) b)
+{
+    a.low = wasm_f64x2_add(a.low, wasm_f64x2_mul(b.low, b.low));
+    a.high = wasm_f64x2_add(a.high, wasm_f64x2_mul(b.high, b.high));
     return a;
 }
 
@@ -2134,6 +2164,13 @@ XG__INLINE XG_(w) XG_(wide_add)(XG_(w) a, XG_(w) b)
     return a;
 }
 
+XG__INLINE XG_(w) XG_(wide_add_square)(XG_(w) a, XG_(w) b)
+{
+    a.low = _mm256_add_pd(a.low, _mm256_mul_pd(b.low, b.low));
+    a.high = _mm256_add_pd(a.high, _mm256_mul_pd(b.high, b.high));
+    return a;
+}
+
 XG__INLINE void XG_(wide_store)(double *p, XG_(w) a)
 {
     _mm256_storeu_pd(p, a.low);
@@ -2286,6 +2323,13 @@ XG__INLINE XG_(w) XG_(wide_add)(XG_(w) a, XG_(w) b)
 {
     a.low = _mm512_add_pd(a.low, b.low);
     a.high = _mm512_add_pd(a.high, b.high);
+    return a;
+}
+
+XG__INLINE XG_(w) XG_(wide_add_square)(XG_(w) a, XG_(w) b)
+{
+    a.low = _mm512_add_pd(a.low, _mm512_mul_pd(b.low, b.low));
+    a.high = _mm512_add_pd(a.high, _mm512_mul_pd(b.high, b.high));
     return a;
 }
 
@@ -2656,6 +2700,95 @@ static void XG_(sum_each)(double *sum, const xg_real *x, size_t n)
         XG_(wide_store)(sum + i, XG_(wide_add)(XG_(wide_read)(sum + i), XG_(wide_load)(x + i)));
     }
     for (; i < n; i++) sum[i] += (double)x[i];
+}
+
+/* 3.4.1 Optimiser steps; the formulas stand at 7.4. */
+
+/* The sum of squares, as sum_lanes has it. */
+static void XG_(square_lanes)(double *lane, const xg_real *x, size_t n)
+{
+    XG_(w) sum[16 / XG__LANES];
+    size_t i;
+    int l;
+    XG__UNROLL
+    for (l = 0; l < 16 / XG__LANES; l++) sum[l] = XG_(wide_read)(lane + l * XG__LANES);
+    for (i = 0; i + 16 <= n; i += 16) {
+        XG__UNROLL
+        for (l = 0; l < 16 / XG__LANES; l++) {
+            sum[l] = XG_(wide_add_square)(sum[l], XG_(wide_load)(x + i + l * XG__LANES));
+        }
+    }
+    XG__UNROLL
+    for (l = 0; l < 16 / XG__LANES; l++) XG_(wide_store)(lane + l * XG__LANES, sum[l]);
+    for (; i < n; i++) lane[i % 16] += (double)x[i] * (double)x[i];
+}
+
+/* A whole vector, or the n numbers that are left. */
+XG__INLINE XG_(v) XG_(load_most)(const xg_real *p, size_t n)
+{
+    return n < XG__LANES ? XG_(load_part)(p, n) : XG_(load)(p);
+}
+
+XG__INLINE void XG_(store_most)(xg_real *p, XG_(v) a, size_t n)
+{
+    if (n < XG__LANES) XG_(store_part)(p, a, n);
+    else XG_(store)(p, a);
+}
+
+/* The gradient as it counts: scaled by clipping, plus what decay adds. */
+XG__INLINE XG_(v) XG_(pull)(const xg__rates *r, XG_(v) w, XG_(v) g)
+{
+    return XG_(fma)(XG_(set1)(r->decay), w, XG_(mul)(XG_(set1)(r->scale), g));
+}
+
+static void XG_(update_plain)(const xg__rates *rates, xg_real *w, const xg_real *g, xg_real *first,
+                              xg_real *second, size_t n)
+{
+    const xg__rates r = *rates;                /* a copy, which no store can change */
+    size_t i;
+    (void)first;
+    (void)second;
+    for (i = 0; i < n; i += XG__LANES) {
+        const XG_(v) old = XG_(load_most)(w + i, n - i);
+        const XG_(v) d = XG_(pull)(&r, old, XG_(load_most)(g + i, n - i));
+        XG_(store_most)(w + i, XG_(fnma)(XG_(set1)(r.lr), d, old), n - i);
+    }
+}
+
+static void XG_(update_momentum)(const xg__rates *rates, xg_real *w, const xg_real *g,
+                                 xg_real *first, xg_real *second, size_t n)
+{
+    const xg__rates r = *rates;
+    size_t i;
+    (void)second;
+    for (i = 0; i < n; i += XG__LANES) {
+        const XG_(v) old = XG_(load_most)(w + i, n - i), momentum = XG_(set1)(r.momentum);
+        const XG_(v) d = XG_(pull)(&r, old, XG_(load_most)(g + i, n - i));
+        const XG_(v) v = XG_(fma)(momentum, XG_(load_most)(first + i, n - i), d);
+        const XG_(v) step = r.nesterov ? XG_(fma)(momentum, v, d) : v;
+        XG_(store_most)(first + i, v, n - i);
+        XG_(store_most)(w + i, XG_(fnma)(XG_(set1)(r.lr), step, old), n - i);
+    }
+}
+
+static void XG_(update_adam)(const xg__rates *rates, xg_real *w, const xg_real *g, xg_real *first,
+                             xg_real *second, size_t n)
+{
+    const xg__rates r = *rates;
+    size_t i;
+    for (i = 0; i < n; i += XG__LANES) {
+        const XG_(v) old = XG_(load_most)(w + i, n - i);
+        const XG_(v) d = XG_(pull)(&r, old, XG_(load_most)(g + i, n - i));
+        const XG_(v) d1 = XG_(mul)(XG_(set1)(r.fresh1), d), d2 = XG_(mul)(XG_(set1)(r.fresh2), d);
+        const XG_(v) m = XG_(fma)(XG_(set1)(r.beta1), XG_(load_most)(first + i, n - i), d1);
+        const XG_(v) v = XG_(fma)(XG_(set1)(r.beta2), XG_(load_most)(second + i, n - i),
+                                  XG_(mul)(d2, d));
+        const XG_(v) size = XG_(fma)(XG_(sqrt)(v), XG_(set1)(r.root), XG_(set1)(r.eps));
+        const XG_(v) step = XG_(div)(XG_(mul)(XG_(set1)(r.rate), m), size);
+        XG_(store_most)(first + i, m, n - i);
+        XG_(store_most)(second + i, v, n - i);
+        XG_(store_most)(w + i, XG_(fma)(XG_(set1)(r.keep), old, XG_(neg)(step)), n - i);
+    }
 }
 
 /* ============================================================================================== *
@@ -4076,6 +4209,8 @@ static const xg__kernels XG_(kernels) = {
     },
     XG_(sum_lanes),
     XG_(sum_each),
+    XG_(square_lanes),
+    { XG_(update_plain), XG_(update_momentum), XG_(update_adam) },
     XG_(gemm_scratch),
     XG_(gemm),
     XG_(conv_scratch),
@@ -4695,21 +4830,38 @@ static bool xg__force(xg_tensor *x)
     return xg__change_data(x, p.out);
 }
 
+/* Has it its operand's numbers, not its own? */
+static bool xg__shares(const xg_tensor *x)
+{
+    const xg__room *room = xg__room_of(x->op);
+    return room->manner == XG__NOW && !room->run && x->in[0];
+}
+
+/* What is awaited by way of a reshaping is awaited. */
+static void xg__spread_awaited(xg_tape *tape)
+{
+    for (xg_tensor *node = tape->last; node; node = node->prev) {
+        if (node->awaited && xg__shares(node)) node->in[0]->awaited = true;
+    }
+}
+
 /* Before the numbers at `leaf` change, which are a store's: those who wait and would read them get
  * a copy, by way of the leaf. */
 static bool xg__keep_old(xg_tensor *leaf)
 {
-    xg_real *old = leaf->data;
-    bool awaited = false;                      /* the leaf, or a reshaping of it */
-    for (xg_tensor *node = leaf; node; node = node->next) {
-        awaited = awaited || (node->data == old && node->awaited);
-    }
-    if (!awaited) return true;
+    if (!leaf->awaited) return true;
     xg_real *copy = xg__take_numbers(leaf);
     if (!copy) return false;
-    memcpy(copy, old, xg_shape_size(leaf->shape) * sizeof *copy);
-    for (xg_tensor *node = leaf; node; node = node->next) {
-        if (node->data == old && !xg__change_data(node, copy)) return false;
+    memcpy(copy, leaf->data, xg_shape_size(leaf->shape) * sizeof *copy);
+    return xg__change_data(leaf, copy);
+}
+
+/* Reshapings of what got other numbers get them too. */
+static bool xg__spread_changes(xg_tape *tape)
+{
+    for (xg_tensor *node = tape->first; node; node = node->next) {
+        if (!xg__shares(node) || node->data == node->in[0]->data) continue;
+        if (!xg__change_data(node, node->in[0]->data)) return false;
     }
     return true;
 }
@@ -4977,14 +5129,16 @@ static void xg__defer_update(xg_tensor *running, xg_tensor *value, double moment
     tape->updates = update;
 }
 
-/* All that can fail, before anything changes. */
-static bool xg__prepare_updates(xg_tape *tape)
+/* All that can fail, before leaves and running statistics change. */
+static bool xg__prepare_updates(xg_tape *tape, xg_tensor *const *leaf, int count)
 {
     bool good = true;
+    xg__spread_awaited(tape);
+    for (int i = 0; i < count && good; i++) good = xg__keep_old(leaf[i]);
     for (xg__update *update = tape->updates; update && good; update = update->older) {
         good = !update->target || xg__keep_old(update->running);
     }
-    return good;
+    return good && xg__spread_changes(tape);
 }
 
 static void xg__commit_updates(xg_tape *tape)
@@ -8271,27 +8425,6 @@ XG_API_DEF int64_t xg_optim_steps(const xg_optim *o, const xg_params *params)
     return xg__steps_get(params, xg__optim_defaults(o).slot);
 }
 
-/* Sum of squares in double over eight lanes, in an order that is always the same. Not finite if a
- * number is not. */
-static double xg__sum_squares(const xg_real *x, size_t size)
-{
-    double lane[8] = { 0, 0, 0, 0, 0, 0, 0, 0 }, sum = 0;
-    size_t i = 0;
-    for (; i + 8 <= size; i += 8) {
-        for (size_t j = 0; j < 8; j++) lane[j] += (double)x[i + j] * (double)x[i + j];
-    }
-    for (; i < size; i++) lane[i % 8] += (double)x[i] * (double)x[i];
-    for (int j = 0; j < 8; j++) sum += lane[j];
-    return sum;
-}
-
-/* The numbers of one step, as the loops want them. */
-typedef struct xg__rates {
-    xg_real lr, scale, decay, momentum;            /* scale: of the gradient, from clipping */
-    xg_real beta1, beta2, fresh1, fresh2;          /* fresh: 1 - beta */
-    xg_real rate, root, eps, keep;                 /* Adam: lr and 1/sqrt corrected for bias */
-} xg__rates;                                       /* keep: what decoupled decay leaves of w */
-
 static xg__rates xg__rates_of(const xg_optim *o, int64_t steps, double scale)
 {
     xg__rates r;
@@ -8308,38 +8441,8 @@ static xg__rates xg__rates_of(const xg_optim *o, int64_t steps, double scale)
     r.root = (xg_real)(1 / sqrt(1 - pow(o->beta2, t)));
     r.eps = (xg_real)o->eps;
     r.keep = (xg_real)(o->kind == XG_ADAMW ? 1 - lr * o->weight_decay : 1);
+    r.nesterov = o->nesterov;
     return r;
-}
-
-static void xg__update_plain(xg_real *w, const xg_real *g, size_t size, const xg__rates *r)
-{
-    xg_real lr = r->lr, scale = r->scale, decay = r->decay;
-    for (size_t i = 0; i < size; i++) w[i] -= lr * (scale * g[i] + decay * w[i]);
-}
-
-static void xg__update_momentum(xg_real *w, const xg_real *g, xg_real *v, size_t size,
-                                const xg__rates *r, bool nesterov)
-{
-    xg_real lr = r->lr, scale = r->scale, decay = r->decay, momentum = r->momentum;
-    xg_real now = nesterov ? 1 : 0, ahead = nesterov ? momentum : 1;
-    for (size_t i = 0; i < size; i++) {
-        xg_real d = scale * g[i] + decay * w[i];
-        v[i] = momentum * v[i] + d;
-        w[i] -= lr * (now * d + ahead * v[i]);
-    }
-}
-
-static void xg__update_adam(xg_real *w, const xg_real *g, xg_real *m, xg_real *v, size_t size,
-                            const xg__rates *rates)
-{
-    const xg__rates r = *rates;
-    for (size_t i = 0; i < size; i++) {
-        xg_real d = r.scale * g[i] + r.decay * w[i];
-        m[i] = r.beta1 * m[i] + r.fresh1 * d;
-        v[i] = r.beta2 * v[i] + r.fresh2 * d * d;
-        xg_real deviation = (xg_real)sqrt((double)v[i]) * r.root;
-        w[i] = r.keep * w[i] - r.rate * m[i] / (deviation + r.eps);
-    }
 }
 
 static bool xg__optim_idle(xg_tape *tape, const char *only)
@@ -8381,31 +8484,106 @@ static bool xg__optim_match(const xg_optim *o, xg_params *params, xg_tape *tape,
     return chosen > 0 || xg__optim_idle(tape, o->only);
 }
 
-/* How much to scale gradients by, from the length of all of them taken as one vector; negative
- * after failing the tape because one is not finite. */
-static double xg__optim_clip(const xg_optim *o, xg_params *params, xg_tape *tape,
-                             xg_tensor *const *grad)
+/* Gradients and weights are worked on in blocks, by any worker. */
+typedef struct xg__optim_job {
+    const xg_optim *o;
+    const xg__kernels *kernels;
+    xg_params *params;
+    xg_tensor *const *grad;
+    const xg__rates *rates;
+    double *squares;                           /* of each block's gradients, added */
+} xg__optim_job;
+
+enum { XG__OPTIM_BLOCK = 16384 };
+
+/* The blocks of entry i; none if it is not to change. */
+static size_t xg__optim_blocks(const xg_params *params, int i)
 {
-    double total = 0;
-    for (int i = 0; i < params->count; i++) {
-        if (params->chosen[i] < 0) continue;
-        xg_tensor *g = grad[params->chosen[i]];
-        double squares = xg__sum_squares(xg_data(g), xg_size(g));
-        if (!isfinite(squares)) {
-            xg_fail(tape, XG_ERR_NONFINITE, "optimiser: the gradient of '%.80s' is not finite; "
-                    "nothing was changed", params->entry[i].name);
-            return -1;
-        }
-        total += squares;
-    }
-    double norm = sqrt(total);
-    return o->clip_norm > 0 && norm > o->clip_norm ? o->clip_norm / norm : 1;
+    size_t size = xg_shape_size(params->entry[i].shape);
+    return params->chosen[i] < 0 ? 0 : (size + XG__OPTIM_BLOCK - 1) / XG__OPTIM_BLOCK;
+}
+
+static void xg__square_block(const xg__optim_job *job, size_t block, int i, size_t at, size_t n)
+{
+    double lane[16], *sum = job->squares + block;
+    memset(lane, 0, sizeof lane);
+    job->kernels->square_lanes(lane, job->grad[job->params->chosen[i]]->data + at, n);
+    *sum = 0;
+    for (int l = 0; l < 16; l++) *sum += lane[l];
 }
 
 /* How many vectors an optimiser remembers for each weight. */
 static int xg__optim_slots(const xg_optim *o)
 {
     return o->kind != XG_SGD ? 2 : o->momentum > 0 ? 1 : 0;
+}
+
+static void xg__update_block(const xg__optim_job *job, size_t block, int i, size_t at, size_t n)
+{
+    int slots = xg__optim_slots(job->o);
+    xg_real *first = xg__slot_get(job->params, i, job->o->slot, 0, false);
+    xg_real *second = xg__slot_get(job->params, i, job->o->slot, 1, false);
+    (void)block;
+    job->kernels->update[slots](job->rates, job->params->entry[i].data + at,
+                                job->grad[job->params->chosen[i]]->data + at,
+                                slots > 0 ? first + at : NULL, slots > 1 ? second + at : NULL, n);
+}
+
+/* Blocks [begin, end), counted through all entries: work(job, block, entry, start, length). */
+static void xg__each_block(const xg__optim_job *job, size_t begin, size_t end,
+                           void (*work)(const xg__optim_job *, size_t, int, size_t, size_t))
+{
+    size_t first = 0;
+    for (int i = 0; i < job->params->count && first < end; i++) {
+        size_t blocks = xg__optim_blocks(job->params, i);
+        size_t size = xg_shape_size(job->params->entry[i].shape);
+        for (size_t b = begin > first ? begin - first : 0; b < blocks && first + b < end; b++) {
+            size_t at = b * XG__OPTIM_BLOCK;
+            work(job, first + b, i, at, xg__min(size - at, XG__OPTIM_BLOCK));
+        }
+        first += blocks;
+    }
+}
+
+static void xg__square_range(const void *job, size_t begin, size_t end)
+{
+    xg__each_block((const xg__optim_job *)job, begin, end, xg__square_block);
+}
+
+static void xg__update_range(const void *job, size_t begin, size_t end)
+{
+    xg__each_block((const xg__optim_job *)job, begin, end, xg__update_block);
+}
+
+/* All gradients have numbers; returns how many blocks there are. */
+static size_t xg__optim_count(const xg__optim_job *job)
+{
+    size_t blocks = 0;
+    for (int i = 0; i < job->params->count; i++) {
+        if (job->params->chosen[i] >= 0) xg_data(job->grad[job->params->chosen[i]]);
+        blocks += xg__optim_blocks(job->params, i);
+    }
+    return blocks;
+}
+
+/* The length of all gradients taken as one vector; negative after failing the tape because one is
+ * not finite. Blocks are added in their order, so the bits do not depend on who summed them. */
+static double xg__optim_norm(xg__optim_job *job, xg_tape *tape, size_t blocks)
+{
+    double total = 0;
+    xg_params *params = job->params;
+    xg__place place = xg__arena_mark(&tape->arena);
+    const double *squares = job->squares = (double *)xg__take(tape, blocks * sizeof *squares);
+    if (!squares) return -1;
+    xg__parallel(tape, blocks, XG__OPTIM_BLOCK, xg__square_range, job);
+    for (int i = 0; i < params->count && !xg_failed(tape); i++) {
+        for (size_t b = xg__optim_blocks(params, i); b > 0; b--) total += *squares++;
+        if (isfinite(total)) continue;
+        xg_fail(tape, XG_ERR_NONFINITE, "optimiser: the gradient of '%.80s' is not finite; "
+                "nothing was changed", params->entry[i].name);
+    }
+    xg__arena_release(&tape->arena, place);
+    return xg_failed(tape) ? -1 : sqrt(total);
 }
 
 /* All state exists before any of it changes. State made before memory ran out stays, as zeros: the
@@ -8424,24 +8602,6 @@ static bool xg__optim_reserve(const xg_optim *o, xg_params *params, xg_tape *tap
     return fine;
 }
 
-static void xg__optim_update(const xg_optim *o, xg_params *params, xg_tensor *const *grad,
-                             const xg__rates *rates)
-{
-    for (int i = 0; i < params->count; i++) {
-        if (params->chosen[i] < 0) continue;
-        const xg_real *g = xg_data(grad[params->chosen[i]]);
-        xg_real *w = params->entry[i].data;
-        size_t size = xg_shape_size(params->entry[i].shape);
-        xg_real *first = xg__slot_get(params, i, o->slot, 0, false);
-        xg_real *second = xg__slot_get(params, i, o->slot, 1, false);
-        switch (xg__optim_slots(o)) {
-        case 0:  xg__update_plain(w, g, size, rates); break;
-        case 1:  xg__update_momentum(w, g, first, size, rates, o->nesterov); break;
-        default: xg__update_adam(w, g, first, second, size, rates); break;
-        }
-    }
-}
-
 XG_API_DEF xg_code xg_optim_apply(const xg_optim *o, xg_params *params, xg_tensor *const *leaf,
                                   xg_tensor *const *grad, int count)
 {
@@ -8458,15 +8618,18 @@ XG_API_DEF xg_code xg_optim_apply(const xg_optim *o, xg_params *params, xg_tenso
         return XG_ERR_ARGUMENT;
     }
     if (!xg__optim_match(&r, params, tape, leaf, grad, count)) return xg_tape_error(tape)->code;
-    double scale = xg__optim_clip(&r, params, tape, grad);
-    if (scale < 0 || !xg__optim_reserve(&r, params, tape)) return xg_tape_error(tape)->code;
+    xg__optim_job job = { &r, tape->kernels, params, grad, NULL, NULL };
+    size_t blocks = xg__optim_count(&job);
+    double norm = xg_failed(tape) ? -1 : xg__optim_norm(&job, tape, blocks);
+    if (norm < 0 || !xg__optim_reserve(&r, params, tape)) return xg_tape_error(tape)->code;
 
-    for (int i = 0; i < count; i++) if (!xg__keep_old(leaf[i])) return xg_tape_error(tape)->code;
-    if (!xg__prepare_updates(tape)) return xg_tape_error(tape)->code;
+    if (!xg__prepare_updates(tape, leaf, count)) return xg_tape_error(tape)->code;
 
     int64_t steps = xg__steps_get(params, r.slot);
+    double scale = r.clip_norm > 0 && norm > r.clip_norm ? r.clip_norm / norm : 1;
     xg__rates rates = xg__rates_of(&r, steps, scale);
-    xg__optim_update(&r, params, grad, &rates);
+    job.rates = &rates;
+    xg__parallel(tape, blocks, XG__OPTIM_BLOCK, xg__update_range, &job);
     xg__steps_set(params, r.slot, steps + 1);
     xg__commit_updates(tape);
     return XG_ERR_OK;
