@@ -1409,6 +1409,13 @@ typedef struct xg__conv_job {
     xg_real *y;
 } xg__conv_job;
 
+/* Windows over a plane: of h x w numbers one for each of oh x ow windows. Windows in columns
+ * [inner, outer) are not clipped at the sides. */
+typedef struct xg__pool_job {
+    xg_window window;
+    int h, w, oh, ow, inner, outer;
+} xg__pool_job;
+
 /* The numbers of an optimiser's step (7.4). */
 typedef struct xg__rates {
     xg_real lr, scale, decay, momentum;            /* scale: of the gradient, from clipping */
@@ -1440,6 +1447,16 @@ enum {
     XG__ZIP_COUNT
 };
 
+/* The part of a window that lies inside the input: numbers first, first + dilation, .. < end. */
+XG__INLINE void xg__clip(int place, int kernel, int extent, xg_window k, int *first, int *end)
+{
+    int start = place * k.stride - k.pad;
+    int stop = start + k.dilation * (kernel - 1) + 1;
+    int missing = start < 0 ? (-start + k.dilation - 1) / k.dilation : 0;
+    *first = start + missing * k.dilation;
+    *end = stop < extent ? stop : extent;
+}
+
 /* One instruction set's kernels. */
 typedef struct xg__kernels {
     const char *name;                                           /* "avx512" */
@@ -1449,6 +1466,12 @@ typedef struct xg__kernels {
     void   (*sum_each)(double *sum, const xg_real *x, size_t n);    /* sum[i] += x[i] */
     void   (*square_lanes)(double *lane, const xg_real *x, size_t n);  /* lane[i % 16] += x[i]^2 */
     xg__update_row update[3];                                       /* by vectors of state */
+    /* Of one plane: where each window has its maximum; x there; for windows of 2x2 side by side. */
+    void   (*argpool)(const xg__pool_job *job, const xg_real *x, xg_real *index);
+    void   (*pick_pairs)(const xg__pool_job *job, const xg_real *x, const xg_real *index,
+                         xg_real *y);
+    void   (*place_pairs)(const xg__pool_job *job, const xg_real *g, const xg_real *index,
+                          xg_real *x);
     size_t (*gemm_scratch)(const xg__gemm_job *job, int workers);   /* bytes */
     void   (*gemm)(const xg__gemm_job *job, const xg__team *team);
     size_t (*conv_scratch)(const xg__conv_job *job, int workers);   /* bytes */
@@ -1668,6 +1691,8 @@ static const xg__kernels *xg__kernels_find(const char *name)
  *   bits_up, bits_down      by 23, the width of a mantissa
  *   bits_number     what the bits, read as a whole number with sign, are worth
  *   transpose       a square of XG__LANES rows into another
+ *   evens, odds     every other number of a and b, laid end to end, from the first or the second
+ *   mix_low, mix_high       and back: a0 b0 a1 b1 .., its first and its second half
  *   wide_load (from numbers), wide_load_part, wide_read, wide_store (doubles), wide_add
  *   wide_add_square         a + b*b for b from numbers, whose square is exact
  */
@@ -1704,6 +1729,10 @@ XG__INLINE XG_(w) XG_(wide_add)(XG_(w) a, XG_(w) b)         { return a + b; }
 XG__INLINE void   XG_(wide_store)(double *p, XG_(w) a)      { *p = a; }
 XG__INLINE XG_(w) XG_(wide_add_square)(XG_(w) a, XG_(w) b)  { return a + b * b; }
 
+XG__INLINE XG_(v) XG_(evens)(XG_(v) a, XG_(v) b)            { (void)b; return a; }
+XG__INLINE XG_(v) XG_(odds)(XG_(v) a, XG_(v) b)             { (void)a; return b; }
+XG__INLINE XG_(v) XG_(mix_low)(XG_(v) a, XG_(v) b)          { (void)b; return a; }
+XG__INLINE XG_(v) XG_(mix_high)(XG_(v) a, XG_(v) b)         { (void)a; return b; }
 
 XG__INLINE void XG_(transpose)(const xg_real *from, size_t from_stride, xg_real *to,
                                size_t to_stride)
@@ -1843,6 +1872,11 @@ XG__INLINE XG_(v) XG_(bits_down)(XG_(v) a)
 
 XG__INLINE XG_(v) XG_(bits_number)(XG_(v) a) { return vcvtq_f32_s32(vreinterpretq_s32_f32(a)); }
 
+XG__INLINE XG_(v) XG_(evens)(XG_(v) a, XG_(v) b)    { return vuzp1q_f32(a, b); }
+XG__INLINE XG_(v) XG_(odds)(XG_(v) a, XG_(v) b)     { return vuzp2q_f32(a, b); }
+XG__INLINE XG_(v) XG_(mix_low)(XG_(v) a, XG_(v) b)  { return vzip1q_f32(a, b); }
+XG__INLINE XG_(v) XG_(mix_high)(XG_(v) a, XG_(v) b) { return vzip2q_f32(a, b); }
+
 XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to, size_t to_stride)
 {
     const float32x4_t r0 = vld1q_f32(from), r1 = vld1q_f32(from + from_stride);
@@ -1968,6 +2002,26 @@ XG__INLINE XG_(v) XG_(bits_and)(XG_(v) a, uint32_t u)
 XG__INLINE XG_(v) XG_(bits_up)(XG_(v) a)     { return wasm_i32x4_shl(a, 23); }
 XG__INLINE XG_(v) XG_(bits_down)(XG_(v) a)   { return wasm_u32x4_shr(a, 23); }
 XG__INLINE XG_(v) XG_(bits_number)(XG_(v) a) { return wasm_f32x4_convert_i32x4(a); }
+
+XG__INLINE XG_(v) XG_(evens)(XG_(v) a, XG_(v) b)
+{
+    return wasm_i32x4_shuffle(a, b, 0, 2, 4, 6);
+}
+
+XG__INLINE XG_(v) XG_(odds)(XG_(v) a, XG_(v) b)
+{
+    return wasm_i32x4_shuffle(a, b, 1, 3, 5, 7);
+}
+
+XG__INLINE XG_(v) XG_(mix_low)(XG_(v) a, XG_(v) b)
+{
+    return wasm_i32x4_shuffle(a, b, 0, 4, 1, 5);
+}
+
+XG__INLINE XG_(v) XG_(mix_high)(XG_(v) a, XG_(v) b)
+{
+    return wasm_i32x4_shuffle(a, b, 2, 6, 3, 7);
+}
 
 XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to, size_t to_stride)
 {
@@ -2102,6 +2156,29 @@ XG__INLINE XG_(v) XG_(bits_down)(XG_(v) a)
 XG__INLINE XG_(v) XG_(bits_number)(XG_(v) a)
 {
     return _mm256_cvtepi32_ps(_mm256_castps_si256(a));
+}
+
+/* Within the halves of the registers first; then quarters, or halves, change places. */
+XG__INLINE XG_(v) XG_(evens)(XG_(v) a, XG_(v) b)
+{
+    const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88));
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8));
+}
+
+XG__INLINE XG_(v) XG_(odds)(XG_(v) a, XG_(v) b)
+{
+    const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0xdd));
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8));
+}
+
+XG__INLINE XG_(v) XG_(mix_low)(XG_(v) a, XG_(v) b)
+{
+    return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20);
+}
+
+XG__INLINE XG_(v) XG_(mix_high)(XG_(v) a, XG_(v) b)
+{
+    return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
 }
 
 /* First 4 x 4 squares within the halves of the registers, then the halves change places. */
@@ -2259,6 +2336,34 @@ XG__INLINE XG_(v) XG_(bits_down)(XG_(v) a)
 XG__INLINE XG_(v) XG_(bits_number)(XG_(v) a)
 {
     return _mm512_cvtepi32_ps(_mm512_castps_si512(a));
+}
+
+XG__INLINE XG_(v) XG_(evens)(XG_(v) a, XG_(v) b)
+{
+    const __m512i from = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14,
+                                           16, 18, 20, 22, 24, 26, 28, 30);
+    return _mm512_permutex2var_ps(a, from, b);
+}
+
+XG__INLINE XG_(v) XG_(odds)(XG_(v) a, XG_(v) b)
+{
+    const __m512i from = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15,
+                                           17, 19, 21, 23, 25, 27, 29, 31);
+    return _mm512_permutex2var_ps(a, from, b);
+}
+
+XG__INLINE XG_(v) XG_(mix_low)(XG_(v) a, XG_(v) b)
+{
+    const __m512i from = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19,
+                                           4, 20, 5, 21, 6, 22, 7, 23);
+    return _mm512_permutex2var_ps(a, from, b);
+}
+
+XG__INLINE XG_(v) XG_(mix_high)(XG_(v) a, XG_(v) b)
+{
+    const __m512i from = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27,
+                                           12, 28, 13, 29, 14, 30, 15, 31);
+    return _mm512_permutex2var_ps(a, from, b);
 }
 
 /* First 4 x 4 squares within the quarters of the registers, then the quarters change places. */
@@ -2789,6 +2894,159 @@ static void XG_(update_adam)(const xg__rates *rates, xg_real *w, const xg_real *
         XG_(store_most)(second + i, v, n - i);
         XG_(store_most)(w + i, XG_(fma)(XG_(set1)(r.keep), old, XG_(neg)(step)), n - i);
     }
+}
+
+/* 3.4.2 Maximum pooling. An index is a number of a plane's row-major order, as a number. */
+
+/* i times step, in lane i. */
+XG__INLINE XG_(v) XG_(ramp)(int step)
+{
+    static const xg_real lane[16] = { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 };
+    return XG_(mul)(XG_(load)(lane), XG_(set1)((xg_real)step));
+}
+
+/* 2n numbers, n <= XG__LANES, as two vectors. */
+XG__INLINE void XG_(load_two)(const xg_real *p, size_t n, XG_(v) *a, XG_(v) *b)
+{
+    *a = XG_(load_most)(p, 2 * n);
+    *b = 2 * n > XG__LANES ? XG_(load_most)(p + XG__LANES, 2 * n - XG__LANES) : XG_(set1)(0);
+}
+
+/* Number `offset` of each of n windows, the first of which starts at p. Stride 2 reads only what
+ * lies in some window: of a pair, the offset's own number and one before it, or if there is none,
+ * the one after it. */
+XG__INLINE XG_(v) XG_(tap)(const xg_real *p, int offset, const xg_window *k, size_t n)
+{
+    XG_(v) a, b;
+    xg_real room[XG__LANES];
+    size_t i;
+    if (k->stride == 1) return XG_(load_most)(p + offset, n);
+    if (k->stride == 2 && k->kw > 1) {
+        XG_(load_two)(p + (offset > 0 ? offset - 1 : 0), n, &a, &b);
+        return offset > 0 ? XG_(odds)(a, b) : XG_(evens)(a, b);
+    }
+    for (i = 0; i < XG__LANES; i++) room[i] = i < n ? p[(size_t)k->stride * i + (size_t)offset] : 0;
+    return XG_(load)(room);
+}
+
+/* The maximum of a clipped window with rows [r, end). */
+static xg_real XG_(argpool_one)(const xg__pool_job *job, const xg_real *x, int r, int end, int ox)
+{
+    int first, stop, c, best;
+    xg__clip(ox, job->window.kw, job->w, job->window, &first, &stop);
+    best = r * job->w + first;
+    for (; r < end; r += job->window.dilation) {
+        for (c = first; c < stop; c += job->window.dilation) {
+            const int at = r * job->w + c;
+            if (x[at] > x[best] || x[at] != x[at]) best = at;          /* a NaN wins */
+        }
+    }
+    return (xg_real)best;
+}
+
+/* Where t, found at `at`, beats the best so far. The first of equals wins, and the last NaN: it
+ * counts as infinite afterwards, which no number exceeds. */
+XG__INLINE void XG_(contest)(XG_(v) t, XG_(v) at, XG_(v) *best, XG_(v) *index)
+{
+    const XG_(m) keep = XG_(less_equal)(t, *best);             /* never holds for NaN */
+    *best = XG_(select)(keep, *best, XG_(min)(t, XG_(set1)((xg_real)INFINITY)));
+    *index = XG_(select)(keep, *index, at);
+}
+
+/* The maxima of n windows with rows [r, end), none clipped, the first in column c. */
+XG__INLINE XG_(v) XG_(argpool_some)(const xg__pool_job *job, const xg_real *x, int r, int end,
+                                    int c, size_t n)
+{
+    const xg_window k = job->window;
+    const XG_(v) lane = XG_(ramp)(k.stride);
+    XG_(v) best = XG_(set1)(-(xg_real)INFINITY), a, b;
+    XG_(v) index = XG_(add)(lane, XG_(set1)((xg_real)(r * job->w + c)));
+    int dx;
+    for (; r < end; r += k.dilation) {
+        const int start = r * job->w + c;
+        XG_(v) at = XG_(add)(lane, XG_(set1)((xg_real)start));
+        if (k.kw == 2 && k.stride == 2 && k.dilation == 1) {   /* the most frequent by far */
+            XG_(load_two)(x + start, n, &a, &b);
+            XG_(contest)(XG_(evens)(a, b), at, &best, &index);
+            XG_(contest)(XG_(odds)(a, b), XG_(add)(at, XG_(set1)(1)), &best, &index);
+            continue;
+        }
+        for (dx = 0; dx < k.kw; dx++, at = XG_(add)(at, XG_(set1)((xg_real)k.dilation))) {
+            XG_(contest)(XG_(tap)(x + start, dx * k.dilation, &k, n), at, &best, &index);
+        }
+    }
+    return index;
+}
+
+static void XG_(argpool)(const xg__pool_job *job, const xg_real *x, xg_real *index)
+{
+    int oy, ox, r, end;
+    for (oy = 0; oy < job->oh; oy++, index += job->ow) {
+        xg__clip(oy, job->window.kh, job->h, job->window, &r, &end);
+        for (ox = 0; ox < job->inner; ox++) index[ox] = XG_(argpool_one)(job, x, r, end, ox);
+        for (; ox < job->outer; ox += XG__LANES) {
+            const size_t n = xg__min((size_t)(job->outer - ox), XG__LANES);
+            const int c = ox * job->window.stride - job->window.pad;
+            XG_(store_most)(index + ox, XG_(argpool_some)(job, x, r, end, c, n), n);
+        }
+        for (ox = job->outer; ox < job->ow; ox++) index[ox] = XG_(argpool_one)(job, x, r, end, ox);
+    }
+}
+
+/* Of each window of 2x2, the number at its index. */
+static void XG_(pick_pairs)(const xg__pool_job *job, const xg_real *x, const xg_real *index,
+                            xg_real *y)
+{
+    const XG_(v) lane = XG_(ramp)(2), one = XG_(set1)(1);
+    int oy, ox, r;
+    for (oy = 0; oy < job->oh; oy++, index += job->ow, y += job->ow) {
+        for (ox = 0; ox < job->ow; ox += XG__LANES) {
+            const size_t n = xg__min((size_t)(job->ow - ox), XG__LANES);
+            const XG_(v) chosen = XG_(load_most)(index + ox, n);
+            XG_(v) found = XG_(set1)(0), a, b, at;
+            for (r = 2 * oy; r < 2 * oy + 2; r++) {
+                const int start = r * job->w + 2 * ox;
+                XG_(load_two)(x + start, n, &a, &b);
+                at = XG_(add)(lane, XG_(set1)((xg_real)start));
+                found = XG_(select)(XG_(less_equal)(at, chosen), XG_(evens)(a, b), found);
+                at = XG_(add)(at, one);
+                found = XG_(select)(XG_(less_equal)(at, chosen), XG_(odds)(a, b), found);
+            }
+            XG_(store_most)(y + ox, found, n);
+        }
+    }
+}
+
+/* g where the index is `at`, else 0; like a sum that starts at 0, it has no -0. */
+XG__INLINE XG_(v) XG_(placed)(XG_(v) g, XG_(v) index, XG_(v) at)
+{
+    const XG_(v) zero = XG_(set1)(0);
+    const XG_(v) up_to = XG_(select)(XG_(less_equal)(index, at), XG_(add)(g, zero), zero);
+    return XG_(select)(XG_(less_equal)(at, index), up_to, zero);
+}
+
+/* The transpose: each window of 2x2 gets its g at its index; what no window covers is 0. */
+static void XG_(place_pairs)(const xg__pool_job *job, const xg_real *g, const xg_real *index,
+                             xg_real *x)
+{
+    const XG_(v) lane = XG_(ramp)(2), one = XG_(set1)(1);
+    int r, ox;
+    for (r = 0; r < job->oh * 2; r++, x += job->w) {
+        const size_t row = (size_t)(r / 2) * (size_t)job->ow;
+        x[job->w - 1] = 0;                                             /* of an odd width */
+        for (ox = 0; ox < job->ow; ox += XG__LANES) {
+            const size_t n = xg__min((size_t)(job->ow - ox), XG__LANES);
+            const XG_(v) from = XG_(load_most)(g + row + ox, n);
+            const XG_(v) chosen = XG_(load_most)(index + row + ox, n);
+            const XG_(v) at = XG_(add)(lane, XG_(set1)((xg_real)(r * job->w + 2 * ox)));
+            const XG_(v) a = XG_(placed)(from, chosen, at);
+            const XG_(v) b = XG_(placed)(from, chosen, XG_(add)(at, one));
+            XG_(store_most)(x + 2 * ox, XG_(mix_low)(a, b), 2 * n);
+            if (2 * n <= XG__LANES) continue;
+            XG_(store_most)(x + 2 * ox + XG__LANES, XG_(mix_high)(a, b), 2 * n - XG__LANES);
+        }
+    }
+    for (ox = 0; r < job->h && ox < job->w; ox++) x[ox] = 0;           /* of an odd height */
 }
 
 /* ============================================================================================== *
@@ -4211,6 +4469,9 @@ static const xg__kernels XG_(kernels) = {
     XG_(sum_each),
     XG_(square_lanes),
     { XG_(update_plain), XG_(update_momentum), XG_(update_adam) },
+    XG_(argpool),
+    XG_(pick_pairs),
+    XG_(place_pairs),
     XG_(gemm_scratch),
     XG_(gemm),
     XG_(conv_scratch),
@@ -6039,17 +6300,8 @@ static xg_tensor *xg__vjp_conv2d_dw(xg_tensor *y, int i, xg_tensor *dw)
 
 /* ---- 5.6 windows ----------------------------------------------------------------------------- */
 
-/* The part of a window that lies inside the input: rows y0, y0 + dilation, .. < y1; columns too. */
+/* Rows y0, y0 + dilation, .. < y1 of a window; columns too. */
 typedef struct xg__span { int y0, y1, x0, x1; } xg__span;
-
-static void xg__clip(int place, int kernel, int extent, xg_window k, int *first, int *end)
-{
-    int start = place * k.stride - k.pad;
-    int stop = start + k.dilation * (kernel - 1) + 1;
-    int missing = start < 0 ? (-start + k.dilation - 1) / k.dilation : 0;
-    *first = start + missing * k.dilation;
-    *end = stop < extent ? stop : extent;
-}
 
 static xg__span xg__span_of(int oy, int ox, xg_shape plane, xg_window k)
 {
@@ -6174,27 +6426,25 @@ static bool xg__shape_argpool(xg_tensor *y)
     return xg__shape_pool(y);
 }
 
+/* The windows k over planes of `in`, `out` of them. */
+static xg__pool_job xg__pool_of(xg_window k, xg_shape in, xg_shape out)
+{
+    xg__pool_job job = { k, in.h, in.w, out.h, out.w, 0, 0 };
+    int last = in.w - 1 - k.dilation * (k.kw - 1) + k.pad;     /* where the last may start */
+    int inner = (k.pad + k.stride - 1) / k.stride, outer = last < 0 ? 0 : last / k.stride + 1;
+    job.inner = inner < out.w ? inner : out.w;
+    job.outer = outer < out.w ? outer : out.w;
+    if (job.outer < job.inner) job.outer = job.inner;
+    return job;
+}
+
 static void xg__argpool_planes(const void *context, size_t begin, size_t end)
 {
     const xg__plane_job *job = (const xg__plane_job *)context;
-    xg_window k = job->y->attr.conv.window;
-    xg_shape in = job->x->shape, out = job->y->shape;
+    xg__pool_job pool = xg__pool_of(job->y->attr.conv.window, job->x->shape, job->y->shape);
     for (size_t plane = begin; plane < end; plane++) {
-        const xg_real *x = job->x->data + plane * xg__plane(job->x);
-        xg_real *y = job->y->data + plane * xg__plane(job->y);
-        for (int oy = 0; oy < out.h; oy++) {
-            for (int ox = 0; ox < out.w; ox++) {
-                xg__span span = xg__span_of(oy, ox, in, k);
-                int best = span.y0 * in.w + span.x0;
-                for (int r = span.y0; r < span.y1; r += k.dilation) {
-                    for (int c = span.x0; c < span.x1; c += k.dilation) {
-                        int at = r * in.w + c;
-                        if (x[at] > x[best] || x[at] != x[at]) best = at;   /* a NaN wins */
-                    }
-                }
-                *y++ = (xg_real)best;
-            }
-        }
+        job->y->tape->kernels->argpool(&pool, job->x->data + plane * xg__plane(job->x),
+                                       job->y->data + plane * xg__plane(job->y));
     }
 }
 
@@ -6359,6 +6609,17 @@ static const xg_real *xg__index_plane(const xg_tensor *index, size_t plane, int 
     return xg__row_of(index, (int)(plane / (size_t)channels), (int)(plane % (size_t)channels), 0);
 }
 
+/* Whether the index is that of maxima of 2x2 windows, side by side, over planes of this shape: then
+ * gather and scatter walk the windows, which is faster than to go where each index says. */
+static bool xg__in_pairs(const xg_tensor *index, xg_shape s)
+{
+    if (index->op != XG_OP_argpool) return false;
+    xg_window k = index->attr.conv.window;
+    xg_shape pooled = index->in[0]->shape;
+    return pooled.h == s.h && pooled.w == s.w && k.kh == 2 && k.kw == 2 && k.stride == 2 &&
+           k.pad == 0 && k.dilation == 1;
+}
+
 static void xg__gather_planes(const void *context, size_t begin, size_t end)
 {
     const xg__plane_job *job = (const xg__plane_job *)context;
@@ -6372,7 +6633,23 @@ static void xg__gather_planes(const void *context, size_t begin, size_t end)
     }
 }
 
-static void xg__run_gather(xg_tensor *y) { xg__for_planes(y, y, xg__plane(y), xg__gather_planes); }
+static void xg__pick_planes(const void *context, size_t begin, size_t end)
+{
+    const xg__plane_job *job = (const xg__plane_job *)context;
+    const xg_tensor *index = job->y->in[1];
+    xg__pool_job pool = xg__pool_of(index->attr.conv.window, job->x->shape, index->shape);
+    for (size_t plane = begin; plane < end; plane++) {
+        job->y->tape->kernels->pick_pairs(&pool, job->x->data + plane * xg__plane(job->x),
+                                          xg__index_plane(index, plane, job->y->shape.c),
+                                          job->y->data + plane * xg__plane(job->y));
+    }
+}
+
+static void xg__run_gather(xg_tensor *y)
+{
+    bool pairs = xg__in_pairs(y->in[1], y->in[0]->shape);
+    xg__for_planes(y, y, xg__plane(y), pairs ? xg__pick_planes : xg__gather_planes);
+}
 
 XG_API_DEF xg_tensor *xg_gather(xg_tensor *x, xg_tensor *index)
 {
@@ -6407,9 +6684,23 @@ static void xg__scatter_planes(const void *context, size_t begin, size_t end)
     }
 }
 
+static void xg__place_planes(const void *context, size_t begin, size_t end)
+{
+    const xg__plane_job *job = (const xg__plane_job *)context;
+    const xg_tensor *index = job->y->in[1];
+    xg__pool_job pool = xg__pool_of(index->attr.conv.window, job->y->shape, index->shape);
+    for (size_t plane = begin; plane < end; plane++) {
+        job->y->tape->kernels->place_pairs(&pool, job->x->data + plane * xg__plane(job->x),
+                                           xg__index_plane(index, plane, job->y->shape.c),
+                                           job->y->data + plane * xg__plane(job->y));
+    }
+}
+
 static void xg__run_scatter(xg_tensor *y)
 {
-    xg__for_planes(y, y, xg__plane(y) + xg__plane(y->in[0]), xg__scatter_planes);
+    bool pairs = xg__in_pairs(y->in[1], y->shape);
+    xg__for_planes(y, y, xg__plane(y) + xg__plane(y->in[0]),
+                   pairs ? xg__place_planes : xg__scatter_planes);
 }
 
 XG_API_DEF xg_tensor *xg_scatter(xg_tensor *g, xg_tensor *index, xg_shape x)

@@ -77,7 +77,119 @@ static void test_old_weights(void)
     xg_tape_free(t);
 }
 
+/* ---- pools ------------------------------------------------------------------------------------- */
+
+typedef struct pool_case { int h, w, kh, kw, stride, pad, dilation; } pool_case;
+
+static const pool_case pools[] = {
+    { 64,64, 2,2,2,0,1 }, { 7,9, 2,2,2,0,1 }, { 3,2, 2,2,2,0,1 }, { 13,35, 3,3,2,1,1 }, { 56,34, 3,3,2,1,1 },
+    { 5,5, 3,3,2,1,1 }, { 9,40, 3,3,1,1,1 }, { 20,21, 3,2,2,1,2 }, { 9,9, 1,1,2,0,1 }, { 11,37, 2,3,3,1,1 },
+    { 6,6, 6,6,1,3,1 }, { 1,33, 1,3,2,0,1 }, { 12,50, 4,5,2,2,2 }, { 8,8, 2,2,2,1,1 }
+};
+enum { POOLS = (int)(sizeof pools / sizeof *pools) };
+
+static xg_window window_of(const pool_case *k)
+{
+    xg_window w = { k->kh, k->kw, k->stride, k->pad, k->dilation, 1 };
+    return w;
+}
+
+/* Many equal numbers, zeros of both signs, NaN and infinities. */
+static xg_tensor *ties(xg_tape *t, uint64_t seed, xg_shape s)
+{
+    xg_tensor *x = numbers(t, seed, s.n, s.c, s.h, s.w);
+    xg_real *v = xg_leaf_data(x);
+    xg_rng rng = xg_rng_seed(seed + 1);
+    for (size_t i = 0; i < xg_size(x); i++) {
+        if (xg_rng_below(&rng, 2)) v[i] = (xg_real)(xg_rng_below(&rng, 3) - 1);
+    }
+    return x;
+}
+
+/* The index by the book: row by row, the first maximum wins, the last NaN wins. */
+static xg_real argpool_of(const xg_real *x, const pool_case *k, int oy, int ox)
+{
+    int best = -1;
+    for (int dy = 0; dy < k->kh; dy++) {
+        for (int dx = 0; dx < k->kw; dx++) {
+            int r = oy * k->stride - k->pad + dy * k->dilation;
+            int c = ox * k->stride - k->pad + dx * k->dilation, at = r * k->w + c;
+            if (r < 0 || c < 0 || r >= k->h || c >= k->w) continue;
+            if (best < 0 || x[at] > x[best] || x[at] != x[at]) best = at;
+        }
+    }
+    return (xg_real)best;
+}
+
+static void test_argpool(void)
+{
+    for (int i = 0; i < POOLS; i++) {
+        xg_tape *t = xg_tape_new(NULL);
+        const pool_case *k = &pools[i];
+        xg_tensor *x = ties(t, 20, xg_shape4(2, 3, k->h, k->w)), *at = xg_argpool(x, window_of(k));
+        xg_shape s = xg_shape_of(at);
+        const xg_real *v = xg_data(at);
+        int bad = 0;
+        CHECK_OK(t);
+        for (int plane = 0; plane < 6; plane++) {
+            const xg_real *from = xg_data(x) + plane * k->h * k->w;
+            for (int p = 0; p < s.h * s.w; p++) bad += *v++ != argpool_of(from, k, p / s.w, p % s.w);
+        }
+        if (bad) printf("  %d wrong in pool %d\n", bad, i);
+        CHECK(bad == 0);
+        xg_tape_free(t);
+    }
+}
+
+/* argpool; another tensor at its places, and the transpose of that. */
+static xg_tensor *pool_at(xg_tape *t, int which)
+{
+    const pool_case *k = &pools[which / 4];
+    xg_tensor *x = ties(t, 21, xg_shape4(2, 3, k->h, k->w)), *at = xg_argpool(x, window_of(k));
+    xg_tensor *other = ties(t, 22, xg_shape_of(x)), *g = ties(t, 23, xg_shape_of(at));
+    switch (which % 4) {
+    case 0: return at;
+    case 1: return xg_gather(other, at);
+    case 2: return xg_scatter(g, at, xg_shape_of(x));
+    default: return xg_maxpool(x, window_of(k));
+    }
+}
+
+static void test_pools(void)
+{
+    for (int which = 0; which < 4 * POOLS; which++) check_levels("pool", pool_at, which);
+}
+
+/* gather and scatter know what made the index: with the same numbers as data they must do the same. One
+ * index plane may serve all channels. */
+static void test_known_index(void)
+{
+    for (int i = 0; i < POOLS; i++) {
+        xg_tape *t = xg_tape_new(NULL);
+        const pool_case *k = &pools[i];
+        int n = i % 2 + 1, c = i % 3 ? 3 : 1;
+        xg_shape whole = xg_shape4(2, 3, k->h, k->w);
+        xg_tensor *x = ties(t, 24, whole);
+        xg_tensor *at = xg_argpool(ties(t, 25, xg_shape4(n, c, k->h, k->w)), window_of(k));
+        xg_tensor *data = xg_leaf(t, xg_shape_of(at), xg_data(at));
+        xg_tensor *known[2] = { xg_gather(x, at), NULL }, *plain[2] = { xg_gather(x, data), NULL };
+        known[1] = xg_scatter(known[0], at, whole);
+        plain[1] = xg_scatter(plain[0], data, whole);
+        CHECK_OK(t);
+        for (int j = 0; j < 2; j++) {
+            const xg_real *u = xg_data(known[j]), *v = xg_data(plain[j]);
+            size_t bad = 0, size = xg_size(known[j]);
+            for (size_t p = 0; p < size; p++) bad += !same_number(u[p], v[p]);
+            CHECK(bad == 0);
+        }
+        xg_tape_free(t);
+    }
+}
+
 TEST_MAIN(
+    TEST(test_argpool)
+    TEST(test_pools)
+    TEST(test_known_index)
     TEST(test_optimisers)
     TEST(test_not_finite)
     TEST(test_old_weights)
