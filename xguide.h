@@ -5462,6 +5462,15 @@ static void xg__for_planes(xg_tensor *y, const xg_tensor *counted, size_t cost,
 
 static size_t xg__plane(const xg_tensor *x) { return (size_t)x->shape.h * (size_t)x->shape.w; }
 
+/* What a kernel left in its 16 lanes, in all; they are used up. */
+static double xg__lanes_sum(double *lane)
+{
+    for (int half = 8; half > 0; half /= 2) {
+        for (int l = 0; l < half; l++) lane[l] += lane[l + half];
+    }
+    return lane[0];
+}
+
 /* ---- 5.1 pointwise --------------------------------------------------------------------------- */
 
 static bool xg__shape_map(xg_tensor *y)
@@ -5963,9 +5972,18 @@ static bool xg__shape_slice(xg_tensor *y)
     return xg__refuse(y, XG_ERR_SHAPE, "the box does not lie inside the tensor");
 }
 
-/* Copies a box row by row between tensors; `from` and `to` are where it starts in each. */
-static void xg__copy_box(const xg_tensor *x, xg_shape from, xg_tensor *y, xg_shape to, xg_shape box)
+/* Copies a box between tensors; `from` and `to` are where it starts in each. What lies in one piece
+ * in both is copied at once. */
+static void xg__copy_box(const xg_tensor *x, xg_shape from, xg_tensor *y, xg_shape to, xg_shape all)
 {
+    xg_shape box = all;                        /* of pieces */
+    size_t run = (size_t)box.w;
+    for (int axis = 3; axis > 0; axis--) {
+        int e = xg__extent(all, axis);
+        if (e != xg__extent(x->shape, axis) || e != xg__extent(y->shape, axis)) break;
+        run *= (size_t)xg__extent(all, axis - 1);
+        box = xg__with_extent(box, axis - 1, 1);
+    }
     for (int n = 0; n < box.n; n++) {
         for (int c = 0; c < box.c; c++) {
             for (int h = 0; h < box.h; h++) {
@@ -5973,8 +5991,7 @@ static void xg__copy_box(const xg_tensor *x, xg_shape from, xg_tensor *y, xg_sha
                 size_t out = (size_t)(to.n + n) * (size_t)y->shape.c + (size_t)(to.c + c);
                 in = (in * (size_t)x->shape.h + (size_t)(from.h + h)) * (size_t)x->shape.w;
                 out = (out * (size_t)y->shape.h + (size_t)(to.h + h)) * (size_t)y->shape.w;
-                memcpy(y->data + out + to.w, x->data + in + from.w,
-                       (size_t)box.w * sizeof(xg_real));
+                memcpy(y->data + out + to.w, x->data + in + from.w, run * sizeof(xg_real));
             }
         }
     }
@@ -6719,11 +6736,12 @@ static bool xg__shape_argmax(xg_tensor *y)
     return true;
 }
 
-static void xg__run_argmax(xg_tensor *y)
+/* Units are samples. */
+static void xg__argmax_range(const void *context, size_t begin, size_t end)
 {
-    const xg_tensor *x = y->in[0];
+    const xg_tensor *y = (const xg_tensor *)context, *x = y->in[0];
     size_t plane = xg__plane(x), channels = (size_t)x->shape.c;
-    for (size_t n = 0; n < (size_t)x->shape.n; n++) {
+    for (size_t n = begin; n < end; n++) {
         const xg_real *from = x->data + n * channels * plane;
         for (size_t p = 0; p < plane; p++) {
             size_t best = 0;
@@ -6733,6 +6751,12 @@ static void xg__run_argmax(xg_tensor *y)
             y->data[n * plane + p] = (xg_real)best;
         }
     }
+}
+
+static void xg__run_argmax(xg_tensor *y)
+{
+    size_t cost = xg__plane(y->in[0]) * (size_t)y->in[0]->shape.c * 4;
+    xg__parallel(y->tape, (size_t)y->shape.n, cost, xg__argmax_range, y);
 }
 
 XG_API_DEF xg_tensor *xg_argmax(xg_tensor *x) { return xg__emit1(XG_OP_argmax, x); }
@@ -6816,48 +6840,103 @@ XG_API_DEF xg_tensor *xg_pick(xg_tensor *logits, const int *label)
 
 /* ---- 5.8 fused ------------------------------------------------------------------------------- */
 
-/* y = x - max over channels, the stable start of every softmax. */
-static void xg__less_max(const xg_tensor *x, xg_real *y)
+/* softmax and log_softmax: less the maximum, which is stable; powers of that and their sum; the
+ * quotient, or the difference of logarithms. Pixels are worked on side by side; where there is one,
+ * its channels lie side by side, and samples are. */
+typedef struct xg__softmax_job {
+    const xg_tensor *y;
+    xg_real *powers;                           /* softmax: y's own numbers */
+    xg__zip_row finish;                        /* div or sub */
+    bool logs;
+} xg__softmax_job;
+
+enum { XG__MANY = 32 };                        /* fewer numbers are not worth a kernel's start */
+
+static void xg__less_max(const xg__kernels *kernels, const xg_real *x, xg_real *y, size_t n)
 {
-    size_t plane = xg__plane(x), channels = (size_t)x->shape.c;
-    for (size_t n = 0; n < (size_t)x->shape.n; n++) {
-        const xg_real *from = x->data + n * channels * plane;
-        xg_real *to = y + n * channels * plane;
-        for (size_t p = 0; p < plane; p++) {
-            xg_real best = from[p];
-            for (size_t c = 1; c < channels; c++) {
-                if (from[c * plane + p] > best) best = from[c * plane + p];
-            }
-            for (size_t c = 0; c < channels; c++) to[c * plane + p] = from[c * plane + p] - best;
-        }
+    xg_real best = x[0];
+    for (size_t i = 1; i < n; i++) if (x[i] > best) best = x[i];
+    if (n >= XG__MANY) kernels->zip[XG__ZIP_sub](x, 1, &best, 0, y, n);
+    else for (size_t i = 0; i < n; i++) y[i] = x[i] - best;
+}
+
+static double xg__row_sum(const xg__kernels *kernels, const xg_real *x, size_t n)
+{
+    double lane[16], sum = 0;
+    for (size_t i = 0; i < n && n < XG__MANY; i++) sum += (double)x[i];
+    if (n < XG__MANY) return sum;
+    memset(lane, 0, sizeof lane);
+    kernels->sum_lanes(lane, x, n);
+    return xg__lanes_sum(lane);
+}
+
+/* Units are samples of one pixel. */
+static void xg__softmax_samples(const void *context, size_t begin, size_t end)
+{
+    const xg__softmax_job *job = (const xg__softmax_job *)context;
+    const xg__kernels *kernels = job->y->tape->kernels;
+    const xg_real *x = job->y->in[0]->data;
+    size_t n = (size_t)job->y->shape.c, first = begin * n;
+    xg_real *y = job->y->data;
+    for (size_t i = begin; i < end; i++) xg__less_max(kernels, x + i * n, y + i * n, n);
+    kernels->map[XG__MAP_exp](y + first, job->powers + first, end * n - first, 0, 0);
+    for (size_t i = begin; i < end; i++) {
+        double sum = xg__row_sum(kernels, job->powers + i * n, n);
+        xg_real *row = y + i * n, total = (xg_real)(job->logs ? log(sum) : sum);
+        if (n >= XG__MANY) job->finish(row, 1, &total, 0, row, n);
+        else if (job->logs) for (size_t c = 0; c < n; c++) row[c] -= total;
+        else for (size_t c = 0; c < n; c++) row[c] /= total;
     }
 }
 
-/* Sum over the channels of sample n at pixel p. */
-static double xg__softmax_sum(const xg_real *x, size_t n, size_t p, size_t channels, size_t plane)
+/* A chunk of n pixels, whose first channel starts at number `at`. */
+static void xg__softmax_chunk(const xg__softmax_job *job, size_t at, size_t n)
 {
-    double sum = 0;
-    for (size_t c = 0; c < channels; c++) sum += (double)x[(n * channels + c) * plane + p];
-    return sum;
+    const xg__kernels *kernels = job->y->tape->kernels;
+    size_t plane = xg__plane(job->y), end = at + (size_t)job->y->shape.c * plane;
+    const xg_real *x = job->y->in[0]->data;
+    xg_real *y = job->y->data, total[XG__CHUNK];
+    double sum[XG__CHUNK];
+    memcpy(total, x + at, n * sizeof *total);  /* the maximum, first */
+    for (size_t i = at + plane; i < end; i += plane) {
+        kernels->zip[XG__ZIP_max](x + i, 1, total, 1, total, n);
+    }
+    memset(sum, 0, n * sizeof *sum);
+    for (size_t i = at; i < end; i += plane) {
+        kernels->zip[XG__ZIP_sub](x + i, 1, total, 1, y + i, n);
+        kernels->map[XG__MAP_exp](y + i, job->powers + i, n, 0, 0);
+        kernels->sum_each(sum, job->powers + i, n);
+    }
+    for (size_t i = 0; i < n; i++) total[i] = (xg_real)(job->logs ? log(sum[i]) : sum[i]);
+    for (size_t i = at; i < end; i += plane) job->finish(y + i, 1, total, 1, y + i, n);
+}
+
+/* Units are chunks of the pixels of a sample. */
+static void xg__softmax_chunks(const void *context, size_t begin, size_t end)
+{
+    const xg__softmax_job *job = (const xg__softmax_job *)context;
+    size_t plane = xg__plane(job->y), chunks = (plane + XG__CHUNK - 1) / XG__CHUNK;
+    for (size_t unit = begin; unit < end; unit++) {
+        size_t first = unit % chunks * XG__CHUNK;
+        xg__softmax_chunk(job, unit / chunks * (size_t)job->y->shape.c * plane + first,
+                          xg__min(plane - first, XG__CHUNK));
+    }
+}
+
+static void xg__softmaxes(xg_tensor *y, xg_real *powers, bool logs)
+{
+    xg__zip_row finish = y->tape->kernels->zip[logs ? XG__ZIP_sub : XG__ZIP_div];
+    xg__softmax_job job = { y, powers, finish, logs };
+    size_t samples = (size_t)y->shape.n, plane = xg__plane(y);
+    size_t chunks = (plane + XG__CHUNK - 1) / XG__CHUNK;
+    size_t cost = xg__min(plane, XG__CHUNK) * (size_t)y->shape.c * 8;
+    xg__parallel(y->tape, samples * chunks, cost,
+                 plane == 1 ? xg__softmax_samples : xg__softmax_chunks, &job);
 }
 
 static bool xg__shape_softmax(xg_tensor *y) { return xg__shape_map(y); }
 
-static void xg__run_softmax(xg_tensor *y)
-{
-    size_t plane = xg__plane(y), channels = (size_t)y->shape.c;
-    xg__less_max(y->in[0], y->data);
-    y->tape->kernels->map[XG__MAP_exp](y->data, y->data, xg_size(y), 0, 0);
-    for (size_t n = 0; n < (size_t)y->shape.n; n++) {
-        for (size_t p = 0; p < plane; p++) {
-            double sum = xg__softmax_sum(y->data, n, p, channels, plane);
-            for (size_t c = 0; c < channels; c++) {
-                xg_real *at = y->data + (n * channels + c) * plane + p;
-                *at = (xg_real)((double)*at / sum);
-            }
-        }
-    }
-}
+static void xg__run_softmax(xg_tensor *y) { xg__softmaxes(y, y->data, false); }
 
 XG_API_DEF xg_tensor *xg_softmax(xg_tensor *x) { return xg__emit1(XG_OP_softmax, x); }
 static xg_tensor *xg__vjp_softmax(xg_tensor *y, int i, xg_tensor *g)
@@ -6871,22 +6950,9 @@ static bool xg__shape_log_softmax(xg_tensor *y) { return xg__shape_map(y); }
 
 static void xg__run_log_softmax(xg_tensor *y)
 {
-    size_t plane = xg__plane(y), channels = (size_t)y->shape.c;
     xg__place place = xg__arena_mark(&y->tape->arena);
     xg_real *powers = xg__take_numbers(y);
-    if (powers) {
-        xg__less_max(y->in[0], y->data);
-        y->tape->kernels->map[XG__MAP_exp](y->data, powers, xg_size(y), 0, 0);
-        for (size_t n = 0; n < (size_t)y->shape.n; n++) {
-            for (size_t p = 0; p < plane; p++) {
-                double shift = log(xg__softmax_sum(powers, n, p, channels, plane));
-                for (size_t c = 0; c < channels; c++) {
-                    xg_real *at = y->data + (n * channels + c) * plane + p;
-                    *at = (xg_real)((double)*at - shift);
-                }
-            }
-        }
-    }
+    if (powers) xg__softmaxes(y, powers, true);
     xg__arena_release(&y->tape->arena, place);
 }
 
@@ -8796,11 +8862,10 @@ static size_t xg__optim_blocks(const xg_params *params, int i)
 
 static void xg__square_block(const xg__optim_job *job, size_t block, int i, size_t at, size_t n)
 {
-    double lane[16], *sum = job->squares + block;
+    double lane[16];
     memset(lane, 0, sizeof lane);
     job->kernels->square_lanes(lane, job->grad[job->params->chosen[i]]->data + at, n);
-    *sum = 0;
-    for (int l = 0; l < 16; l++) *sum += lane[l];
+    job->squares[block] = xg__lanes_sum(lane);
 }
 
 /* How many vectors an optimiser remembers for each weight. */

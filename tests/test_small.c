@@ -186,7 +186,82 @@ static void test_known_index(void)
     }
 }
 
+/* ---- selection, softmax, copies ---------------------------------------------------------------- */
+
+static xg_tensor *channels_at(xg_tape *t, int which)
+{
+    static const int shape[][4] = {
+        { 256,10,1,1 }, { 3,40,1,1 }, { 2,2500,1,1 }, { 7,1,1,1 }, { 2,7,9,9 }, { 1,3,40,41 }, { 5,31,1,2 }
+    };
+    const int *s = shape[which / 4];
+    xg_rng rng = xg_rng_seed(30);
+    xg_tensor *x = xg_affine(xg_randn(t, xg_shape4(s[0], s[1], s[2], s[3]), &rng), 5, 0);
+    switch (which % 4) {
+    case 0: return xg_softmax(x);
+    case 1: return xg_log_softmax(x);
+    case 2: return xg_argmax(x);
+    default: return xg_max_to(x, xg_shape4(s[0], 1, s[2], s[3]));
+    }
+}
+
+static void test_channels(void)
+{
+    for (int which = 0; which < 28; which++) check_levels("channels", channels_at, which);
+}
+
+/* Against the formulas in double. */
+static void test_softmax(void)
+{
+    for (int which = 0; which < 28; which += 4) {
+        xg_tape *t = xg_tape_new(NULL);
+        xg_tensor *y = channels_at(t, which), *z = channels_at(t, which + 1);
+        xg_rng rng = xg_rng_seed(30);
+        xg_shape s = xg_shape_of(y);
+        xg_tensor *x = xg_affine(xg_randn(t, s, &rng), 5, 0);
+        size_t plane = (size_t)(s.h * s.w), size = plane * (size_t)s.c;
+        double worst = 0;
+        for (size_t i = 0; i < (size_t)s.n * plane; i++) {
+            size_t at = i / plane * size + i % plane;
+            double sum = 0;
+            for (size_t c = 0; c < size; c += plane) sum += exp((double)xg_data(x)[at + c]);
+            for (size_t c = 0; c < size; c += plane) {
+                double p = exp((double)xg_data(x)[at + c]) / sum;
+                worst = fmax(worst, fabs((double)xg_data(y)[at + c] / p - 1));
+                worst = fmax(worst, fabs((double)xg_data(z)[at + c] - log(p)));
+            }
+        }
+        CHECK_OK(t);
+        CHECK(worst < TOL(1e-5, 1e-12));
+        xg_tape_free(t);
+    }
+}
+
+/* A box cut out, padded back: its own numbers, and zeros around it. */
+static void test_boxes(void)
+{
+    xg_tape *t = xg_tape_new(NULL);
+    xg_rng rng = xg_rng_seed(31);
+    xg_shape s = xg_shape4(3, 4, 5, 6);
+    xg_tensor *x = xg_randn(t, s, &rng);
+    const xg_real *v = xg_data(x);
+    for (int which = 0; which < 16; which++) {
+        int n0 = which & 1, c0 = which >> 1 & 1, h0 = which >> 2 & 1, w0 = which >> 3;
+        xg_shape from = xg_shape4(n0, c0, h0, w0);
+        xg_tensor *box = xg_slice(x, from, xg_shape4(s.n - n0, s.c - c0, s.h - h0, s.w - w0));
+        const xg_real *y = xg_data(xg_pad(box, from, s));
+        for (int i = 0; i < 3 * 4 * 5 * 6; i++) {
+            bool inside = i / 120 >= n0 && i / 30 % 4 >= c0 && i / 6 % 5 >= h0 && i % 6 >= w0;
+            CHECK(y[i] == (inside ? v[i] : 0));
+        }
+    }
+    CHECK_OK(t);
+    xg_tape_free(t);
+}
+
 TEST_MAIN(
+    TEST(test_channels)
+    TEST(test_softmax)
+    TEST(test_boxes)
     TEST(test_argpool)
     TEST(test_pools)
     TEST(test_known_index)
