@@ -1414,6 +1414,7 @@ typedef struct xg__conv_job {
 typedef struct xg__pool_job {
     xg_window window;
     int h, w, oh, ow, inner, outer;
+    double share;                                  /* 1 / (kh kw) */
 } xg__pool_job;
 
 /* The numbers of an optimiser's step (7.4). */
@@ -1466,7 +1467,9 @@ typedef struct xg__kernels {
     void   (*sum_each)(double *sum, const xg_real *x, size_t n);    /* sum[i] += x[i] */
     void   (*square_lanes)(double *lane, const xg_real *x, size_t n);  /* lane[i % 16] += x[i]^2 */
     xg__update_row update[3];                                       /* by vectors of state */
-    /* Of one plane: where each window has its maximum; x there; for windows of 2x2 side by side. */
+    /* Of one plane: the mean of each window, the index of its maximum. Then of windows of 2x2 side
+     * by side: the numbers at an index, and the plane that has them there. */
+    void   (*avgpool)(const xg__pool_job *job, const xg_real *x, xg_real *y);
     void   (*argpool)(const xg__pool_job *job, const xg_real *x, xg_real *index);
     void   (*pick_pairs)(const xg__pool_job *job, const xg_real *x, const xg_real *index,
                          xg_real *y);
@@ -2896,7 +2899,8 @@ static void XG_(update_adam)(const xg__rates *rates, xg_real *w, const xg_real *
     }
 }
 
-/* 3.4.2 Maximum pooling. An index is a number of a plane's row-major order, as a number. */
+/* 3.4.2 Pools: what lies in a window of a plane, for a vector of windows side by side. The few that
+ *       the plane's sides clip go one by one. Places in a plane count row by row. */
 
 /* i times step, in lane i. */
 XG__INLINE XG_(v) XG_(ramp)(int step)
@@ -2925,11 +2929,70 @@ XG__INLINE XG_(v) XG_(tap)(const xg_real *p, int offset, const xg_window *k, siz
         XG_(load_two)(p + (offset > 0 ? offset - 1 : 0), n, &a, &b);
         return offset > 0 ? XG_(odds)(a, b) : XG_(evens)(a, b);
     }
-    for (i = 0; i < XG__LANES; i++) room[i] = i < n ? p[(size_t)k->stride * i + (size_t)offset] : 0;
+    p += offset;
+    for (i = 0; i < XG__LANES; i++) room[i] = i < n ? p[(size_t)k->stride * i] : 0;
     return XG_(load)(room);
 }
 
-/* The maximum of a clipped window with rows [r, end). */
+/* Every window of a plane: `one` makes y's number of a window that may be clipped; `some` those of
+ * n that are not, the first in column c. Their rows are [r, end). */
+XG__INLINE void XG_(each_window)(const xg__pool_job *job, const xg_real *x, xg_real *y,
+    xg_real (*one)(const xg__pool_job *job, const xg_real *x, int r, int end, int ox),
+    void (*some)(const xg__pool_job *job, const xg_real *x, int r, int end, int c, size_t n,
+                 xg_real *y))
+{
+    int oy, ox, r, end;
+    for (oy = 0; oy < job->oh; oy++, y += job->ow) {
+        xg__clip(oy, job->window.kh, job->h, job->window, &r, &end);
+        for (ox = 0; ox < job->inner; ox++) y[ox] = one(job, x, r, end, ox);
+        for (; ox + XG__LANES <= job->outer; ox += XG__LANES) {
+            some(job, x, r, end, ox * job->window.stride - job->window.pad, XG__LANES, y + ox);
+        }
+        if (ox < job->outer) {
+            some(job, x, r, end, ox * job->window.stride - job->window.pad,
+                 (size_t)(job->outer - ox), y + ox);
+        }
+        for (ox = job->outer; ox < job->ow; ox++) y[ox] = one(job, x, r, end, ox);
+    }
+}
+
+/* Means: sums in double, of the numbers in their order; what is clipped counts as 0. */
+static xg_real XG_(avgpool_one)(const xg__pool_job *job, const xg_real *x, int r, int end, int ox)
+{
+    int first, stop, c;
+    double sum = 0;
+    xg__clip(ox, job->window.kw, job->w, job->window, &first, &stop);
+    for (; r < end; r += job->window.dilation) {
+        for (c = first; c < stop; c += job->window.dilation) sum += (double)x[r * job->w + c];
+    }
+    return (xg_real)(sum * job->share);
+}
+
+XG__INLINE void XG_(avgpool_some)(const xg__pool_job *job, const xg_real *x, int r, int end, int c,
+                                  size_t n, xg_real *y)
+{
+    const xg_window k = job->window;
+    xg_real room[XG__LANES];
+    double total[XG__LANES] = { 0 };
+    XG_(w) sum = XG_(wide_read)(total);
+    size_t i;
+    int dx;
+    for (; r < end; r += k.dilation) {
+        for (dx = 0; dx < k.kw; dx++) {
+            XG_(store)(room, XG_(tap)(x + r * job->w + c, dx * k.dilation, &k, n));
+            sum = XG_(wide_add)(sum, XG_(wide_load)(room));
+        }
+    }
+    XG_(wide_store)(total, sum);
+    for (i = 0; i < n; i++) y[i] = (xg_real)(total[i] * job->share);
+}
+
+static void XG_(avgpool)(const xg__pool_job *job, const xg_real *x, xg_real *y)
+{
+    XG_(each_window)(job, x, y, XG_(avgpool_one), XG_(avgpool_some));
+}
+
+/* Maxima: the place of each. */
 static xg_real XG_(argpool_one)(const xg__pool_job *job, const xg_real *x, int r, int end, int ox)
 {
     int first, stop, c, best;
@@ -2953,9 +3016,8 @@ XG__INLINE void XG_(contest)(XG_(v) t, XG_(v) at, XG_(v) *best, XG_(v) *index)
     *index = XG_(select)(keep, *index, at);
 }
 
-/* The maxima of n windows with rows [r, end), none clipped, the first in column c. */
-XG__INLINE XG_(v) XG_(argpool_some)(const xg__pool_job *job, const xg_real *x, int r, int end,
-                                    int c, size_t n)
+XG__INLINE void XG_(argpool_some)(const xg__pool_job *job, const xg_real *x, int r, int end, int c,
+                                  size_t n, xg_real *y)
 {
     const xg_window k = job->window;
     const XG_(v) lane = XG_(ramp)(k.stride);
@@ -2975,22 +3037,12 @@ XG__INLINE XG_(v) XG_(argpool_some)(const xg__pool_job *job, const xg_real *x, i
             XG_(contest)(XG_(tap)(x + start, dx * k.dilation, &k, n), at, &best, &index);
         }
     }
-    return index;
+    XG_(store_most)(y, index, n);
 }
 
 static void XG_(argpool)(const xg__pool_job *job, const xg_real *x, xg_real *index)
 {
-    int oy, ox, r, end;
-    for (oy = 0; oy < job->oh; oy++, index += job->ow) {
-        xg__clip(oy, job->window.kh, job->h, job->window, &r, &end);
-        for (ox = 0; ox < job->inner; ox++) index[ox] = XG_(argpool_one)(job, x, r, end, ox);
-        for (; ox < job->outer; ox += XG__LANES) {
-            const size_t n = xg__min((size_t)(job->outer - ox), XG__LANES);
-            const int c = ox * job->window.stride - job->window.pad;
-            XG_(store_most)(index + ox, XG_(argpool_some)(job, x, r, end, c, n), n);
-        }
-        for (ox = job->outer; ox < job->ow; ox++) index[ox] = XG_(argpool_one)(job, x, r, end, ox);
-    }
+    XG_(each_window)(job, x, index, XG_(argpool_one), XG_(argpool_some));
 }
 
 /* Of each window of 2x2, the number at its index. */
@@ -4469,6 +4521,7 @@ static const xg__kernels XG_(kernels) = {
     XG_(sum_each),
     XG_(square_lanes),
     { XG_(update_plain), XG_(update_momentum), XG_(update_adam) },
+    XG_(avgpool),
     XG_(argpool),
     XG_(pick_pairs),
     XG_(place_pairs),
@@ -6317,17 +6370,6 @@ static xg_tensor *xg__vjp_conv2d_dw(xg_tensor *y, int i, xg_tensor *dw)
 
 /* ---- 5.6 windows ----------------------------------------------------------------------------- */
 
-/* Rows y0, y0 + dilation, .. < y1 of a window; columns too. */
-typedef struct xg__span { int y0, y1, x0, x1; } xg__span;
-
-static xg__span xg__span_of(int oy, int ox, xg_shape plane, xg_window k)
-{
-    xg__span span;
-    xg__clip(oy, k.kh, plane.h, k, &span.y0, &span.y1);
-    xg__clip(ox, k.kw, plane.w, k, &span.x0, &span.x1);
-    return span;
-}
-
 static bool xg__shape_pool(xg_tensor *y)
 {
     xg_shape x = y->in[0]->shape;
@@ -6343,28 +6385,33 @@ static bool xg__shape_pool(xg_tensor *y)
 
 static bool xg__shape_avgpool(xg_tensor *y) { return xg__shape_pool(y); }
 
+/* The windows k over planes of `in`, `out` of them. */
+static xg__pool_job xg__pool_of(xg_window k, xg_shape in, xg_shape out)
+{
+    xg__pool_job job = { k, in.h, in.w, out.h, out.w, 0, 0, 1.0 / ((double)k.kh * k.kw) };
+    int last = in.w - 1 - k.dilation * (k.kw - 1) + k.pad;     /* where the last may start */
+    int inner = (k.pad + k.stride - 1) / k.stride, outer = last < 0 ? 0 : last / k.stride + 1;
+    job.inner = inner < out.w ? inner : out.w;
+    job.outer = outer < out.w ? outer : out.w;
+    if (job.outer < job.inner) job.outer = job.inner;
+    return job;
+}
+
+/* avgpool and argpool; the kernel is of the job's operation. */
+static void xg__pool_planes(const xg__plane_job *job, size_t begin, size_t end,
+                            void (*kernel)(const xg__pool_job *, const xg_real *, xg_real *))
+{
+    xg__pool_job pool = xg__pool_of(job->y->attr.conv.window, job->x->shape, job->y->shape);
+    for (size_t plane = begin; plane < end; plane++) {
+        kernel(&pool, job->x->data + plane * xg__plane(job->x),
+               job->y->data + plane * xg__plane(job->y));
+    }
+}
+
 static void xg__avgpool_planes(const void *context, size_t begin, size_t end)
 {
     const xg__plane_job *job = (const xg__plane_job *)context;
-    xg_window k = job->y->attr.conv.window;
-    xg_shape in = job->x->shape, out = job->y->shape;
-    double share = 1.0 / ((double)k.kh * k.kw);
-    for (size_t plane = begin; plane < end; plane++) {
-        const xg_real *x = job->x->data + plane * xg__plane(job->x);
-        xg_real *y = job->y->data + plane * xg__plane(job->y);
-        for (int oy = 0; oy < out.h; oy++) {
-            for (int ox = 0; ox < out.w; ox++) {
-                xg__span span = xg__span_of(oy, ox, in, k);
-                double sum = 0;
-                for (int r = span.y0; r < span.y1; r += k.dilation) {
-                    for (int c = span.x0; c < span.x1; c += k.dilation) {
-                        sum += (double)x[(size_t)r * (size_t)in.w + (size_t)c];
-                    }
-                }
-                *y++ = (xg_real)(sum * share);
-            }
-        }
-    }
+    xg__pool_planes(job, begin, end, job->y->tape->kernels->avgpool);
 }
 
 static void xg__run_avgpool(xg_tensor *y)
@@ -6395,25 +6442,32 @@ static bool xg__shape_avgpool_t(xg_tensor *y)
     return xg__refuse(y, XG_ERR_SHAPE, "the windows do not fit the asked shape");
 }
 
+/* Adds the share of each window's g to a row of the plane. */
+static void xg__avgpool_t_row(const xg__pool_job *job, const xg_real *g, xg_real *row)
+{
+    xg_window k = job->window;
+    xg_real share = (xg_real)job->share;
+    for (int ox = 0; ox < job->ow; ox++) {
+        int c = ox * k.stride - k.pad, end = c + k.dilation * (k.kw - 1) + 1;
+        xg_real part = g[ox] * share;
+        if (ox < job->inner || ox >= job->outer) xg__clip(ox, k.kw, job->w, k, &c, &end);
+        for (; c < end; c += k.dilation) row[c] += part;
+    }
+}
+
 static void xg__avgpool_t_planes(const void *context, size_t begin, size_t end)
 {
     const xg__plane_job *job = (const xg__plane_job *)context;
-    xg_window k = job->y->attr.conv.window;
-    xg_shape in = job->x->shape, out = job->y->shape;
-    xg_real share = (xg_real)(1.0 / ((double)k.kh * k.kw));
+    xg__pool_job pool = xg__pool_of(job->y->attr.conv.window, job->y->shape, job->x->shape);
     for (size_t plane = begin; plane < end; plane++) {
         const xg_real *g = job->x->data + plane * xg__plane(job->x);
         xg_real *y = job->y->data + plane * xg__plane(job->y);
         memset(y, 0, xg__plane(job->y) * sizeof *y);
-        for (int oy = 0; oy < in.h; oy++) {
-            for (int ox = 0; ox < in.w; ox++) {
-                xg__span span = xg__span_of(oy, ox, out, k);
-                xg_real part = *g++ * share;
-                for (int r = span.y0; r < span.y1; r += k.dilation) {
-                    for (int c = span.x0; c < span.x1; c += k.dilation) {
-                        y[(size_t)r * (size_t)out.w + (size_t)c] += part;
-                    }
-                }
+        for (int oy = 0; oy < pool.oh; oy++, g += pool.ow) {
+            int r, stop;
+            xg__clip(oy, pool.window.kh, pool.h, pool.window, &r, &stop);
+            for (; r < stop; r += pool.window.dilation) {
+                xg__avgpool_t_row(&pool, g, y + (size_t)r * (size_t)pool.w);
             }
         }
     }
@@ -6443,26 +6497,10 @@ static bool xg__shape_argpool(xg_tensor *y)
     return xg__shape_pool(y);
 }
 
-/* The windows k over planes of `in`, `out` of them. */
-static xg__pool_job xg__pool_of(xg_window k, xg_shape in, xg_shape out)
-{
-    xg__pool_job job = { k, in.h, in.w, out.h, out.w, 0, 0 };
-    int last = in.w - 1 - k.dilation * (k.kw - 1) + k.pad;     /* where the last may start */
-    int inner = (k.pad + k.stride - 1) / k.stride, outer = last < 0 ? 0 : last / k.stride + 1;
-    job.inner = inner < out.w ? inner : out.w;
-    job.outer = outer < out.w ? outer : out.w;
-    if (job.outer < job.inner) job.outer = job.inner;
-    return job;
-}
-
 static void xg__argpool_planes(const void *context, size_t begin, size_t end)
 {
     const xg__plane_job *job = (const xg__plane_job *)context;
-    xg__pool_job pool = xg__pool_of(job->y->attr.conv.window, job->x->shape, job->y->shape);
-    for (size_t plane = begin; plane < end; plane++) {
-        job->y->tape->kernels->argpool(&pool, job->x->data + plane * xg__plane(job->x),
-                                       job->y->data + plane * xg__plane(job->y));
-    }
+    xg__pool_planes(job, begin, end, job->y->tape->kernels->argpool);
 }
 
 static void xg__run_argpool(xg_tensor *y)
@@ -6501,6 +6539,33 @@ static xg__tap xg__tap_of(int o, int in, int out)
     return tap;
 }
 
+/* Both directions between small planes and large ones know where each row and column reads. */
+typedef struct xg__upsample_job {
+    const xg_tensor *x, *y;
+    const xg__tap *rows, *columns;             /* of the large plane */
+} xg__upsample_job;
+
+static const xg__tap *xg__taps(xg_tape *tape, int in, int out)
+{
+    xg__tap *taps = (xg__tap *)xg__take(tape, (size_t)out * sizeof *taps);
+    for (int o = 0; taps && o < out; o++) taps[o] = xg__tap_of(o, in, out);
+    return taps;
+}
+
+static void xg__run_taps(xg_tensor *y, xg_shape small, xg_shape large,
+                         void (*run)(const void *job, size_t begin, size_t end))
+{
+    xg__upsample_job job = { y->in[0], y, NULL, NULL };
+    xg__place place = xg__arena_mark(&y->tape->arena);
+    job.rows = xg__taps(y->tape, small.h, large.h);
+    job.columns = xg__taps(y->tape, small.w, large.w);
+    if (job.rows && job.columns) {
+        size_t cost = (size_t)large.h * (size_t)large.w * 8;
+        xg__parallel(y->tape, (size_t)large.n * (size_t)large.c, cost, run, &job);
+    }
+    xg__arena_release(&y->tape->arena, place);
+}
+
 static bool xg__shape_upsample(xg_tensor *y)
 {
     xg_shape x = y->in[0]->shape, s = y->attr.to.shape;
@@ -6511,17 +6576,17 @@ static bool xg__shape_upsample(xg_tensor *y)
 
 static void xg__upsample_planes(const void *context, size_t begin, size_t end)
 {
-    const xg__plane_job *job = (const xg__plane_job *)context;
+    const xg__upsample_job *job = (const xg__upsample_job *)context;
     xg_shape in = job->x->shape, out = job->y->shape;
     for (size_t plane = begin; plane < end; plane++) {
         const xg_real *x = job->x->data + plane * xg__plane(job->x);
         xg_real *y = job->y->data + plane * xg__plane(job->y);
         for (int oy = 0; oy < out.h; oy++) {
-            xg__tap v = xg__tap_of(oy, in.h, out.h);
+            xg__tap v = job->rows[oy];
             const xg_real *top = x + (size_t)v.low * (size_t)in.w;
             const xg_real *bottom = x + (size_t)v.high * (size_t)in.w;
             for (int ox = 0; ox < out.w; ox++) {
-                xg__tap u = xg__tap_of(ox, in.w, out.w);
+                xg__tap u = job->columns[ox];
                 double a = (1 - u.t) * (double)top[u.low] + u.t * (double)top[u.high];
                 double b = (1 - u.t) * (double)bottom[u.low] + u.t * (double)bottom[u.high];
                 *y++ = (xg_real)((1 - v.t) * a + v.t * b);
@@ -6532,7 +6597,7 @@ static void xg__upsample_planes(const void *context, size_t begin, size_t end)
 
 static void xg__run_upsample(xg_tensor *y)
 {
-    xg__for_planes(y, y, xg__plane(y) * 8, xg__upsample_planes);
+    xg__run_taps(y, y->in[0]->shape, y->shape, xg__upsample_planes);
 }
 
 XG_API_DEF xg_tensor *xg_upsample(xg_tensor *x, int h, int w)
@@ -6554,18 +6619,18 @@ static bool xg__shape_upsample_t(xg_tensor *y)
 
 static void xg__upsample_t_planes(const void *context, size_t begin, size_t end)
 {
-    const xg__plane_job *job = (const xg__plane_job *)context;
+    const xg__upsample_job *job = (const xg__upsample_job *)context;
     xg_shape small = job->y->shape, large = job->x->shape;
     for (size_t plane = begin; plane < end; plane++) {
         const xg_real *g = job->x->data + plane * xg__plane(job->x);
         xg_real *y = job->y->data + plane * xg__plane(job->y);
         memset(y, 0, xg__plane(job->y) * sizeof *y);
         for (int oy = 0; oy < large.h; oy++) {
-            xg__tap v = xg__tap_of(oy, small.h, large.h);
+            xg__tap v = job->rows[oy];
             xg_real *top = y + (size_t)v.low * (size_t)small.w;
             xg_real *bottom = y + (size_t)v.high * (size_t)small.w;
             for (int ox = 0; ox < large.w; ox++) {
-                xg__tap u = xg__tap_of(ox, small.w, large.w);
+                xg__tap u = job->columns[ox];
                 double up = (1 - v.t) * (double)*g, down = v.t * (double)*g;
                 g++;
                 top[u.low]     += (xg_real)(up * (1 - u.t));
@@ -6579,7 +6644,7 @@ static void xg__upsample_t_planes(const void *context, size_t begin, size_t end)
 
 static void xg__run_upsample_t(xg_tensor *y)
 {
-    xg__for_planes(y, y, xg__plane(y->in[0]) * 8, xg__upsample_t_planes);
+    xg__run_taps(y, y->shape, y->in[0]->shape, xg__upsample_t_planes);
 }
 
 XG_API_DEF xg_tensor *xg_upsample_t(xg_tensor *g, xg_shape x)

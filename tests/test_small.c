@@ -141,23 +141,60 @@ static void test_argpool(void)
     }
 }
 
-/* argpool; another tensor at its places, and the transpose of that. */
+/* argpool; another tensor at its places, and the transpose of that; means, and their transpose. */
 static xg_tensor *pool_at(xg_tape *t, int which)
 {
-    const pool_case *k = &pools[which / 4];
+    const pool_case *k = &pools[which / 6];
     xg_tensor *x = ties(t, 21, xg_shape4(2, 3, k->h, k->w)), *at = xg_argpool(x, window_of(k));
     xg_tensor *other = ties(t, 22, xg_shape_of(x)), *g = ties(t, 23, xg_shape_of(at));
-    switch (which % 4) {
+    switch (which % 6) {
     case 0: return at;
     case 1: return xg_gather(other, at);
     case 2: return xg_scatter(g, at, xg_shape_of(x));
+    case 3: return xg_avgpool(x, window_of(k));
+    case 4: return xg_avgpool_t(g, window_of(k), xg_shape_of(x));
     default: return xg_maxpool(x, window_of(k));
     }
 }
 
 static void test_pools(void)
 {
-    for (int which = 0; which < 4 * POOLS; which++) check_levels("pool", pool_at, which);
+    for (int which = 0; which < 6 * POOLS; which++) check_levels("pool", pool_at, which);
+}
+
+/* A mean in double of what lies inside, over all of the window. */
+static double avgpool_of(const xg_real *x, const pool_case *k, int oy, int ox)
+{
+    double sum = 0;
+    for (int i = 0; i < k->kh * k->kw; i++) {
+        int r = oy * k->stride - k->pad + i / k->kw * k->dilation;
+        int c = ox * k->stride - k->pad + i % k->kw * k->dilation;
+        if (r >= 0 && c >= 0 && r < k->h && c < k->w) sum += (double)x[r * k->w + c];
+    }
+    return sum / (k->kh * k->kw);
+}
+
+/* Means are right, and so is the transpose: <avgpool(x), g> = <x, avgpool_t(g)>. */
+static void test_avgpool(void)
+{
+    for (int i = 0; i < POOLS; i++) {
+        xg_tape *t = xg_tape_new(NULL);
+        xg_rng rng = xg_rng_seed(26);
+        const pool_case *k = &pools[i];
+        xg_tensor *x = xg_randn(t, xg_shape4(2, 3, k->h, k->w), &rng), *y = xg_avgpool(x, window_of(k));
+        xg_shape s = xg_shape_of(y);
+        double worst = 0;
+        for (int p = 0; p < 6 * s.h * s.w; p++) {
+            const xg_real *from = xg_data(x) + p / (s.h * s.w) * k->h * k->w;
+            double mean = avgpool_of(from, k, p / s.w % s.h, p % s.w);
+            worst = fmax(worst, fabs((double)xg_data(y)[p] - mean));
+        }
+        CHECK(worst < TOL(1e-6, 1e-14));
+        xg_tensor *g = xg_randn(t, s, &rng), *back = xg_avgpool_t(g, window_of(k), xg_shape_of(x));
+        CHECK_NEAR(xg_item(xg_dot(y, g)), xg_item(xg_dot(x, back)), TOL(1e-5, 1e-12));
+        CHECK_OK(t);
+        xg_tape_free(t);
+    }
 }
 
 /* gather and scatter know what made the index: with the same numbers as data they must do the same. One
@@ -264,6 +301,7 @@ TEST_MAIN(
     TEST(test_boxes)
     TEST(test_argpool)
     TEST(test_pools)
+    TEST(test_avgpool)
     TEST(test_known_index)
     TEST(test_optimisers)
     TEST(test_not_finite)
