@@ -294,8 +294,9 @@ XG_API void     xg_tape_free(xg_tape *tape);         /* frees everything made on
 /* Everything made after a mark is gone after the release; memory stays reserved for the next step.
  *     xg_mark m = xg_tape_mark(t);  ... one training step ...  xg_tape_release(t, m); */
 typedef struct xg_mark {           /* opaque */
-    void *chunk, *names, *updates, *changes;
+    void *chunk, *spare, *names, *updates, *changes;
     size_t used, bytes;
+    int marks;
     xg_tensor *last;
 } xg_mark;
 XG_API xg_mark  xg_tape_mark(xg_tape *tape);
@@ -381,7 +382,7 @@ XG_API const char *xg_name_of(const xg_tensor *x);                     /* its na
     X(gate,           2, zip, rule, "x > 0 ? g : 0")                                               \
     X(sum_to,         1, sum, rule, "sum over axes")                                               \
     X(expand,         1, fan, rule, "repeat along axes")                                           \
-    X(reshape,        1, own, rule, "same numbers, other extents")                                 \
+    X(reshape,        1, view, rule, "same numbers, other extents")                                 \
     X(permute,        1, own, rule, "reorder axes")                                                \
     X(flip,           1, own, rule, "reverse axes")                                                \
     X(slice,          1, own, rule, "cut out a box")                                               \
@@ -403,8 +404,8 @@ XG_API const char *xg_name_of(const xg_tensor *x);                     /* its na
     X(topk_threshold, 1, own, none, "between k-th and next largest")                               \
     X(softmax,        1, own, rule, "e^x / sum_c e^x")                                             \
     X(log_softmax,    1, own, rule, "x - ln sum_c e^x")                                            \
-    X(detach,         1, own, none, "x, a constant from here on")                                  \
-    X(barrier,        1, own, rule, "x, a constant to explanations")
+    X(detach,         1, view, none, "x, a constant from here on")                                  \
+    X(barrier,        1, view, rule, "x, a constant to explanations")
 
 typedef enum xg_op {
 #define X(name, operands, kernel, gradient, formula) XG_OP_##name,
@@ -1184,7 +1185,10 @@ XG_API_DEF void xg_rng_shuffle(xg_rng *rng, int *items, int count)
  *         first -> [ full ] -> [ full ] -> [ current: used | free ] -> [ free ] -> [ free ]
  *
  *     A release only moves `current` back. The chunks stay, in order, so the next training step
- *     walks through the very same ones and asks the allocator for nothing. */
+ *     walks through the very same ones and asks the allocator for nothing.
+ *
+ *     Between a mark and its release a piece whose last reader has run can be given back alone
+ *     (2.3): it joins a list of spare pieces, and the next to ask takes one of those first. */
 
 #define XG__ALIGN (16 * sizeof(xg_real))    /* the widest vector; 64 bytes in float, a cache line */
 #define XG__CHUNK_FIRST ((size_t)1 << 18)   /* chunks grow from 256 KiB ...                       */
@@ -1197,6 +1201,12 @@ typedef struct xg__chunk {
     size_t bytes;             /* of pieces                                                        */
 } xg__chunk;
 
+/* A piece that was given back. It lies in its own first bytes. */
+typedef struct xg__spare {
+    struct xg__spare *next;   /* the next higher address                                          */
+    size_t bytes;
+} xg__spare;
+
 typedef struct xg__arena {
     void *(*alloc)(void *user, size_t bytes);
     void  (*release)(void *user, void *memory);
@@ -1205,13 +1215,20 @@ typedef struct xg__arena {
     xg__chunk *first;
     xg__chunk *current;       /* NULL: nothing is in use                                          */
     size_t used;              /* bytes of the current chunk                                       */
+    xg__spare *spare;         /* pieces given back, by address                                    */
+    int    marks;             /* set and not released: pieces older than the last stay            */
     size_t bytes;             /* handed out                                                       */
     size_t peak;              /* the most ever handed out at once                                 */
     size_t reserved;          /* taken from the allocator                                         */
 } xg__arena;
 
 /* Where an arena stood. */
-typedef struct xg__place { void *chunk; size_t used; size_t bytes; } xg__place;
+typedef struct xg__place {
+    void  *chunk;
+    size_t used, bytes;
+    void  *spare;
+    int    marks;
+} xg__place;
 
 static void *xg__default_alloc(void *user, size_t bytes)
 {
@@ -1273,6 +1290,7 @@ static void xg__arena_close(xg__arena *a)
     xg__chunk *chunk = a->first;
     a->first = NULL;
     a->current = NULL;
+    a->spare = NULL;
     a->used = a->bytes = a->reserved = 0;
     if (a->fixed) return;
     while (chunk != NULL) {
@@ -1317,13 +1335,19 @@ static xg__chunk *xg__arena_grow(xg__arena *a, size_t bytes)
     return chunk;
 }
 
-/* Makes a chunk with room for `bytes` the current one. */
+static void xg__spare_add(xg__arena *a, void *piece, size_t bytes);
+
+/* Makes a chunk with room for `bytes` the current one. What is left of the last one is spare. */
 static bool xg__arena_advance(xg__arena *a, size_t bytes)
 {
     xg__chunk *chunk = xg__arena_reuse(a, bytes);
     xg__chunk **link = xg__arena_free(a);
     if (chunk == NULL) chunk = xg__arena_grow(a, bytes);
     if (chunk == NULL) return false;
+    if (a->current != NULL && a->current->bytes > a->used) {
+        xg__spare_add(a, xg__chunk_pieces(a->current) + a->used, a->current->bytes - a->used);
+        a->used = a->current->bytes;
+    }
     chunk->next = *link;
     *link = chunk;
     a->current = chunk;
@@ -1350,20 +1374,108 @@ static void *xg__arena_take(xg__arena *a, size_t bytes)
 
 /* 2.2 Marks. Releasing to a place ends every piece taken after it; places nest like brackets. */
 
-static xg__place xg__arena_mark(const xg__arena *a)
+static xg__place xg__arena_place(const xg__arena *a)
 {
     xg__place place;
     place.chunk = a->current;
     place.used = a->used;
     place.bytes = a->bytes;
+    place.spare = a->spare;
+    place.marks = a->marks;
     return place;
 }
 
-static void xg__arena_release(xg__arena *a, xg__place place)
+/* Pieces that are spare now wait for the release: whatever is given back and taken until then lies
+ * behind the mark. */
+static xg__place xg__arena_mark(xg__arena *a)
+{
+    const xg__place place = xg__arena_place(a);
+    a->spare = NULL;
+    a->marks++;
+    return place;
+}
+
+/* To where things stood right after the mark (it may be released to again), or before it. */
+static void xg__arena_rewind(xg__arena *a, xg__place place, bool keep_mark)
 {
     a->current = (xg__chunk *)place.chunk;
     a->used = place.used;
     a->bytes = place.bytes;
+    a->spare = keep_mark ? NULL : (xg__spare *)place.spare;
+    a->marks = place.marks + (keep_mark ? 1 : 0);
+}
+
+static void xg__arena_release(xg__arena *a, xg__place place)
+{
+    xg__arena_rewind(a, place, false);
+}
+
+/* 2.3 Spare pieces: a list by address. Neighbours are joined; those of different chunks never
+ *     touch, since a chunk's head lies between. */
+
+/* The link behind which a piece at that address belongs. */
+static xg__spare **xg__spare_link(xg__arena *a, const void *piece)
+{
+    xg__spare **link = &a->spare;
+    while (*link != NULL && (uintptr_t)*link < (uintptr_t)piece) link = &(*link)->next;
+    return link;
+}
+
+XG__INLINE bool xg__spare_touches(const xg__spare *low, const xg__spare *high)
+{
+    return high != NULL && (uintptr_t)low + low->bytes == (uintptr_t)high;
+}
+
+static void xg__spare_add(xg__arena *a, void *piece, size_t bytes)
+{
+    xg__spare **link = xg__spare_link(a, piece), *added = (xg__spare *)piece, *low;
+    added->bytes = bytes;
+    added->next = *link;
+    *link = added;
+    if (xg__spare_touches(added, added->next)) {
+        added->bytes += added->next->bytes;
+        added->next = added->next->next;
+    }
+    if (link == &a->spare) return;
+    low = (xg__spare *)(void *)((char *)link - offsetof(xg__spare, next));
+    if (xg__spare_touches(low, added)) {
+        low->bytes += added->bytes;
+        low->next = added->next;
+    }
+}
+
+/* Gives a piece of so many bytes back. Only pieces taken after the last mark may be. */
+static void xg__arena_give(xg__arena *a, void *piece, size_t bytes)
+{
+    bytes = xg__max(xg__round_up(bytes), XG__ALIGN);
+    a->bytes -= bytes;
+    xg__spare_add(a, piece, bytes);
+}
+
+/* Like xg__arena_take, from the spare pieces if one is large enough: the smallest that is. */
+static void *xg__arena_take_any(xg__arena *a, size_t bytes)
+{
+    xg__spare **link, **best = NULL, *piece;
+    if (bytes > SIZE_MAX / 2) return NULL;
+    bytes = xg__max(xg__round_up(bytes), XG__ALIGN);
+    for (link = &a->spare; *link != NULL; link = &(*link)->next) {
+        if ((*link)->bytes >= bytes && (best == NULL || (*link)->bytes < (*best)->bytes)) {
+            best = link;
+        }
+    }
+    if (best == NULL) return xg__arena_take(a, bytes);
+    piece = *best;
+    if (piece->bytes > bytes) {
+        xg__spare *rest = (xg__spare *)(void *)((char *)piece + bytes);
+        rest->bytes = piece->bytes - bytes;
+        rest->next = piece->next;
+        *best = rest;
+    } else {
+        *best = piece->next;
+    }
+    a->bytes += bytes;
+    a->peak = xg__max(a->peak, a->bytes);
+    return piece;
 }
 
 /* ============================================================================================== *
@@ -4568,12 +4680,20 @@ struct xg_tensor {
     xg_tape   *tape;
     xg_tensor *prev, *next;      /* neighbours in order of creation: operands always come earlier */
     xg_tensor *in[2];
-    xg_real   *data;             /* NULL while a pointwise result waits to be asked for (4.6) */
-    bool       awaited;          /* an operand of something that waited when it was made */
-    int        depth;            /* operations that wait in a chain, this one included; or 0 */
+    xg_real   *data;             /* NULL while a result waits to be asked for (4.6) */
     xg_shape   shape;
     xg_op      op;
     int        id;               /* position on the tape */
+    int        depth;            /* operations that wait in a chain, this one included; or 0 */
+    bool       awaited;          /* an operand of something that waited when it was made */
+    bool       fixed;            /* its numbers stay where they are: a leaf, shared, or handed out */
+    bool       passing;          /* made by a sweep whose inner results nobody else can see (4.8) */
+    bool       cheap;            /* its numbers are quickly made again */
+    bool       hub;              /* several paths meet here: computed once, for all who read it */
+    int        holds;            /* of what passes: those who still need it */
+    int        born, given;      /* the arena's marks when it, and its numbers, were made */
+    xg_tensor *sum;              /* the latest that waits for the sum of this one, or NULL */
+    int        seen;             /* scratch of a search */
     xg__attr   attr;
     const char *name;            /* "" when it has none */
     struct { int number; bool leads; xg_tensor *first, *second; } walk;   /* scratch of a reading */
@@ -4603,9 +4723,10 @@ typedef struct xg__change {
     struct xg__change *older;
     xg_tensor *tensor;
     xg_real   *before;
+    int        given;
 } xg__change;
 
-enum { XG__BUCKETS = 256, XG__MAX_WORKERS = 256 };
+enum { XG__BUCKETS = 256, XG__MAX_WORKERS = 256, XG__RECENT = 3 };
 
 struct xg_tape {
     xg__arena          arena;
@@ -4616,6 +4737,10 @@ struct xg_tape {
     xg_tensor         *first, *last;
     int                count;
     int                walks;              /* readings so far; numbers them */
+    int                searches;           /* the same of searches */
+    bool               last_sweep;         /* what is made now, only the sweep can see (4.8) */
+    int                open;               /* ... and what is made from this number on, its rule */
+    xg_tensor         *recent[XG__RECENT]; /* cheap results that were read lately (4.8) */
     double             flops;
     xg__name          *names;              /* the latest */
     xg__name          *bucket[XG__BUCKETS];
@@ -4625,18 +4750,20 @@ struct xg_tape {
     xg_real            nan;                /* what poison reads as */
 };
 
-/* LATER: pointwise, waits until somebody asks for its numbers (4.6). FLUENT: runs at once, and
- * takes operands that wait. NOW: runs at once, on numbers. */
-typedef enum xg__manner { XG__LATER_MAP, XG__LATER_ZIP, XG__FLUENT, XG__NOW } xg__manner;
+/* LATER: pointwise, or a sum; waits until somebody asks for its numbers (4.6). NOW: runs at once.
+ * VIEW: has the numbers of its operand. */
+typedef enum xg__manner {
+    XG__LATER_MAP, XG__LATER_ZIP, XG__LATER_SUM, XG__NOW, XG__VIEW
+} xg__manner;
 
 /* What the tape knows of an operation; the table of rooms stands at the end of [5]. */
 typedef struct xg__room {
     const char *name, *formula;
     int    operands;
-    bool (*shape)(xg_tensor *y);    /* sets y->shape, or refuses; y->data where y shares memory */
-    void (*run)(xg_tensor *y);      /* fills y->data; NULL when it shares memory, or waits */
+    bool (*shape)(xg_tensor *y);    /* sets y->shape, or refuses */
+    void (*run)(xg_tensor *y);      /* fills y->data; NULL where a kernel below does, or nobody */
     xg__manner manner;
-    int    kernel;                  /* of LATER: its index among the kernels */
+    int    kernel;                  /* of LATER_MAP and LATER_ZIP: its index among the kernels */
     xg_vjp vjp;                     /* NULL: piecewise constant */
 } xg__room;
 
@@ -4684,8 +4811,8 @@ XG_API_DEF void xg_fail(xg_tape *tape, xg_code code, const char *format, ...)
 static xg_tensor *xg__poison(xg_tape *tape)
 {
     static const xg_tensor tapeless = {
-        NULL, NULL, NULL, { NULL, NULL }, NULL, false, 0, { 1, 1, 1, 1 }, XG_OP_leaf, -1,
-        { { 0, 0 } }, "",
+        NULL, NULL, NULL, { NULL, NULL }, NULL, { 1, 1, 1, 1 }, XG_OP_leaf, -1, 0,
+        false, true, false, false, false, 0, 0, 0, NULL, 0, { { 0, 0 } }, "",
         { 0, false, NULL, NULL }
     };
     return tape ? &tape->poison : (xg_tensor *)(uintptr_t)&tapeless;
@@ -4766,7 +4893,7 @@ XG_API_DEF xg_tape *xg_tape_new(const xg_config *config)
     if (!tape) { xg__arena_close(&arena); return NULL; }
     memset(tape, 0, sizeof *tape);
     tape->arena = arena;
-    tape->start = xg__arena_mark(&arena);
+    tape->start = xg__arena_place(&arena);
     tape->kernels = kernels;
     tape->config = chosen;
     tape->nan = (xg_real)NAN;
@@ -4775,6 +4902,8 @@ XG_API_DEF xg_tape *xg_tape_new(const xg_config *config)
     tape->poison.data = &tape->nan;
     tape->poison.name = "";
     tape->poison.id = -1;
+    tape->poison.fixed = true;
+    tape->open = INT_MAX;
     return tape;
 }
 
@@ -4792,8 +4921,10 @@ XG_API_DEF xg_mark xg_tape_mark(xg_tape *tape)
     if (!tape) return mark;
     xg__place place = xg__arena_mark(&tape->arena);
     mark.chunk = place.chunk;
+    mark.spare = place.spare;
     mark.used = place.used;
     mark.bytes = place.bytes;
+    mark.marks = place.marks;
     mark.last = tape->last;
     mark.names = tape->names;
     mark.updates = tape->updates;
@@ -4801,9 +4932,9 @@ XG_API_DEF xg_mark xg_tape_mark(xg_tape *tape)
     return mark;
 }
 
-XG_API_DEF void xg_tape_release(xg_tape *tape, xg_mark mark)
+/* Everything made since then is gone. */
+static void xg__tape_rewind(xg_tape *tape, xg_mark mark, bool keep_mark)
 {
-    if (!tape) return;
     while (tape->names && (void *)tape->names != mark.names) {
         xg__name *name = tape->names;
         if (name->tensor->name == name->text) name->tensor->name = "";
@@ -4814,17 +4945,26 @@ XG_API_DEF void xg_tape_release(xg_tape *tape, xg_mark mark)
     for (; tape->changes && (void *)tape->changes != mark.changes;
          tape->changes = tape->changes->older) {
         tape->changes->tensor->data = tape->changes->before;
+        tape->changes->tensor->given = tape->changes->given;
     }
     tape->updates = (xg__update *)mark.updates;
+    memset(tape->recent, 0, sizeof tape->recent);
     tape->last = mark.last;
     if (mark.last) mark.last->next = NULL;
     else tape->first = NULL;
     tape->count = mark.last ? mark.last->id + 1 : 0;
     xg__place place;
     place.chunk = mark.chunk;
+    place.spare = mark.spare;
     place.used = mark.used;
     place.bytes = mark.bytes;
-    xg__arena_release(&tape->arena, place);
+    place.marks = mark.marks;
+    xg__arena_rewind(&tape->arena, place, keep_mark);
+}
+
+XG_API_DEF void xg_tape_release(xg_tape *tape, xg_mark mark)
+{
+    if (tape) xg__tape_rewind(tape, mark, true);
 }
 
 XG_API_DEF xg_stats xg_tape_stats(const xg_tape *tape)
@@ -4845,15 +4985,20 @@ XG_API_DEF const char *xg_tape_simd(const xg_tape *tape)
     return tape ? tape->kernels->name : "none";
 }
 
-static void *xg__take(xg_tape *tape, size_t bytes)
+/* Memory that was just taken, if there was any. */
+static void *xg__took(xg_tape *tape, void *memory, size_t bytes)
 {
-    void *memory = xg__arena_take(&tape->arena, bytes);
     if (!memory) {
         xg_fail(tape, XG_ERR_MEMORY, "out of memory: %.1f MB more on top of %.1f MB in use; use a "
                 "smaller batch, or release the tape between steps",
                 (double)bytes / 1e6, (double)tape->arena.bytes / 1e6);
     }
     return memory;
+}
+
+static void *xg__take(xg_tape *tape, size_t bytes)
+{
+    return xg__took(tape, xg__arena_take(&tape->arena, bytes), bytes);
 }
 
 /* 4.4 Threads. One dispatcher: every kernel is a serial function over a range of units. */
@@ -4916,9 +5061,15 @@ static bool xg__shape_valid(xg_shape s)
     return size * (double)sizeof(xg_real) < (double)(SIZE_MAX / 4) && size < 9e15;
 }
 
+static size_t xg__numbers_bytes(const xg_tensor *y)
+{
+    return xg_shape_size(y->shape) * sizeof(xg_real);
+}
+
 static xg_real *xg__take_numbers(const xg_tensor *y)
 {
-    return (xg_real *)xg__take(y->tape, xg_shape_size(y->shape) * sizeof(xg_real));
+    size_t bytes = xg__numbers_bytes(y);
+    return (xg_real *)xg__took(y->tape, xg__arena_take_any(&y->tape->arena, bytes), bytes);
 }
 
 /* Copies a finished description to the tape, with memory for its numbers unless it shares some or
@@ -4929,10 +5080,13 @@ static xg_tensor *xg__record(const xg_tensor *description, bool waits)
     xg_tensor *y = (xg_tensor *)xg__take(tape, sizeof *y);
     if (!y) return NULL;
     *y = *description;
+    y->fixed = y->data != NULL;
     if (!y->data && !waits) {
         y->data = xg__take_numbers(y);
         if (!y->data) return NULL;
     }
+    y->born = y->given = tape->arena.marks;
+    y->passing = tape->last_sweep;
     y->id = tape->count++;
     y->name = "";
     y->prev = tape->last;
@@ -4943,32 +5097,74 @@ static xg_tensor *xg__record(const xg_tensor *description, bool waits)
     return y;
 }
 
-/* 4.6 Pointwise operations wait until somebody asks for their numbers. Then the whole expression
- *     that waits below the one asked for runs at once, chunk by chunk in the first-level cache: a
- *     chain of ten operations reads its sources once and writes one result, and what nobody asks
- *     for costs neither time nor memory. Each operation still runs its own kernel on each number,
- *     so the bits are those of one operation after the other. */
+/* 4.6 Pointwise operations and sums wait until somebody asks for their numbers. Then what waits
+ *     below the one asked for runs at once, as a program. Batch norm in training, for example:
+ *
+ *         x --------- sum --> mean --.                              sweep 0
+ *         x ---------------- sub ----+-- square -- sum --> scale    sweep 1
+ *         x ---------------- sub ---- mul(scale) -- relu --> y      sweep 2
+ *
+ *     The sums leave one number a channel, so channels do not meet, and a worker takes one after
+ *     the other: its numbers come from memory once and stay in the cache for all sweeps. What has
+ *     such numbers in common is a unit, here a channel, elsewhere a sample. Within a sweep, chunks
+ *     of rows pass through the steps one by one in the first-level cache, and only y is stored. A
+ *     chain of ten operations reads its sources once, and what nobody asks for costs neither time
+ *     nor memory. Each operation still runs its own kernel on each number: the bits are those of
+ *     one operation after the other. */
 
 enum {
-    XG__CHUNK = 1024,           /* numbers of a row that are worked on at once */
-    XG__STEPS = 12,             /* operations of a program at most */
-    XG__DEPTH = 64,             /* a chain this long does not wait to be asked */
-    XG__SOURCES = 2 * XG__STEPS
+    XG__CHUNK = 1024,           /* numbers that are worked on at once; a multiple of 16 */
+    XG__STEPS = 104,            /* operations of a program at most */
+    XG__SLOTS = 16,             /* chunks between them at most */
+    XG__SWEEPS = 8,
+    XG__SUMS = 8,               /* of one sweep at most, and that join a program */
+    XG__DEPTH = 256,            /* a chain this long does not wait to be asked */
+    XG__SOURCES = XG__STEPS + 2 /* a step has two operands: one more than there are steps */
 };
 
-/* An expression, ready to run: steps in order, the last is the result. Operand k of a step is step
- * `from`, or source -1 - from. A row is the longest stretch that every source walks evenly. */
+/* ROWS: numbers of the whole extents. ONE: one a unit. SUM: the same, from rows. */
+typedef enum xg__part { XG__ROWS, XG__ONE, XG__SUM, XG__SOURCE } xg__part;
+
+/* Operand k is step from[k], or source -1 - from[k]. */
+typedef struct xg__step {
+    xg_tensor *node;
+    xg__part   part;
+    int        from[2];
+    int        sweep;           /* the earliest that can run it; of sums, that gives it */
+    xg_real   *value;           /* of ONE and SUM, their numbers */
+} xg__step;
+
+/* What is to be done with the rows of a unit: steps in order, each with a slot for its chunk, and
+ * sums of what they made. */
+typedef struct xg__sweep {
+    int count, sums, uses;
+    int step[XG__STEPS], slot[XG__STEPS];
+    int sum[XG__SUMS];
+    int use[XG__SOURCES], packed[XG__SOURCES];            /* sources, and slots to pack them in */
+} xg__sweep;
+
+/* How a tensor is walked: along the row or, if it repeats there, one number serves it. */
+typedef struct xg__walker {
+    xg_tensor *x;
+    bool   walks;
+    bool   still;               /* where a row starts does not depend on its number in the unit */
+    bool   dense;               /* the rows of a unit follow one another */
+    size_t pace[4];             /* how far it moves along each axis */
+} xg__walker;
+
 typedef struct xg__program {
-    const xg_tensor *result;
-    const xg_tensor *step[XG__STEPS];
-    int     from[XG__STEPS][2];
-    const xg_tensor *source[XG__SOURCES];
-    int     steps, sources, open;
-    size_t  row;                               /* numbers in a row */
-    int     axes;                              /* outer ones, 0 to axes - 1 */
-    size_t  pace[XG__SOURCES][4];              /* how far a source moves along each axis */
-    bool    even[XG__SOURCES];                 /* walks along the row; else one number serves it */
-    xg_real *out;
+    xg_tensor *result;
+    xg_shape   domain, unit;    /* extents of ROWS, of ONE and SUM; the same: there are none */
+    xg__step   step[XG__STEPS];
+    int        steps, limit;
+    xg__walker source[XG__SOURCES];            /* the last stands for the result */
+    int        sources, waiting;
+    xg__sweep  sweep[XG__SWEEPS];
+    int        sweeps;
+    size_t     row, rows, units;               /* numbers in a row, rows in a unit */
+    size_t     group, piece, pieces;           /* rows, or numbers of a row, of a piece of a unit */
+    int        axes;                           /* outer ones, 0 to axes - 1 */
+    xg_real   *out;                            /* the result's numbers, if it is ROWS */
 } xg__program;
 
 static int xg__extent(xg_shape s, int axis)
@@ -4978,16 +5174,44 @@ static int xg__extent(xg_shape s, int axis)
 
 static bool xg__force(xg_tensor *x);
 
-/* Points a tensor at other numbers, until they are released. */
-static bool xg__change_data(xg_tensor *x, xg_real *data)
+/* Nobody else sees what a last sweep makes on its way: when the last who holds it lets go, its
+ * memory is free (4.8). */
+static void xg__end(xg_tensor *x);
+
+static void xg__hold(xg_tensor *x)
 {
-    xg__change *change = (xg__change *)xg__take(x->tape, sizeof *change);
-    if (!change) return false;
-    change->tensor = x;
-    change->before = x->data;
-    change->older = x->tape->changes;
-    x->tape->changes = change;
+    if (x && x->passing) x->holds++;
+}
+
+static void xg__let_go(xg_tensor *x)
+{
+    if (x && x->passing && --x->holds == 0) xg__end(x);
+}
+
+static bool xg__is_sum(const xg_tensor *x)
+{
+    return xg__room_of(x->op)->manner == XG__LATER_SUM;
+}
+
+/* Gives x, which waited, its numbers. If it is older than the last mark, a release will take them
+ * back. */
+static bool xg__settle(xg_tensor *x, xg_real *data)
+{
+    xg_tape *tape = x->tape;
+    if (x->born != tape->arena.marks) {
+        xg__change *change = (xg__change *)xg__take(tape, sizeof *change);
+        if (!change) return false;
+        change->tensor = x;
+        change->before = x->data;
+        change->given = x->given;
+        change->older = tape->changes;
+        tape->changes = change;
+    }
+    bool waited = !x->data;
     x->data = data;
+    x->given = tape->arena.marks;
+    if (xg__is_sum(x) && x->in[0]->sum == x) x->in[0]->sum = NULL;
+    for (int i = 0; i < 2 && waited && x->passing; i++) xg__let_go(x->in[i]);
     return true;
 }
 
@@ -4998,30 +5222,92 @@ static bool xg__is_dear(xg_op op)
            op == XG_OP_tanh || op == XG_OP_softplus || op == XG_OP_div || op == XG_OP_sqrt;
 }
 
-/* Adds x, with what it waits for, and returns how steps refer to it (anything on a failed tape).
- * Other extents than the result's, dear operations, and what would make the program too long get
- * their numbers first and become sources. */
+/* 4.6.1 Building. */
+
+/* Can sums from extents d to extents u be taken unit by unit? The innermost axis must be summed. */
+static bool xg__separable(xg_shape d, xg_shape u)
+{
+    int axis = 3;
+    while (axis > 0 && xg__extent(d, axis) == 1) axis--;
+    return xg__extent(d, axis) != 1 && xg__extent(u, axis) == 1;
+}
+
+/* The first sum that x waits for (x itself, too) and that can be taken unit by unit. */
+static xg_tensor *xg__find_sum(xg_tensor *x)
+{
+    if (!x || x->data || x->seen == x->tape->searches) return NULL;
+    x->seen = x->tape->searches;
+    if (xg__is_sum(x)) return xg__separable(x->in[0]->shape, x->shape) ? x : NULL;
+    xg_tensor *found = xg__find_sum(x->in[0]);
+    return found ? found : xg__find_sum(x->in[1]);
+}
+
+static bool xg__has_units(const xg__program *p) { return !xg_shape_same(p->domain, p->unit); }
+
+/* What x is to the program. Other extents, dear rows, and what would make it too long get their
+ * numbers first and become sources. */
+static xg__part xg__part_of(const xg__program *p, const xg_tensor *x)
+{
+    if (x != p->result && (x->data || x->hub || p->limit < 1)) return XG__SOURCE;
+    if (xg__is_sum(x)) {
+        bool fits = xg__has_units(p) && xg_shape_same(x->shape, p->unit);
+        return fits && xg_shape_same(x->in[0]->shape, p->domain) ? XG__SUM : XG__SOURCE;
+    }
+    if (xg_shape_same(x->shape, p->domain)) {
+        return x != p->result && xg__is_dear(x->op) ? XG__SOURCE : XG__ROWS;
+    }
+    return xg_shape_same(x->shape, p->unit) ? XG__ONE : XG__SOURCE;
+}
+
+/* A source that waits is noted: it must have its numbers before the program is built again. */
+static int xg__program_source(xg__program *p, xg_tensor *x)
+{
+    for (int i = 0; i < p->sources; i++) if (p->source[i].x == x) return -1 - i;
+    if (!x->data) p->waiting++;
+    p->source[p->sources++].x = x;
+    return -p->sources;
+}
+
+/* Adds x, with what it waits for, and returns how steps refer to it. */
 static int xg__program_add(xg__program *p, xg_tensor *x)
 {
-    bool inside = x == p->result || (!x->data && xg_shape_same(x->shape, p->result->shape) &&
-                                     !xg__is_dear(x->op) && p->open < XG__STEPS);
-    for (int i = 0; i < p->steps; i++) if (p->step[i] == x) return i;
-    if (!inside) {
-        if (!xg__force(x)) return 0;
-        for (int i = 0; i < p->sources; i++) if (p->source[i] == x) return -1 - i;
-        p->source[p->sources++] = x;
-        return -p->sources;
-    }
-    p->open++;
-    int from[2] = { 0, 0 };
+    for (int i = 0; i < p->steps; i++) if (p->step[i].node == x) return i;
+    xg__step s;
+    s.part = xg__part_of(p, x);
+    if (s.part == XG__SOURCE) return xg__program_source(p, x);
+    p->limit--;
+    s.node = x;
+    s.sweep = 0;
+    s.value = NULL;
     for (int i = 0; i < xg__room_of(x->op)->operands; i++) {
-        from[i] = xg__program_add(p, x->in[i]);
-        if (xg_failed(x->tape)) return 0;
+        xg_tensor *in = x->in[i];              /* rows repeat numbers by themselves */
+        while (s.part == XG__ROWS && in->op == XG_OP_expand && !in->data) in = in->in[0];
+        s.from[i] = xg__program_add(p, in);
+        int ready = s.from[i] < 0 ? 0 : p->step[s.from[i]].sweep;
+        if (s.from[i] >= 0 && p->step[s.from[i]].part == XG__SUM) ready++;
+        if (ready > s.sweep) s.sweep = ready;
     }
-    p->step[p->steps] = x;
-    p->from[p->steps][0] = from[0];
-    p->from[p->steps][1] = from[1];
+    p->step[p->steps] = s;
     return p->steps++;
+}
+
+/* Sums that wait for rows which the program makes or reads anyway run with it. */
+static void xg__program_join(xg__program *p)
+{
+    int steps = p->steps, all = steps + p->sources;
+    for (int i = 0; i < all && p->steps < XG__STEPS; i++) {
+        const xg_tensor *x = i < steps ? p->step[i].node : p->source[i - steps].x;
+        xg_tensor *sum = x->sum;
+        if (!sum || sum->data || sum->in[0] != x || sum == p->result) continue;
+        if (!xg_shape_same(x->shape, p->domain)) continue;
+        if (!xg__has_units(p) && xg__separable(p->domain, sum->shape) && xg_size(sum) > 7) {
+            p->unit = sum->shape;
+        }
+        if (xg__has_units(p) && xg_shape_same(sum->shape, p->unit)) {
+            p->limit = 1;
+            xg__program_add(p, sum);
+        }
+    }
 }
 
 /* Finds the rows: from the innermost axis outwards, while each source either has all of them or
@@ -5032,43 +5318,209 @@ static void xg__program_rows(xg__program *p)
     for (int i = 0; i < p->sources; i++) manner[i] = UNKNOWN;
     p->row = 1;
     for (p->axes = 4; p->axes > 0; p->axes--) {
-        int axis = p->axes - 1, extent = xg__extent(p->result->shape, axis);
-        bool fits = true;
+        int axis = p->axes - 1, extent = xg__extent(p->domain, axis);
+        bool fits = !xg__has_units(p) || xg__extent(p->unit, axis) == 1;
         if (extent == 1) continue;
         for (int i = 0; i < p->sources; i++) {
-            bool walks = xg__extent(p->source[i]->shape, axis) != 1;
+            bool walks = xg__extent(p->source[i].x->shape, axis) != 1;
             fits = fits && manner[i] != (walks ? REPEATS : WALKS);
         }
         if (!fits) break;
         for (int i = 0; i < p->sources; i++) {
-            manner[i] = xg__extent(p->source[i]->shape, axis) != 1 ? WALKS : REPEATS;
+            manner[i] = xg__extent(p->source[i].x->shape, axis) != 1 ? WALKS : REPEATS;
         }
         p->row *= (size_t)extent;
     }
-    for (int i = 0; i < p->sources; i++) {
-        size_t step = 1;
-        p->even[i] = manner[i] == WALKS;
-        for (int axis = 3; axis >= 0; axis--) {
-            size_t extent = (size_t)xg__extent(p->source[i]->shape, axis);
-            p->pace[i][axis] = extent == 1 ? 0 : step;
-            step *= extent;
+    for (int i = 0; i < p->sources; i++) p->source[i].walks = manner[i] == WALKS;
+}
+
+/* Outer axes count units where these have them, and rows of a unit elsewhere. */
+static bool xg__counts_units(const xg__program *p, int axis)
+{
+    return xg__has_units(p) && xg__extent(p->unit, axis) != 1;
+}
+
+static void xg__program_paces(const xg__program *p, xg__walker *w)
+{
+    size_t step = 1, dense = p->row;
+    w->still = w->dense = true;
+    for (int axis = 3; axis >= 0; axis--) {
+        size_t extent = (size_t)xg__extent(w->x->shape, axis);
+        w->pace[axis] = extent == 1 ? 0 : step;
+        step *= extent;
+        if (axis >= p->axes || xg__counts_units(p, axis)) continue;
+        if (xg__extent(p->domain, axis) == 1) continue;
+        w->still = w->still && w->pace[axis] == 0;
+        w->dense = w->dense && w->pace[axis] == dense;
+        dense *= (size_t)xg__extent(p->domain, axis);
+    }
+}
+
+/* Cuts the rows of a unit into pieces: of a long row, or several short rows. */
+static void xg__program_pieces(xg__program *p)
+{
+    p->rows = p->units = 1;
+    for (int axis = 0; axis < p->axes; axis++) {
+        size_t extent = (size_t)xg__extent(p->domain, axis);
+        if (xg__counts_units(p, axis)) p->units *= extent;
+        else p->rows *= extent;
+    }
+    if (p->row > XG__CHUNK / 2 || p->rows == 1) {
+        size_t count = (p->row + XG__CHUNK - 1) / XG__CHUNK;
+        p->group = 1;
+        p->piece = ((p->row + count - 1) / count + 15) / 16 * 16;
+        p->pieces = p->rows * ((p->row + p->piece - 1) / p->piece);
+    } else {
+        p->group = xg__min(XG__CHUNK / p->row, p->rows);
+        p->piece = p->row;
+        p->pieces = (p->rows + p->group - 1) / p->group;
+    }
+}
+
+/* The lowest free slot, now taken. */
+static int xg__slot_take(unsigned *taken)
+{
+    int slot = 0;
+    while (*taken >> slot & 1u) slot++;
+    *taken |= 1u << slot;
+    return slot;
+}
+
+/* Is step i computed in that sweep? A ROWS step is when somebody reads it there. */
+static bool xg__step_runs(const xg__step *s, int sweep, const int *uses)
+{
+    return s->part == XG__SUM ? s->sweep == sweep : s->part == XG__ROWS && *uses > 0;
+}
+
+/* Counts who reads each step in a sweep: from its sums and the result back to what they need. */
+static void xg__sweep_needs(const xg__program *p, xg__sweep *sweep, int number, int *uses)
+{
+    for (int i = 0; i < p->steps; i++) uses[i] = 0;
+    for (int i = p->steps - 1; i >= 0; i--) {
+        const xg__step *s = &p->step[i];
+        if (s->node == p->result && number == p->sweeps - 1) uses[i]++;
+        if (!xg__step_runs(s, number, &uses[i])) continue;
+        if (s->part == XG__SUM) sweep->sum[sweep->sums++] = i;
+        for (int k = 0; k < xg__room_of(s->node->op)->operands; k++) {
+            if (s->from[k] >= 0) uses[s->from[k]]++;
         }
     }
 }
 
-static bool xg__program_open(xg__program *p, xg_tensor *result)
+/* Notes that the sweep reads a source; where rows are short it may have to be packed, in a slot of
+ * its own. */
+static void xg__sweep_use(const xg__program *p, xg__sweep *sweep, int source, unsigned *taken)
 {
-    memset(p, 0, sizeof *p);
-    p->result = result;
-    xg__program_add(p, result);
-    if (xg_failed(result->tape)) return false;
-    xg__program_rows(p);
+    for (int i = 0; i < sweep->uses; i++) if (sweep->use[i] == source) return;
+    bool packs = p->group > 1 && !(p->source[source].walks ? p->source[source].dense
+                                                            : p->source[source].still);
+    sweep->packed[sweep->uses] = packs ? xg__slot_take(taken) : -1;
+    sweep->use[sweep->uses++] = source;
+}
+
+/* Sources first: they keep their slots for the whole sweep. */
+static bool xg__sweep_sources(xg__program *p, int number, const int *uses, unsigned *taken)
+{
+    for (int i = 0; i < p->steps; i++) {
+        const xg__step *s = &p->step[i];
+        if (!xg__step_runs(s, number, &uses[i])) continue;
+        for (int k = 0; k < xg__room_of(s->node->op)->operands; k++) {
+            if (s->from[k] < 0) xg__sweep_use(p, &p->sweep[number], -1 - s->from[k], taken);
+        }
+        if (*taken >> XG__SLOTS) return false;
+    }
     return true;
 }
 
+/* Lists a sweep's steps and gives each a slot, which is free again after the last who reads it. */
+static bool xg__program_sweep(xg__program *p, int number)
+{
+    xg__sweep *sweep = &p->sweep[number];
+    int uses[XG__STEPS], slot[XG__STEPS];
+    unsigned taken = 0;
+    sweep->count = sweep->sums = sweep->uses = 0;
+    xg__sweep_needs(p, sweep, number, uses);
+    if (!xg__sweep_sources(p, number, uses, &taken)) return false;
+    for (int i = 0; i < p->steps; i++) {
+        const xg__step *s = &p->step[i];
+        if (s->part != XG__ROWS || uses[i] == 0) continue;
+        for (int k = 0; k < xg__room_of(s->node->op)->operands; k++) {
+            int from = s->from[k];
+            if (from < 0 || p->step[from].part != XG__ROWS) continue;
+            if (--uses[from] == 0) taken &= ~(1u << slot[from]);
+        }
+        slot[i] = xg__slot_take(&taken);
+        sweep->slot[sweep->count] = slot[i];
+        sweep->step[sweep->count++] = i;
+        if (taken >> XG__SLOTS) return false;
+    }
+    return true;
+}
+
+/* How many sweeps there are; -1 when there are too many, or too many sums for one. */
+static int xg__program_sweeps(const xg__program *p)
+{
+    int sweeps = 0, sums[XG__SWEEPS] = { 0 };
+    for (int i = 0; i < p->steps; i++) {
+        const xg__step *s = &p->step[i];
+        bool result = s->node == p->result && s->part == XG__ROWS;
+        if (s->part != XG__SUM && !result) continue;
+        if (s->sweep >= sweeps) sweeps = s->sweep + 1;
+        if (sweeps > XG__SWEEPS) return -1;
+        if (s->part == XG__SUM && ++sums[s->sweep] > XG__SUMS) return -1;
+    }
+    return sweeps;
+}
+
+/* Lays out the sweeps; false when there is too much of anything. */
+static bool xg__program_lay(xg__program *p)
+{
+    xg__program_rows(p);
+    p->source[p->sources].x = p->result;
+    p->source[p->sources].walks = true;
+    for (int i = 0; i <= p->sources; i++) xg__program_paces(p, &p->source[i]);
+    xg__program_pieces(p);
+    p->sweeps = xg__program_sweeps(p);
+    for (int i = 0; i < p->sweeps; i++) if (!xg__program_sweep(p, i)) return false;
+    return p->sweeps >= 0;
+}
+
+/* Collects what `result` waits for, in at most `limit` steps. */
+static void xg__program_collect(xg__program *p, xg_tensor *result, int limit)
+{
+    p->steps = p->sources = p->waiting = 0;
+    p->out = NULL;
+    p->result = result;
+    p->limit = limit;
+    p->domain = p->unit = result->shape;
+    result->tape->searches++;
+    xg_tensor *sum = xg__find_sum(result);
+    if (sum && xg_shape_same(sum->shape, result->shape)) p->domain = sum->in[0]->shape;
+    if (sum && xg_shape_same(sum->in[0]->shape, p->domain)) p->unit = sum->shape;
+    xg__program_add(p, result);
+    if (!p->waiting && limit > 4) xg__program_join(p);
+}
+
+/* The program of what `result` waits for. One that would be too large is built again from less. If
+ * sources wait, they get their numbers first; that may settle others, so all begins anew. False
+ * when there is nothing left to run, or no memory. */
+static bool xg__program_open(xg__program *p, xg_tensor *result)
+{
+    int limit = XG__STEPS - XG__SUMS;
+    while (!result->data && !xg_failed(result->tape)) {
+        xg__program_collect(p, result, limit);
+        if (!p->waiting && xg__program_lay(p)) return true;
+        if (!p->waiting) limit /= 4;
+        for (int i = 0; i < p->sources; i++) xg__force(p->source[i].x);
+    }
+    return false;
+}
+
+/* 4.6.2 Running. */
+
 /* Runs one step on n numbers; operands that repeat have step 0. */
-static void xg__program_step(const xg_tensor *x, const xg_real *const *operand, const size_t *step,
-                             xg_real *to, size_t n)
+static void xg__step_run(const xg_tensor *x, const xg_real *const *operand, const size_t *step,
+                         xg_real *to, size_t n)
 {
     const xg__kernels *kernels = x->tape->kernels;
     const xg__room *room = xg__room_of(x->op);
@@ -5078,84 +5530,265 @@ static void xg__program_step(const xg_tensor *x, const xg_real *const *operand, 
     }
     size_t count = step[0] ? n : 1;            /* of one number, then repeated */
     double p = x->op == XG_OP_expand ? 1 : x->attr.number.p;
-    double q = x->op == XG_OP_expand ? 0 : x->attr.number.q;
+    double q = x->op == XG_OP_expand ? -0.0 : x->attr.number.q;    /* x - 0 is x, and -0 stays */
     kernels->map[room->kernel](operand[0], to, count, (xg_real)p, (xg_real)q);
     for (size_t i = count; i < n; i++) to[i] = to[0];
 }
 
-/* Runs the program on numbers [at, at + n) of a row, n <= XG__CHUNK; the result goes to `out`.
- * base[] is where the row starts in each source; room[] holds what is between. */
-static void xg__program_run(const xg__program *p, const xg_real *const *base, size_t at, size_t n,
-                            xg_real (*room)[XG__CHUNK], xg_real *out)
+/* How far a source's row lies from its beginning. */
+static size_t xg__walker_at(const xg__program *p, const xg__walker *w, size_t unit, size_t row)
+{
+    size_t at = 0;
+    for (int axis = p->axes - 1; axis >= 0; axis--) {
+        size_t extent = (size_t)xg__extent(p->domain, axis);
+        if (extent == 1) continue;
+        size_t *number = xg__counts_units(p, axis) ? &unit : &row;
+        at += *number % extent * w->pace[axis];
+        *number /= extent;
+    }
+    return at;
+}
+
+/* Computes the steps of one number a unit that a sweep has made possible. */
+static void xg__program_ones(const xg__program *p, size_t unit, int sweep)
 {
     for (int i = 0; i < p->steps; i++) {
+        const xg__step *s = &p->step[i];
+        const xg_real *operand[2] = { NULL, NULL };
+        const size_t one[2] = { 1, 1 };
+        if (s->part != XG__ONE || s->sweep != sweep) continue;
+        for (int k = 0; k < xg__room_of(s->node->op)->operands; k++) {
+            int from = s->from[k];
+            const xg__walker *w = &p->source[from < 0 ? -1 - from : 0];
+            operand[k] = from >= 0 ? p->step[from].value + unit
+                                   : w->x->data + xg__walker_at(p, w, unit, 0);
+        }
+        xg__step_run(s->node, operand, one, s->value + unit, 1);
+    }
+}
+
+/* A piece on its way through a sweep. */
+typedef struct xg__piece {
+    size_t unit, row, rows, at, n;             /* rows of it, numbers from `at` on; n in all */
+    const xg_real *source[XG__SOURCES];
+    size_t step[XG__SOURCES];
+    const xg_real *made[XG__STEPS];
+    xg_real room[XG__SLOTS][XG__CHUNK];
+    double lane[XG__SUMS][16];                 /* of sums over the unit */
+    size_t summed;                             /* numbers of the unit so far */
+} xg__piece;
+
+/* Copies the rows of a source one behind the other, or repeats its number along each. */
+static void xg__piece_pack(const xg__program *p, const xg__piece *c, const xg__walker *w,
+                           xg_real *to)
+{
+    for (size_t r = 0; r < c->rows; r++, to += p->row) {
+        const xg_real *from = w->x->data + xg__walker_at(p, w, c->unit, c->row + r);
+        if (w->walks) memcpy(to, from, p->row * sizeof *to);
+        else for (size_t i = 0; i < p->row; i++) to[i] = *from;
+    }
+}
+
+static void xg__piece_load(const xg__program *p, const xg__sweep *sweep, xg__piece *c)
+{
+    for (int i = 0; i < sweep->uses; i++) {
+        int source = sweep->use[i];
+        const xg__walker *w = &p->source[source];
+        c->step[source] = w->walks || sweep->packed[i] >= 0 ? 1 : 0;
+        if (sweep->packed[i] >= 0) {
+            xg_real *room = c->room[sweep->packed[i]];
+            xg__piece_pack(p, c, w, room);
+            c->source[source] = room;
+        } else {
+            c->source[source] = w->x->data + xg__walker_at(p, w, c->unit, c->row)
+                              + (w->walks ? c->at : 0);
+        }
+    }
+}
+
+/* Where the numbers of a step's operand are. */
+static const xg_real *xg__piece_operand(const xg__program *p, const xg__piece *c, int from,
+                                        size_t *step)
+{
+    *step = from < 0 ? c->step[-1 - from] : p->step[from].part == XG__ROWS;
+    if (from < 0) return c->source[-1 - from];
+    return *step ? c->made[from] : p->step[from].value + c->unit;
+}
+
+/* Adds n numbers to the lanes. Number i of a unit goes to lane i % 16 however it is cut: a piece
+ * that is no multiple of 16 long is followed by one that starts in the next lane. */
+static void xg__sum_numbers(const xg__kernels *kernels, double *lane, size_t summed,
+                            const xg_real *x, size_t n)
+{
+    size_t first = summed % 16;
+    double turned[16];
+    if (!first) {
+        kernels->sum_lanes(lane, x, n);
+        return;
+    }
+    for (size_t l = 0; l < 16; l++) turned[l] = lane[(l + first) % 16];
+    kernels->sum_lanes(turned, x, n);
+    for (size_t l = 0; l < 16; l++) lane[(l + first) % 16] = turned[l];
+}
+
+static xg_real xg__sum_of_lanes(double *lane)
+{
+    for (int half = 8; half > 0; half /= 2) {
+        for (int l = 0; l < half; l++) lane[l] += lane[l + half];
+    }
+    return (xg_real)lane[0];
+}
+
+static void xg__piece_run(const xg__program *p, const xg__sweep *sweep, xg__piece *c)
+{
+    const xg__walker *out = &p->source[p->sources];
+    xg__piece_load(p, sweep, c);
+    for (int i = 0; i < sweep->count; i++) {
+        const xg__step *s = &p->step[sweep->step[i]];
         const xg_real *operand[2] = { NULL, NULL };
         size_t step[2] = { 1, 1 };
-        for (int k = 0; k < 2 && p->step[i]->in[k]; k++) {
-            int from = p->from[i][k], source = -1 - from;
-            step[k] = from >= 0 || p->even[source] ? 1 : 0;
-            operand[k] = from >= 0 ? room[from] : base[source] + at * step[k];
+        for (int k = 0; k < xg__room_of(s->node->op)->operands; k++) {
+            operand[k] = xg__piece_operand(p, c, s->from[k], &step[k]);
         }
-        xg__program_step(p->step[i], operand, step, i == p->steps - 1 ? out : room[i], n);
+        xg_real *to = c->room[sweep->slot[i]];
+        bool result = p->out && s->node == p->result;
+        bool direct = result && (c->rows == 1 || out->dense);
+        if (direct) to = p->out + xg__walker_at(p, out, c->unit, c->row) + c->at;
+        xg__step_run(s->node, operand, step, to, c->n);
+        c->made[sweep->step[i]] = to;
+        for (size_t r = 0; result && !direct && r < c->rows; r++) {
+            memcpy(p->out + xg__walker_at(p, out, c->unit, c->row + r), to + r * p->row,
+                   p->row * sizeof *to);
+        }
     }
+    for (int i = 0; i < sweep->sums; i++) {
+        size_t step;
+        const xg_real *x = xg__piece_operand(p, c, p->step[sweep->sum[i]].from[0], &step);
+        xg__sum_numbers(p->result->tape->kernels, c->lane[i], c->summed, x, c->n);
+    }
+    c->summed += c->n;
 }
 
-/* Where a row starts in each source. */
-static void xg__program_seek(const xg__program *p, size_t row, const xg_real **base)
+/* Pieces [begin, end) of a unit. */
+static void xg__program_pass(const xg__program *p, const xg__sweep *sweep, xg__piece *c,
+                             size_t begin, size_t end)
 {
-    size_t index[4] = { 0, 0, 0, 0 };
-    for (int axis = p->axes - 1; axis >= 0; axis--) {
-        size_t extent = (size_t)xg__extent(p->result->shape, axis);
-        index[axis] = row % extent;
-        row /= extent;
-    }
-    for (int i = 0; i < p->sources; i++) {
-        base[i] = p->source[i]->data;
-        for (int axis = 0; axis < p->axes; axis++) base[i] += index[axis] * p->pace[i][axis];
+    size_t in_row = (p->row + p->piece - 1) / p->piece;
+    for (size_t i = begin; i < end; i++) {
+        c->row = p->group > 1 ? i * p->group : i / in_row;
+        c->rows = xg__min(p->group, p->rows - c->row);
+        c->at = p->group > 1 ? 0 : i % in_row * p->piece;
+        c->n = p->group > 1 ? c->rows * p->row : xg__min(p->piece, p->row - c->at);
+        xg__piece_run(p, sweep, c);
     }
 }
 
-/* Units are chunks of rows. */
+static void xg__program_units(const void *job, size_t begin, size_t end)
+{
+    const xg__program *p = (const xg__program *)job;
+    xg__piece c;
+    for (c.unit = begin; c.unit < end; c.unit++) {
+        for (int i = 0; i <= p->sweeps; i++) {
+            const xg__sweep *sweep = &p->sweep[i];
+            xg__program_ones(p, c.unit, i);
+            if (i == p->sweeps) break;
+            c.summed = 0;
+            memset(c.lane, 0, sizeof c.lane);
+            xg__program_pass(p, sweep, &c, 0, p->pieces);
+            for (int k = 0; k < sweep->sums; k++) {
+                p->step[sweep->sum[k]].value[c.unit] = xg__sum_of_lanes(c.lane[k]);
+            }
+        }
+    }
+}
+
+/* Without units, pieces are divided among workers. */
 static void xg__program_range(const void *job, size_t begin, size_t end)
 {
     const xg__program *p = (const xg__program *)job;
-    const xg_real *base[XG__SOURCES];
-    xg_real room[XG__STEPS][XG__CHUNK];
-    size_t chunks = (p->row + XG__CHUNK - 1) / XG__CHUNK;
-    for (size_t unit = begin; unit < end; unit++) {
-        size_t row = unit / chunks, at = unit % chunks * XG__CHUNK;
-        size_t n = xg__min(p->row - at, XG__CHUNK);
-        if (unit == begin || at == 0) xg__program_seek(p, row, base);
-        xg__program_run(p, base, at, n, room, p->out + row * p->row + at);
+    xg__piece c;
+    c.unit = c.summed = 0;
+    xg__program_pass(p, &p->sweep[0], &c, begin, end);
+}
+
+static void xg__program_run(const xg__program *p)
+{
+    size_t cost = 0;
+    for (int i = 0; i < p->sweeps; i++) {
+        cost += (size_t)(p->sweep[i].count + 2 * p->sweep[i].sums);
     }
+    cost *= p->group * p->piece;
+    if (xg__has_units(p)) {
+        xg__parallel(p->result->tape, p->units, cost * p->pieces, xg__program_units, p);
+    } else {
+        xg__parallel(p->result->tape, p->pieces, cost, xg__program_range, p);
+    }
+}
+
+/* A result of few steps is made again rather than kept, once its reader has run (4.8), unless that
+ * would need others of its kind. */
+enum { XG__CHEAP = 6, XG__WORTH = 16384 };     /* steps; numbers of what is worth the trouble */
+
+static bool xg__program_cheap(const xg__program *p)
+{
+    bool cheap = p->out && p->sweep[p->sweeps - 1].count <= XG__CHEAP &&
+                 !xg__is_dear(p->result->op);
+    for (int i = 0; i < p->sources; i++) cheap = cheap && !p->source[i].x->cheap;
+    return cheap;
+}
+
+/* Runs what x waits for. */
+static bool xg__force_program(xg_tensor *x)
+{
+    xg__program p;
+    if (!xg__program_open(&p, x)) return !xg_failed(x->tape);
+    for (int i = 0; i < p.steps; i++) {
+        if (p.step[i].part == XG__ROWS) continue;
+        p.step[i].value = xg__take_numbers(p.step[i].node);
+        if (!p.step[i].value) return false;
+    }
+    bool rows = xg_shape_same(x->shape, p.domain);
+    if (rows) p.out = xg__take_numbers(x);
+    if (rows && !p.out) return false;
+    xg__program_run(&p);
+    x->cheap = xg__program_cheap(&p);
+    xg__hold(x);                               /* until all are settled */
+    for (int i = 0; i < p.steps; i++) {
+        const xg__step *s = &p.step[i];
+        xg_real *data = s->part != XG__ROWS ? s->value : s->node == x ? p.out : NULL;
+        if (data && !xg__settle(s->node, data)) return false;
+    }
+    xg__let_go(x);
+    return true;
 }
 
 /* Gives x its numbers. False when there is no memory for them; the tape says so. */
 static bool xg__force(xg_tensor *x)
 {
     if (x->data) return true;
-    xg__program p;
-    if (!xg__program_open(&p, x)) return false;
-    p.out = xg__take_numbers(x);
-    if (!p.out) return false;
-    size_t rows = xg_shape_size(x->shape) / p.row, chunks = (p.row + XG__CHUNK - 1) / XG__CHUNK;
-    xg__parallel(x->tape, rows * chunks, xg__min(p.row, XG__CHUNK) * (size_t)p.steps,
-                 xg__program_range, &p);
-    return xg__change_data(x, p.out);
+    if (!xg__is_sum(x) || xg__separable(x->in[0]->shape, x->shape)) return xg__force_program(x);
+    if (!xg__force(x->in[0])) return false;
+    xg_tensor made = *x;
+    made.data = xg__take_numbers(x);
+    if (!made.data) return false;
+    xg__room_of(x->op)->run(&made);
+    return xg__settle(x, made.data);
 }
 
-/* Has it its operand's numbers, not its own? */
-static bool xg__shares(const xg_tensor *x)
+/* The leaf whose numbers x shows, itself or by way of reshapings; NULL if there is none, or if x
+ * has ended. */
+static xg_tensor *xg__leaf_behind(xg_tensor *x)
 {
-    const xg__room *room = xg__room_of(x->op);
-    return room->manner == XG__NOW && !room->run && x->in[0];
+    while (x && x->op != XG_OP_leaf) x = xg__room_of(x->op)->manner == XG__VIEW ? x->in[0] : NULL;
+    return x;
 }
 
-/* What is awaited by way of a reshaping is awaited. */
+/* A leaf is awaited where a reshaping of it is. */
 static void xg__spread_awaited(xg_tape *tape)
 {
-    for (xg_tensor *node = tape->last; node; node = node->prev) {
-        if (node->awaited && xg__shares(node)) node->in[0]->awaited = true;
+    for (xg_tensor *node = tape->first; node; node = node->next) {
+        xg_tensor *leaf = node->awaited ? xg__leaf_behind(node) : NULL;
+        if (leaf) leaf->awaited = true;
     }
 }
 
@@ -5167,15 +5800,15 @@ static bool xg__keep_old(xg_tensor *leaf)
     xg_real *copy = xg__take_numbers(leaf);
     if (!copy) return false;
     memcpy(copy, leaf->data, xg_shape_size(leaf->shape) * sizeof *copy);
-    return xg__change_data(leaf, copy);
+    return xg__settle(leaf, copy);
 }
 
-/* Reshapings of what got other numbers get them too. */
-static bool xg__spread_changes(xg_tape *tape)
+/* Reshapings of leaves that got other numbers get them too. */
+static bool xg__spread_copies(xg_tape *tape)
 {
     for (xg_tensor *node = tape->first; node; node = node->next) {
-        if (!xg__shares(node) || node->data == node->in[0]->data) continue;
-        if (!xg__change_data(node, node->in[0]->data)) return false;
+        xg_tensor *leaf = xg__leaf_behind(node);
+        if (leaf && node->data != leaf->data && !xg__settle(node, leaf->data)) return false;
     }
     return true;
 }
@@ -5192,6 +5825,38 @@ static int xg__chain_length(const xg_tensor *y)
         if (x && !x->data && x->depth > longest) longest = x->depth;
     }
     return longest + 1;
+}
+
+/* Records y, which waits for its operands or shares the numbers of one. */
+static xg_tensor *xg__record_tied(xg_tensor *y, xg__manner manner)
+{
+    xg_tensor *a = y->in[0], *b = y->in[1];
+    if (manner == XG__VIEW) {
+        y->data = a->data;
+        if (!a->passing) a->fixed = true;
+    } else {
+        a->awaited = true;
+        if (b) b->awaited = true;
+        y->depth = xg__chain_length(y);
+    }
+    xg_tensor *made = xg__record(y, manner != XG__VIEW);
+    if (!made) return NULL;
+    xg__hold(a);
+    xg__hold(b);
+    if (manner == XG__LATER_SUM && a->born == y->tape->arena.marks) a->sum = made;
+    return made->depth < XG__DEPTH || xg__force(made) ? made : NULL;
+}
+
+static void xg__retire(xg_tensor *x);
+
+/* Records y and runs it. */
+static xg_tensor *xg__record_run(const xg_tensor *y, const xg__room *room)
+{
+    xg_tensor *made = xg__record(y, false);
+    if (!made) return NULL;
+    room->run(made);
+    for (int i = 0; i < 2; i++) if (y->in[i]) xg__retire(y->in[i]);
+    return made;
 }
 
 static xg_tensor *xg__emit(xg_op op, xg_tensor *a, xg_tensor *b, const xg__attr *attr)
@@ -5214,23 +5879,70 @@ static xg_tensor *xg__emit(xg_op op, xg_tensor *a, xg_tensor *b, const xg__attr 
         xg__refuse(&y, XG_ERR_TAPE, "operands live on different tapes");
         return xg__poison(tape);
     }
-    bool ready = room->manner != XG__NOW || (xg__force(a) && (!b || xg__force(b)));
+    bool waits = room->manner != XG__NOW && room->manner != XG__VIEW;
+    bool ready = waits || (xg__force(a) && (!b || xg__force(b)));
     if (!ready || !room->shape(&y)) return xg__poison(tape);
     if (!xg__shape_valid(y.shape)) {
         xg__refuse(&y, XG_ERR_SHAPE, "the result would be empty or too large");
         return xg__poison(tape);
     }
-    bool waits = room->manner == XG__LATER_MAP || room->manner == XG__LATER_ZIP;
-    if (waits) a->awaited = true;
-    if (waits && b) b->awaited = true;
-    if (waits) y.depth = xg__chain_length(&y);
-    xg_tensor *made = xg__record(&y, waits);
-    if (!made || (waits && made->depth >= XG__DEPTH && !xg__force(made))) return xg__poison(tape);
-    if (room->run) room->run(made);
-    return xg_failed(tape) ? xg__poison(tape) : made;
+    xg_tensor *made = room->manner == XG__NOW ? xg__record_run(&y, room)
+                                              : xg__record_tied(&y, room->manner);
+    return !made || xg_failed(tape) ? xg__poison(tape) : made;
 }
 
-/* 4.8 Leaves. */
+/* 4.8 What is not needed any more. */
+
+/* Gives back the numbers of x; it waits again. */
+static void xg__drop(xg_tensor *x)
+{
+    if (!x->data || x->fixed || x->given != x->tape->arena.marks) return;
+    xg__arena_give(&x->tape->arena, x->data, xg__numbers_bytes(x));
+    x->data = NULL;
+}
+
+/* Called when an operation has read x. If x is cheap to make again, it is not kept: a convolution's
+ * input, say, is batch norm and ReLU of what the convolution before gave, and its next reader comes
+ * a whole network later. The last few are left alone, for readers that follow at once. */
+static void xg__retire(xg_tensor *x)
+{
+    xg_tensor **recent = x->tape->recent, *oldest = recent[XG__RECENT - 1];
+    if (!x->cheap || x->fixed || x->passing || xg_size(x) < XG__WORTH) return;
+    for (int i = 0; i < XG__RECENT; i++) if (recent[i] == x) return;
+    memmove(recent + 1, recent, (XG__RECENT - 1) * sizeof *recent);
+    recent[0] = x;
+    if (oldest) xg__drop(oldest);
+}
+
+/* The gradient sweep of a training step is the last to read the tape, and what it makes on its way
+ * nobody else can see. Each such tensor is held by those that wait for it and by the sweep itself;
+ * when the last lets go, it ends: its memory is free, and it lets go of what it waited for. */
+static void xg__end(xg_tensor *x)
+{
+    if (x->id >= x->tape->open) return;        /* the rule that made it may still use it */
+    xg_tensor *in[2] = { NULL, NULL };
+    bool tied = !x->data || xg__room_of(x->op)->manner == XG__VIEW;
+    for (int i = 0; i < 2 && tied; i++) in[i] = x->in[i];
+    if (in[0] && in[0]->sum == x) in[0]->sum = NULL;
+    if (!tied) xg__drop(x);
+    x->passing = false;
+    x->fixed = true;
+    x->data = &x->tape->nan;
+    x->in[0] = x->in[1] = NULL;
+    xg__let_go(in[0]);
+    xg__let_go(in[1]);
+}
+
+/* Ends what nobody holds of all that was made from number `first` on. */
+static void xg__end_unheld(xg_tape *tape, int first)
+{
+    tape->open = INT_MAX;
+    for (xg_tensor *x = tape->last; x && x->id >= first; x = x->prev) {
+        if (x->passing && x->holds == 0) xg__end(x);
+    }
+}
+
+/* 4.9 Leaves. */
 
 static xg_tensor *xg__alias_leaf(xg_tape *tape, xg_shape s, xg_real *data)
 {
@@ -5305,7 +6017,9 @@ XG_API_DEF const xg_real *xg_data(xg_tensor *x)
 {
     static const xg_real not_a_number = (xg_real)NAN;
     if (!x || !x->tape) return &not_a_number;
-    return xg_failed(x->tape) || !xg__force(x) ? &x->tape->nan : x->data;
+    if (xg_failed(x->tape) || !xg__force(x)) return &x->tape->nan;
+    x->fixed = true;
+    return x->data;
 }
 
 /* What waits and would read the leaf gets its numbers before they change. */
@@ -5346,7 +6060,7 @@ XG_API_DEF size_t xg_read(xg_tensor *x, xg_real *out, size_t count)
     return good ? size : 0;
 }
 
-/* 4.9 Names, in a small hash table that release unwinds. */
+/* 4.10 Names, in a small hash table that release unwinds. */
 
 static uint32_t xg__hash(const char *text)
 {
@@ -5423,16 +6137,16 @@ XG_API_DEF void xg_tape_reset(xg_tape *tape)
     start.chunk = tape->start.chunk;
     start.used = tape->start.used;
     start.bytes = tape->start.bytes;
-    xg_tape_release(tape, start);
+    xg__tape_rewind(tape, start, false);
     xg_clear_error(tape);
 }
 
-/* 4.10 Running statistics wait until their step has succeeded. */
+/* 4.11 Running statistics wait until their step has succeeded. */
 
 static void xg__defer_update(xg_tensor *running, xg_tensor *value, double momentum)
 {
     xg_tape *tape = value->tape;
-    if (xg_failed(tape) || !xg__force(value)) return;
+    if (xg_failed(tape)) return;
     xg__update *update = (xg__update *)xg__take(tape, sizeof *update);
     if (!update) return;
     update->running = running;
@@ -5450,9 +6164,9 @@ static bool xg__prepare_updates(xg_tape *tape, xg_tensor *const *leaf, int count
     xg__spread_awaited(tape);
     for (int i = 0; i < count && good; i++) good = xg__keep_old(leaf[i]);
     for (xg__update *update = tape->updates; update && good; update = update->older) {
-        good = !update->target || xg__keep_old(update->running);
+        good = !update->target || (xg__force(update->value) && xg__keep_old(update->running));
     }
-    return good && xg__spread_changes(tape);
+    return good && xg__spread_copies(tape);
 }
 
 static void xg__commit_updates(xg_tape *tape)
@@ -5715,84 +6429,19 @@ static bool xg__shape_sum_to(xg_tensor *y)
     return xg__refuse(y, XG_ERR_SHAPE, "each axis must stay or become 1");
 }
 
-/* y[o,i,j] = sum over r, t of x[o,r,i,t,j], in double: t fastest, then r. A sum along contiguous
- * rows (j = 1) runs in 16 lanes, which are added in pairs at the end; otherwise each of the j
- * numbers has a sum of its own. x may wait: then its numbers are made as they are needed, and never
- * stored. */
+/* Sums that leave the innermost axis are run here, and all others as programs (4.6):
+ *     y[o,i,j] = sum over r, t of x[o,r,i,t,j], in double, t fastest, then r. */
 typedef struct xg__sum_job {
-    const xg_tensor *x;
-    const xg__program *program;                /* makes x where it waits */
+    const xg__kernels *kernels;
+    const xg_real *x;
     xg_real *y;
     size_t r, i, t, j;
 } xg__sum_job;
-
-/* Numbers [from, from + n) of x; n as xg__sum_piece says. */
-static const xg_real *xg__sum_fetch(const xg__sum_job *job, size_t from, size_t n,
-                                    xg_real (*room)[XG__CHUNK])
-{
-    if (job->x->data) return job->x->data + from;
-    const xg__program *p = job->program;
-    const xg_real *base[XG__SOURCES];
-    xg__program_seek(p, from / p->row, base);
-    xg__program_run(p, base, from % p->row, n, room, room[p->steps - 1]);
-    return room[p->steps - 1];
-}
-
-/* How many of the n numbers from `from` on can be fetched at once: those of a row of the
- * program. */
-static size_t xg__sum_piece(const xg__sum_job *job, size_t from, size_t n)
-{
-    if (job->x->data) return n;
-    const xg__program *p = job->program;
-    return xg__min(xg__min(n, XG__CHUNK), p->row - from % p->row);
-}
-
-/* Adds numbers [from, from + n) to the lanes. Number i goes to lane i % 16 however it is fetched: a
- * piece that is no multiple of 16 long is followed by one that starts in the next lane. */
-static void xg__sum_row(const xg__sum_job *job, size_t from, size_t n, double *lane,
-                        xg_real (*room)[XG__CHUNK])
-{
-    const xg__kernels *kernels = job->x->tape->kernels;
-    for (size_t at = 0, piece; at < n; at += piece) {
-        size_t first = at % 16;
-        double turned[16];
-        piece = xg__sum_piece(job, from + at, n - at);
-        const xg_real *x = xg__sum_fetch(job, from + at, piece, room);
-        if (!first) {
-            kernels->sum_lanes(lane, x, piece);
-            continue;
-        }
-        for (size_t l = 0; l < 16; l++) turned[l] = lane[(l + first) % 16];
-        kernels->sum_lanes(turned, x, piece);
-        for (size_t l = 0; l < 16; l++) lane[(l + first) % 16] = turned[l];
-    }
-}
-
-/* Units are outputs; j = 1. */
-static void xg__sum_rows(const void *context, size_t begin, size_t end)
-{
-    const xg__sum_job *job = (const xg__sum_job *)context;
-    xg_real room[XG__STEPS][XG__CHUNK];
-    for (size_t o = begin; o < end; o++) {
-        double lane[16];
-        memset(lane, 0, sizeof lane);
-        for (size_t r = 0; r < job->r; r++) {
-            size_t block = (o / job->i * job->r + r) * job->i + o % job->i;
-            xg__sum_row(job, block * job->t, job->t, lane, room);
-        }
-        for (int half = 8; half > 0; half /= 2) {
-            for (int l = 0; l < half; l++) lane[l] += lane[l + half];
-        }
-        job->y[o] = (xg_real)lane[0];
-    }
-}
 
 /* Units are chunks of the j numbers of an output [o,i]. */
 static void xg__sum_columns(const void *context, size_t begin, size_t end)
 {
     const xg__sum_job *job = (const xg__sum_job *)context;
-    const xg__kernels *kernels = job->x->tape->kernels;
-    xg_real room[XG__STEPS][XG__CHUNK];
     double sum[XG__CHUNK];
     size_t chunks = (job->j + XG__CHUNK - 1) / XG__CHUNK;
     for (size_t unit = begin; unit < end; unit++) {
@@ -5801,11 +6450,8 @@ static void xg__sum_columns(const void *context, size_t begin, size_t end)
         memset(sum, 0, width * sizeof *sum);
         for (size_t k = 0; k < job->r * job->t; k++) {
             size_t block = (o / job->i * job->r + k / job->t) * job->i + o % job->i;
-            size_t from = (block * job->t + k % job->t) * job->j + first;
-            for (size_t at = 0, n; at < width; at += n) {
-                n = xg__sum_piece(job, from + at, width - at);
-                kernels->sum_each(sum + at, xg__sum_fetch(job, from + at, n, room), n);
-            }
+            job->kernels->sum_each(sum, job->x + (block * job->t + k % job->t) * job->j + first,
+                                   width);
         }
         for (size_t c = 0; c < width; c++) job->y[o * job->j + first + c] = (xg_real)sum[c];
     }
@@ -5814,7 +6460,7 @@ static void xg__sum_columns(const void *context, size_t begin, size_t end)
 /* Merges axes into runs of kept and summed ones: o kept, r summed, i kept, t summed, j kept. */
 static void xg__run_sum_to(xg_tensor *y)
 {
-    xg_tensor *x = y->in[0];
+    const xg_tensor *x = y->in[0];
     size_t run[6] = { 1, 1, 1, 1, 1, 1 };
     int slot = 0;
     for (int axis = 0; axis < 4; axis++) {
@@ -5830,25 +6476,26 @@ static void xg__run_sum_to(xg_tensor *y)
         run[2] = run[0];
         run[0] = run[1] = 1;
     }
-    xg__program program;
     xg__sum_job job;
-    if (!x->data && (xg__is_dear(x->op) ? !xg__force(x) : !xg__program_open(&program, x))) return;
-    job.x = x;
-    job.program = &program;
+    job.kernels = y->tape->kernels;
+    job.x = x->data;
     job.y = y->data;
     job.r = run[1];
     job.i = run[2];
     job.t = run[3];
     job.j = run[4];
-    size_t outputs = run[0] * run[2], chunks = (job.j + XG__CHUNK - 1) / XG__CHUNK;
-    size_t taken = job.r * job.t * (x->data ? 1 : (size_t)program.steps);
-    if (job.j == 1) xg__parallel(y->tape, outputs, taken, xg__sum_rows, &job);
-    else xg__parallel(y->tape, outputs * chunks, taken * job.j / chunks, xg__sum_columns, &job);
+    size_t chunks = (job.j + XG__CHUNK - 1) / XG__CHUNK;
+    xg__parallel(y->tape, run[0] * run[2] * chunks, job.r * job.t * job.j / chunks,
+                 xg__sum_columns, &job);
 }
 
+/* A sum of everything is taken sample by sample first: that can be divided among workers. */
 XG_API_DEF xg_tensor *xg_sum_to(xg_tensor *x, xg_shape s)
 {
     if (x && xg_shape_same(x->shape, s)) return x;
+    if (x && xg_shape_size(s) == 1 && x->shape.n > 1 && xg_size(x) > (size_t)x->shape.n) {
+        x = xg__emit_to(XG_OP_sum_to, x, NULL, xg_shape4(x->shape.n, 1, 1, 1));
+    }
     return xg__emit_to(XG_OP_sum_to, x, NULL, s);
 }
 static xg_tensor *xg__vjp_sum_to(xg_tensor *y, int i, xg_tensor *g)
@@ -5889,10 +6536,8 @@ static bool xg__shape_reshape(xg_tensor *y)
     if (!xg__shape_valid(y->shape) || xg_shape_size(y->shape) != xg_size(y->in[0])) {
         return xg__refuse(y, XG_ERR_SHAPE, "the number of elements must stay the same");
     }
-    y->data = y->in[0]->data;                  /* the same numbers in the same order: no copy */
     return true;
 }
-#define xg__run_reshape NULL
 
 XG_API_DEF xg_tensor *xg_reshape(xg_tensor *x, xg_shape s)
 {
@@ -7062,19 +7707,10 @@ XG_API_DEF xg_tensor *xg_bce_with_logits(xg_tensor *logits, xg_tensor *target)
 
 /* ---- control --------------------------------------------------------------------------------- */
 
-static bool xg__shape_share(xg_tensor *y)
-{
-    y->shape = y->in[0]->shape;
-    y->data = y->in[0]->data;
-    return true;
-}
-
-#define xg__shape_detach xg__shape_share
-#define xg__run_detach NULL
+#define xg__shape_detach xg__shape_map
 XG_API_DEF xg_tensor *xg_detach(xg_tensor *x) { return xg__emit1(XG_OP_detach, x); }
 
-#define xg__shape_barrier xg__shape_share
-#define xg__run_barrier NULL
+#define xg__shape_barrier xg__shape_map
 XG_API_DEF xg_tensor *xg_barrier(xg_tensor *x) { return xg__emit1(XG_OP_barrier, x); }
 static xg_tensor *xg__vjp_barrier(xg_tensor *y, int i, xg_tensor *g)
 {
@@ -7090,7 +7726,8 @@ static xg_tensor *xg__vjp_barrier(xg_tensor *y, int i, xg_tensor *g)
 #define XG__ROOM_map(name) xg__shape_map, NULL, XG__LATER_MAP, XG__MAP_##name
 #define XG__ROOM_zip(name) xg__shape_zip, NULL, XG__LATER_ZIP, XG__ZIP_##name
 #define XG__ROOM_fan(name) xg__shape_##name, NULL, XG__LATER_MAP, XG__MAP_affine
-#define XG__ROOM_sum(name) xg__shape_##name, xg__run_##name, XG__FLUENT, 0
+#define XG__ROOM_sum(name) xg__shape_##name, xg__run_##name, XG__LATER_SUM, 0
+#define XG__ROOM_view(name) xg__shape_##name, NULL, XG__VIEW, 0
 #define XG__ROOM_own(name) xg__shape_##name, xg__run_##name, XG__NOW, 0
 #define XG__RULE_rule(name) xg__vjp_##name
 #define XG__RULE_none(name) NULL
@@ -7164,49 +7801,87 @@ static bool xg__walk_allowed(const char *reading, xg_tensor *y, xg_tensor *const
     return !poison;
 }
 
+/* Does a part of a cotangent come by a way of its own, or from the inside of batch norm, say? */
+static bool xg__is_path(const xg_tensor *part)
+{
+    return part->data || part->hub || part->op == XG_OP_gate;
+}
+
+/* Adds a part to a tensor's cotangent. The gradient of a leaf in a last sweep, where parts are not
+ * needed for anything else, is added up at once: so they need not be kept. */
+static void xg__walk_add(xg_tensor *x, xg_tensor *part)
+{
+    xg_tensor *old = x->walk.first, *sum = old ? xg_add(old, part) : part;
+    if (old && xg_size(x) >= XG__WORTH && xg__is_path(old) && xg__is_path(part)) sum->hub = true;
+    xg__hold(sum);
+    x->walk.first = sum;
+    if (old && x->op == XG_OP_leaf && x->tape->last_sweep) xg__force(sum);
+    if (old) xg__let_go(old);
+}
+
 /* Sends node's cotangent on to its operands. A cotangent that an operation broadcast is summed back
  * here, once for all rules. */
 static void xg__walk_back(xg_tensor *node, const xg_rules *rules)
 {
+    xg_tape *tape = node->tape;
+    int first = tape->count;
+    if (tape->last_sweep) tape->open = first;
     for (int i = 0; i < 2; i++) {
         xg_tensor *operand = node->in[i];
         xg_vjp rule = rules->vjp[node->op];
         if (!rule || !operand || operand->walk.number != node->walk.number) continue;
         xg_tensor *part = rule(node, i, node->walk.first);
-        if (!part) continue;
-        part = xg_sum_to(part, operand->shape);
-        operand->walk.first = operand->walk.first ? xg_add(operand->walk.first, part) : part;
+        if (part) xg__walk_add(operand, xg_sum_to(part, operand->shape));
+    }
+    if (tape->last_sweep && !xg_failed(tape)) xg__end_unheld(tape, first);
+}
+
+/* Reads the tape from y back to the earliest input. A last sweep lets go of each cotangent once its
+ * node has been read; those of inputs are results and stay. */
+static void xg__walk(xg_tensor *y, xg_tensor *seed, xg_tensor *const *x, int count,
+                     const xg_rules *rules)
+{
+    xg_tape *tape = y->tape;
+    xg_tensor *earliest = xg__walk_begin(tape, x, count);
+    int number = tape->walks;
+    for (int i = 0; i < count; i++) x[i]->walk.leads = true;
+    if (y->walk.number == number) xg__walk_add(y, seed);
+    for (xg_tensor *node = y; node && node->id >= earliest->id; node = node->prev) {
+        if (node->walk.number != number || !node->walk.first) continue;
+        xg__walk_back(node, rules);
+        if (xg_failed(tape)) return;
+        if (!node->walk.leads) xg__let_go(node->walk.first);
+    }
+}
+
+static void xg__grads(xg_tensor *y, xg_tensor *seed, xg_tensor *const *x, int count,
+                      const xg_rules *rules, xg_tensor **out, bool last)
+{
+    xg_tape *tape = xg_tape_of(y);
+    for (int i = 0; i < count; i++) out[i] = xg__poison(tape);
+    if (!xg__walk_allowed("grads", y, x, count) || count < 1) return;
+    tape->last_sweep = last;
+    if (!seed) seed = xg_full(tape, y->shape, 1);
+    if (!xg_failed(tape) && !xg_shape_same(seed->shape, y->shape)) {
+        xg_fail(tape, XG_ERR_SHAPE, "grads: the seed must be shaped like y");
+    }
+    xg_rules plain;
+    if (!rules) {
+        plain = xg_rules_plain();
+        rules = &plain;
+    }
+    if (!xg_failed(tape)) xg__walk(y, seed, x, count, rules);
+    tape->last_sweep = false;
+    tape->open = INT_MAX;
+    for (int i = 0; i < count && !xg_failed(tape); i++) {
+        out[i] = x[i]->walk.first ? x[i]->walk.first : xg_leaf(tape, x[i]->shape, NULL);
     }
 }
 
 XG_API_DEF void xg_grads(xg_tensor *y, xg_tensor *seed, xg_tensor *const *x, int count,
                          const xg_rules *rules, xg_tensor **out)
 {
-    xg_tape *tape = xg_tape_of(y);
-    for (int i = 0; i < count; i++) out[i] = xg__poison(tape);
-    if (!xg__walk_allowed("grads", y, x, count) || count < 1) return;
-    if (!seed) seed = xg_full(tape, y->shape, 1);
-    if (!xg_failed(tape) && !xg_shape_same(seed->shape, y->shape)) {
-        xg_fail(tape, XG_ERR_SHAPE, "grads: the seed must be shaped like y");
-    }
-    if (xg_failed(tape)) return;
-
-    xg_rules plain;
-    if (!rules) {
-        plain = xg_rules_plain();
-        rules = &plain;
-    }
-    xg_tensor *earliest = xg__walk_begin(tape, x, count);
-    int number = tape->walks;
-    if (y->walk.number == number) y->walk.first = seed;
-    for (xg_tensor *node = y; node && node->id >= earliest->id; node = node->prev) {
-        if (node->walk.number != number || !node->walk.first) continue;
-        xg__walk_back(node, rules);
-        if (xg_failed(tape)) return;
-    }
-    for (int i = 0; i < count; i++) {
-        out[i] = x[i]->walk.first ? x[i]->walk.first : xg_leaf(tape, x[i]->shape, NULL);
-    }
+    xg__grads(y, seed, x, count, rules, out, false);
 }
 
 XG_API_DEF xg_tensor *xg_grad(xg_tensor *y, xg_tensor *x)
@@ -7742,7 +8417,7 @@ static bool xg__params_grow(xg_params *params)
 {
     int capacity = params->capacity ? 2 * params->capacity : XG__FIRST_CAPACITY;
     size_t n = (size_t)capacity;
-    xg__place before = xg__arena_mark(&params->arena);
+    xg__place before = xg__arena_place(&params->arena);
     xg_params next = *params;
     next.capacity = capacity;
     next.entry = (xg__entry *)xg__params_take(params, n * sizeof *next.entry);
@@ -7765,7 +8440,7 @@ static bool xg__params_grow(xg_params *params)
 static int xg__params_insert(xg_params *params, const char *name, xg_shape s, bool trainable)
 {
     if (params->count == params->capacity && !xg__params_grow(params)) return -1;
-    xg__place before = xg__arena_mark(&params->arena);
+    xg__place before = xg__arena_place(&params->arena);
     xg__entry entry;
     memset(&entry, 0, sizeof entry);
     size_t length = strlen(name) + 1;
@@ -7894,7 +8569,7 @@ static xg_real *xg__slot_get(xg_params *params, int entry, const char *optim, in
     }
     xg__steps *steps = create ? xg__steps_find(params, optim, true) : NULL;
     if (!steps) return NULL;
-    xg__place before = xg__arena_mark(&params->arena);
+    xg__place before = xg__arena_place(&params->arena);
     size_t bytes = xg_shape_size(owner->shape) * sizeof(xg_real);
     xg__slot *slot = (xg__slot *)xg__params_take(params, sizeof *slot);
     if (slot) slot->data = (xg_real *)xg__params_take(params, bytes);
@@ -9077,7 +9752,7 @@ XG_API_DEF xg_code xg_optim_step(const xg_optim *o, xg_params *params, xg_tensor
         xg__optim_idle(tape, only);
         return XG_ERR_NAME;
     }
-    xg_grads(loss, NULL, params->leaf, count, NULL, params->grad);
+    xg__grads(loss, NULL, params->leaf, count, NULL, params->grad, true);
     return xg_optim_apply(o, params, params->leaf, params->grad, count);
 }
 
