@@ -1521,6 +1521,26 @@ typedef struct xg__conv_job {
     xg_real *y;
 } xg__conv_job;
 
+/* Windows over a plane: of h x w numbers one for each of oh x ow windows. Windows in columns
+ * [inner, outer) are not clipped at the sides. */
+typedef struct xg__pool_job {
+    xg_window window;
+    int h, w, oh, ow, inner, outer;
+    double share;                                  /* 1 / (kh kw) */
+} xg__pool_job;
+
+/* The numbers of an optimiser's step (7.4). */
+typedef struct xg__rates {
+    xg_real lr, scale, decay, momentum;            /* scale: of the gradient, from clipping */
+    xg_real beta1, beta2, fresh1, fresh2;          /* fresh: 1 - beta */
+    xg_real rate, root, eps, keep;                 /* Adam: lr and 1/sqrt corrected for bias */
+    bool    nesterov;                              /* keep: what decoupled decay leaves of w */
+} xg__rates;
+
+/* Changes n weights w by their gradients g; first and second are the optimiser's state. */
+typedef void (*xg__update_row)(const xg__rates *rates, xg_real *w, const xg_real *g, xg_real *first,
+                               xg_real *second, size_t n);
+
 /* The pointwise operations that have a vector kernel: X(name, expression in v, p, q) and, for
  * pairs, X(name, expression in a, b). */
 #define XG__MAPS(X) X(exp) X(log) X(sqrt) X(pow) X(sigmoid) X(tanh) X(softplus) X(abs) X(affine) \
@@ -1540,6 +1560,16 @@ enum {
     XG__ZIP_COUNT
 };
 
+/* The part of a window that lies inside the input: numbers first, first + dilation, .. < end. */
+XG__INLINE void xg__clip(int place, int kernel, int extent, xg_window k, int *first, int *end)
+{
+    int start = place * k.stride - k.pad;
+    int stop = start + k.dilation * (kernel - 1) + 1;
+    int missing = start < 0 ? (-start + k.dilation - 1) / k.dilation : 0;
+    *first = start + missing * k.dilation;
+    *end = stop < extent ? stop : extent;
+}
+
 /* One instruction set's kernels. */
 typedef struct xg__kernels {
     const char *name;                                           /* "avx512" */
@@ -1547,6 +1577,16 @@ typedef struct xg__kernels {
     xg__zip_row zip[XG__ZIP_COUNT];
     void   (*sum_lanes)(double *lane, const xg_real *x, size_t n);  /* lane[i % 16] += x[i] */
     void   (*sum_each)(double *sum, const xg_real *x, size_t n);    /* sum[i] += x[i] */
+    void   (*square_lanes)(double *lane, const xg_real *x, size_t n);  /* lane[i % 16] += x[i]^2 */
+    xg__update_row update[3];                                       /* by vectors of state */
+    /* Of one plane: the mean of each window, the index of its maximum. Then of windows of 2x2 side
+     * by side: the numbers at an index, and the plane that has them there. */
+    void   (*avgpool)(const xg__pool_job *job, const xg_real *x, xg_real *y);
+    void   (*argpool)(const xg__pool_job *job, const xg_real *x, xg_real *index);
+    void   (*pick_pairs)(const xg__pool_job *job, const xg_real *x, const xg_real *index,
+                         xg_real *y);
+    void   (*place_pairs)(const xg__pool_job *job, const xg_real *g, const xg_real *index,
+                          xg_real *x);
     size_t (*gemm_scratch)(const xg__gemm_job *job, int workers);   /* bytes */
     void   (*gemm)(const xg__gemm_job *job, const xg__team *team);
     size_t (*conv_scratch)(const xg__conv_job *job, int workers);   /* bytes */
@@ -1766,7 +1806,10 @@ static const xg__kernels *xg__kernels_find(const char *name)
  *   bits_up, bits_down      by 23, the width of a mantissa
  *   bits_number     what the bits, read as a whole number with sign, are worth
  *   transpose       a square of XG__LANES rows into another
+ *   evens, odds     every other number of a and b, laid end to end, from the first or the second
+ *   mix_low, mix_high       and back: a0 b0 a1 b1 .., its first and its second half
  *   wide_load (from numbers), wide_load_part, wide_read, wide_store (doubles), wide_add
+ *   wide_add_square         a + b*b for b from numbers, whose square is exact
  */
 
 #if XG__PASS == XG__LEVEL_SCALAR
@@ -1799,7 +1842,12 @@ XG__INLINE XG_(w) XG_(wide_load)(const xg_real *p)          { return (double)*p;
 XG__INLINE XG_(w) XG_(wide_load_part)(const xg_real *p, size_t n) { return n ? (double)*p : 0; }
 XG__INLINE XG_(w) XG_(wide_add)(XG_(w) a, XG_(w) b)         { return a + b; }
 XG__INLINE void   XG_(wide_store)(double *p, XG_(w) a)      { *p = a; }
+XG__INLINE XG_(w) XG_(wide_add_square)(XG_(w) a, XG_(w) b)  { return a + b * b; }
 
+XG__INLINE XG_(v) XG_(evens)(XG_(v) a, XG_(v) b)            { (void)b; return a; }
+XG__INLINE XG_(v) XG_(odds)(XG_(v) a, XG_(v) b)             { (void)a; return b; }
+XG__INLINE XG_(v) XG_(mix_low)(XG_(v) a, XG_(v) b)          { (void)b; return a; }
+XG__INLINE XG_(v) XG_(mix_high)(XG_(v) a, XG_(v) b)         { (void)a; return b; }
 
 XG__INLINE void XG_(transpose)(const xg_real *from, size_t from_stride, xg_real *to,
                                size_t to_stride)
@@ -1939,6 +1987,11 @@ XG__INLINE XG_(v) XG_(bits_down)(XG_(v) a)
 
 XG__INLINE XG_(v) XG_(bits_number)(XG_(v) a) { return vcvtq_f32_s32(vreinterpretq_s32_f32(a)); }
 
+XG__INLINE XG_(v) XG_(evens)(XG_(v) a, XG_(v) b)    { return vuzp1q_f32(a, b); }
+XG__INLINE XG_(v) XG_(odds)(XG_(v) a, XG_(v) b)     { return vuzp2q_f32(a, b); }
+XG__INLINE XG_(v) XG_(mix_low)(XG_(v) a, XG_(v) b)  { return vzip1q_f32(a, b); }
+XG__INLINE XG_(v) XG_(mix_high)(XG_(v) a, XG_(v) b) { return vzip2q_f32(a, b); }
+
 XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to, size_t to_stride)
 {
     const float32x4_t r0 = vld1q_f32(from), r1 = vld1q_f32(from + from_stride);
@@ -1969,6 +2022,13 @@ XG__INLINE XG_(w) XG_(wide_add)(XG_(w) a, XG_(w) b)
 {
     a.low = vaddq_f64(a.low, b.low);
     a.high = vaddq_f64(a.high, b.high);
+    return a;
+}
+
+XG__INLINE XG_(w) XG_(wide_add_square)(XG_(w) a, XG_(w) b)
+{
+    a.low = vaddq_f64(a.low, vmulq_f64(b.low, b.low));
+    a.high = vaddq_f64(a.high, vmulq_f64(b.high, b.high));
     return a;
 }
 
@@ -2058,6 +2118,26 @@ XG__INLINE XG_(v) XG_(bits_up)(XG_(v) a)     { return wasm_i32x4_shl(a, 23); }
 XG__INLINE XG_(v) XG_(bits_down)(XG_(v) a)   { return wasm_u32x4_shr(a, 23); }
 XG__INLINE XG_(v) XG_(bits_number)(XG_(v) a) { return wasm_f32x4_convert_i32x4(a); }
 
+XG__INLINE XG_(v) XG_(evens)(XG_(v) a, XG_(v) b)
+{
+    return wasm_i32x4_shuffle(a, b, 0, 2, 4, 6);
+}
+
+XG__INLINE XG_(v) XG_(odds)(XG_(v) a, XG_(v) b)
+{
+    return wasm_i32x4_shuffle(a, b, 1, 3, 5, 7);
+}
+
+XG__INLINE XG_(v) XG_(mix_low)(XG_(v) a, XG_(v) b)
+{
+    return wasm_i32x4_shuffle(a, b, 0, 4, 1, 5);
+}
+
+XG__INLINE XG_(v) XG_(mix_high)(XG_(v) a, XG_(v) b)
+{
+    return wasm_i32x4_shuffle(a, b, 2, 6, 3, 7);
+}
+
 XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to, size_t to_stride)
 {
     const v128_t r0 = wasm_v128_load(from), r1 = wasm_v128_load(from + from_stride);
@@ -2091,6 +2171,13 @@ XG__INLINE XG_(w) XG_(wide_add)(XG_(w) a, XG_(w) b)
 {
     a.low = wasm_f64x2_add(a.low, b.low);
     a.high = wasm_f64x2_add(a.high, b.high);
+    return a;
+}
+
+XG__INLINE XG_(w) XG_(wide_add_square)(XG_(w) a, XG_(w) b)
+{
+    a.low = wasm_f64x2_add(a.low, wasm_f64x2_mul(b.low, b.low));
+    a.high = wasm_f64x2_add(a.high, wasm_f64x2_mul(b.high, b.high));
     return a;
 }
 
@@ -2186,6 +2273,29 @@ XG__INLINE XG_(v) XG_(bits_number)(XG_(v) a)
     return _mm256_cvtepi32_ps(_mm256_castps_si256(a));
 }
 
+/* Within the halves of the registers first; then quarters, or halves, change places. */
+XG__INLINE XG_(v) XG_(evens)(XG_(v) a, XG_(v) b)
+{
+    const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88));
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8));
+}
+
+XG__INLINE XG_(v) XG_(odds)(XG_(v) a, XG_(v) b)
+{
+    const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0xdd));
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8));
+}
+
+XG__INLINE XG_(v) XG_(mix_low)(XG_(v) a, XG_(v) b)
+{
+    return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20);
+}
+
+XG__INLINE XG_(v) XG_(mix_high)(XG_(v) a, XG_(v) b)
+{
+    return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
+}
+
 /* First 4 x 4 squares within the halves of the registers, then the halves change places. */
 XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to, size_t to_stride)
 {
@@ -2243,6 +2353,13 @@ XG__INLINE XG_(w) XG_(wide_add)(XG_(w) a, XG_(w) b)
 {
     a.low = _mm256_add_pd(a.low, b.low);
     a.high = _mm256_add_pd(a.high, b.high);
+    return a;
+}
+
+XG__INLINE XG_(w) XG_(wide_add_square)(XG_(w) a, XG_(w) b)
+{
+    a.low = _mm256_add_pd(a.low, _mm256_mul_pd(b.low, b.low));
+    a.high = _mm256_add_pd(a.high, _mm256_mul_pd(b.high, b.high));
     return a;
 }
 
@@ -2336,6 +2453,34 @@ XG__INLINE XG_(v) XG_(bits_number)(XG_(v) a)
     return _mm512_cvtepi32_ps(_mm512_castps_si512(a));
 }
 
+XG__INLINE XG_(v) XG_(evens)(XG_(v) a, XG_(v) b)
+{
+    const __m512i from = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14,
+                                           16, 18, 20, 22, 24, 26, 28, 30);
+    return _mm512_permutex2var_ps(a, from, b);
+}
+
+XG__INLINE XG_(v) XG_(odds)(XG_(v) a, XG_(v) b)
+{
+    const __m512i from = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15,
+                                           17, 19, 21, 23, 25, 27, 29, 31);
+    return _mm512_permutex2var_ps(a, from, b);
+}
+
+XG__INLINE XG_(v) XG_(mix_low)(XG_(v) a, XG_(v) b)
+{
+    const __m512i from = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19,
+                                           4, 20, 5, 21, 6, 22, 7, 23);
+    return _mm512_permutex2var_ps(a, from, b);
+}
+
+XG__INLINE XG_(v) XG_(mix_high)(XG_(v) a, XG_(v) b)
+{
+    const __m512i from = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27,
+                                           12, 28, 13, 29, 14, 30, 15, 31);
+    return _mm512_permutex2var_ps(a, from, b);
+}
+
 /* First 4 x 4 squares within the quarters of the registers, then the quarters change places. */
 XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to, size_t to_stride)
 {
@@ -2398,6 +2543,13 @@ XG__INLINE XG_(w) XG_(wide_add)(XG_(w) a, XG_(w) b)
 {
     a.low = _mm512_add_pd(a.low, b.low);
     a.high = _mm512_add_pd(a.high, b.high);
+    return a;
+}
+
+XG__INLINE XG_(w) XG_(wide_add_square)(XG_(w) a, XG_(w) b)
+{
+    a.low = _mm512_add_pd(a.low, _mm512_mul_pd(b.low, b.low));
+    a.high = _mm512_add_pd(a.high, _mm512_mul_pd(b.high, b.high));
     return a;
 }
 
@@ -2770,6 +2922,297 @@ static void XG_(sum_each)(double *sum, const xg_real *x, size_t n)
         XG_(wide_store)(sum + i, XG_(wide_add)(XG_(wide_read)(sum + i), XG_(wide_load)(x + i)));
     }
     for (; i < n; i++) sum[i] += (double)x[i];
+}
+
+/* 3.4.1 Optimiser steps; the formulas stand at 7.4. */
+
+/* The sum of squares, as sum_lanes has it. */
+static void XG_(square_lanes)(double *lane, const xg_real *x, size_t n)
+{
+    XG_(w) sum[16 / XG__LANES];
+    size_t i;
+    int l;
+    XG__UNROLL
+    for (l = 0; l < 16 / XG__LANES; l++) sum[l] = XG_(wide_read)(lane + l * XG__LANES);
+    for (i = 0; i + 16 <= n; i += 16) {
+        XG__UNROLL
+        for (l = 0; l < 16 / XG__LANES; l++) {
+            sum[l] = XG_(wide_add_square)(sum[l], XG_(wide_load)(x + i + l * XG__LANES));
+        }
+    }
+    XG__UNROLL
+    for (l = 0; l < 16 / XG__LANES; l++) XG_(wide_store)(lane + l * XG__LANES, sum[l]);
+    for (; i < n; i++) lane[i % 16] += (double)x[i] * (double)x[i];
+}
+
+/* A whole vector, or the n numbers that are left. */
+XG__INLINE XG_(v) XG_(load_most)(const xg_real *p, size_t n)
+{
+    return n < XG__LANES ? XG_(load_part)(p, n) : XG_(load)(p);
+}
+
+XG__INLINE void XG_(store_most)(xg_real *p, XG_(v) a, size_t n)
+{
+    if (n < XG__LANES) XG_(store_part)(p, a, n);
+    else XG_(store)(p, a);
+}
+
+/* The gradient as it counts: scaled by clipping, plus what decay adds. */
+XG__INLINE XG_(v) XG_(pull)(const xg__rates *r, XG_(v) w, XG_(v) g)
+{
+    return XG_(fma)(XG_(set1)(r->decay), w, XG_(mul)(XG_(set1)(r->scale), g));
+}
+
+static void XG_(update_plain)(const xg__rates *rates, xg_real *w, const xg_real *g, xg_real *first,
+                              xg_real *second, size_t n)
+{
+    const xg__rates r = *rates;                /* a copy, which no store can change */
+    size_t i;
+    (void)first;
+    (void)second;
+    for (i = 0; i < n; i += XG__LANES) {
+        const XG_(v) old = XG_(load_most)(w + i, n - i);
+        const XG_(v) d = XG_(pull)(&r, old, XG_(load_most)(g + i, n - i));
+        XG_(store_most)(w + i, XG_(fnma)(XG_(set1)(r.lr), d, old), n - i);
+    }
+}
+
+static void XG_(update_momentum)(const xg__rates *rates, xg_real *w, const xg_real *g,
+                                 xg_real *first, xg_real *second, size_t n)
+{
+    const xg__rates r = *rates;
+    size_t i;
+    (void)second;
+    for (i = 0; i < n; i += XG__LANES) {
+        const XG_(v) old = XG_(load_most)(w + i, n - i), momentum = XG_(set1)(r.momentum);
+        const XG_(v) d = XG_(pull)(&r, old, XG_(load_most)(g + i, n - i));
+        const XG_(v) v = XG_(fma)(momentum, XG_(load_most)(first + i, n - i), d);
+        const XG_(v) step = r.nesterov ? XG_(fma)(momentum, v, d) : v;
+        XG_(store_most)(first + i, v, n - i);
+        XG_(store_most)(w + i, XG_(fnma)(XG_(set1)(r.lr), step, old), n - i);
+    }
+}
+
+static void XG_(update_adam)(const xg__rates *rates, xg_real *w, const xg_real *g, xg_real *first,
+                             xg_real *second, size_t n)
+{
+    const xg__rates r = *rates;
+    size_t i;
+    for (i = 0; i < n; i += XG__LANES) {
+        const XG_(v) old = XG_(load_most)(w + i, n - i);
+        const XG_(v) d = XG_(pull)(&r, old, XG_(load_most)(g + i, n - i));
+        const XG_(v) d1 = XG_(mul)(XG_(set1)(r.fresh1), d), d2 = XG_(mul)(XG_(set1)(r.fresh2), d);
+        const XG_(v) m = XG_(fma)(XG_(set1)(r.beta1), XG_(load_most)(first + i, n - i), d1);
+        const XG_(v) v = XG_(fma)(XG_(set1)(r.beta2), XG_(load_most)(second + i, n - i),
+                                  XG_(mul)(d2, d));
+        const XG_(v) size = XG_(fma)(XG_(sqrt)(v), XG_(set1)(r.root), XG_(set1)(r.eps));
+        const XG_(v) step = XG_(div)(XG_(mul)(XG_(set1)(r.rate), m), size);
+        XG_(store_most)(first + i, m, n - i);
+        XG_(store_most)(second + i, v, n - i);
+        XG_(store_most)(w + i, XG_(fma)(XG_(set1)(r.keep), old, XG_(neg)(step)), n - i);
+    }
+}
+
+/* 3.4.2 Pools: what lies in a window of a plane, for a vector of windows side by side. The few that
+ *       the plane's sides clip go one by one. Places in a plane count row by row. */
+
+/* i times step, in lane i. */
+XG__INLINE XG_(v) XG_(ramp)(int step)
+{
+    static const xg_real lane[16] = { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 };
+    return XG_(mul)(XG_(load)(lane), XG_(set1)((xg_real)step));
+}
+
+/* 2n numbers, n <= XG__LANES, as two vectors. */
+XG__INLINE void XG_(load_two)(const xg_real *p, size_t n, XG_(v) *a, XG_(v) *b)
+{
+    *a = XG_(load_most)(p, 2 * n);
+    *b = 2 * n > XG__LANES ? XG_(load_most)(p + XG__LANES, 2 * n - XG__LANES) : XG_(set1)(0);
+}
+
+/* Number `offset` of each of n windows, the first of which starts at p. Stride 2 reads only what
+ * lies in some window: of a pair, the offset's own number and one before it, or if there is none,
+ * the one after it. */
+XG__INLINE XG_(v) XG_(tap)(const xg_real *p, int offset, const xg_window *k, size_t n)
+{
+    XG_(v) a, b;
+    xg_real room[XG__LANES];
+    size_t i;
+    if (k->stride == 1) return XG_(load_most)(p + offset, n);
+    if (k->stride == 2 && k->kw > 1) {
+        XG_(load_two)(p + (offset > 0 ? offset - 1 : 0), n, &a, &b);
+        return offset > 0 ? XG_(odds)(a, b) : XG_(evens)(a, b);
+    }
+    p += offset;
+    for (i = 0; i < XG__LANES; i++) room[i] = i < n ? p[(size_t)k->stride * i] : 0;
+    return XG_(load)(room);
+}
+
+/* Every window of a plane: `one` makes y's number of a window that may be clipped; `some` those of
+ * n that are not, the first in column c. Their rows are [r, end). */
+XG__INLINE void XG_(each_window)(const xg__pool_job *job, const xg_real *x, xg_real *y,
+    xg_real (*one)(const xg__pool_job *job, const xg_real *x, int r, int end, int ox),
+    void (*some)(const xg__pool_job *job, const xg_real *x, int r, int end, int c, size_t n,
+                 xg_real *y))
+{
+    int oy, ox, r, end;
+    for (oy = 0; oy < job->oh; oy++, y += job->ow) {
+        xg__clip(oy, job->window.kh, job->h, job->window, &r, &end);
+        for (ox = 0; ox < job->inner; ox++) y[ox] = one(job, x, r, end, ox);
+        for (; ox + XG__LANES <= job->outer; ox += XG__LANES) {
+            some(job, x, r, end, ox * job->window.stride - job->window.pad, XG__LANES, y + ox);
+        }
+        if (ox < job->outer) {
+            some(job, x, r, end, ox * job->window.stride - job->window.pad,
+                 (size_t)(job->outer - ox), y + ox);
+        }
+        for (ox = job->outer; ox < job->ow; ox++) y[ox] = one(job, x, r, end, ox);
+    }
+}
+
+/* Means: sums in double, of the numbers in their order; what is clipped counts as 0. */
+static xg_real XG_(avgpool_one)(const xg__pool_job *job, const xg_real *x, int r, int end, int ox)
+{
+    int first, stop, c;
+    double sum = 0;
+    xg__clip(ox, job->window.kw, job->w, job->window, &first, &stop);
+    for (; r < end; r += job->window.dilation) {
+        for (c = first; c < stop; c += job->window.dilation) sum += (double)x[r * job->w + c];
+    }
+    return (xg_real)(sum * job->share);
+}
+
+XG__INLINE void XG_(avgpool_some)(const xg__pool_job *job, const xg_real *x, int r, int end, int c,
+                                  size_t n, xg_real *y)
+{
+    const xg_window k = job->window;
+    xg_real room[XG__LANES];
+    double total[XG__LANES] = { 0 };
+    XG_(w) sum = XG_(wide_read)(total);
+    size_t i;
+    int dx;
+    for (; r < end; r += k.dilation) {
+        for (dx = 0; dx < k.kw; dx++) {
+            XG_(store)(room, XG_(tap)(x + r * job->w + c, dx * k.dilation, &k, n));
+            sum = XG_(wide_add)(sum, XG_(wide_load)(room));
+        }
+    }
+    XG_(wide_store)(total, sum);
+    for (i = 0; i < n; i++) y[i] = (xg_real)(total[i] * job->share);
+}
+
+static void XG_(avgpool)(const xg__pool_job *job, const xg_real *x, xg_real *y)
+{
+    XG_(each_window)(job, x, y, XG_(avgpool_one), XG_(avgpool_some));
+}
+
+/* Maxima: the place of each. */
+static xg_real XG_(argpool_one)(const xg__pool_job *job, const xg_real *x, int r, int end, int ox)
+{
+    int first, stop, c, best;
+    xg__clip(ox, job->window.kw, job->w, job->window, &first, &stop);
+    best = r * job->w + first;
+    for (; r < end; r += job->window.dilation) {
+        for (c = first; c < stop; c += job->window.dilation) {
+            const int at = r * job->w + c;
+            if (x[at] > x[best] || x[at] != x[at]) best = at;          /* a NaN wins */
+        }
+    }
+    return (xg_real)best;
+}
+
+/* Where t, found at `at`, beats the best so far. The first of equals wins, and the last NaN: it
+ * counts as infinite afterwards, which no number exceeds. */
+XG__INLINE void XG_(contest)(XG_(v) t, XG_(v) at, XG_(v) *best, XG_(v) *index)
+{
+    const XG_(m) keep = XG_(less_equal)(t, *best);             /* never holds for NaN */
+    *best = XG_(select)(keep, *best, XG_(min)(t, XG_(set1)((xg_real)INFINITY)));
+    *index = XG_(select)(keep, *index, at);
+}
+
+XG__INLINE void XG_(argpool_some)(const xg__pool_job *job, const xg_real *x, int r, int end, int c,
+                                  size_t n, xg_real *y)
+{
+    const xg_window k = job->window;
+    const XG_(v) lane = XG_(ramp)(k.stride);
+    XG_(v) best = XG_(set1)(-(xg_real)INFINITY), a, b;
+    XG_(v) index = XG_(add)(lane, XG_(set1)((xg_real)(r * job->w + c)));
+    int dx;
+    for (; r < end; r += k.dilation) {
+        const int start = r * job->w + c;
+        XG_(v) at = XG_(add)(lane, XG_(set1)((xg_real)start));
+        if (k.kw == 2 && k.stride == 2 && k.dilation == 1) {   /* the most frequent by far */
+            XG_(load_two)(x + start, n, &a, &b);
+            XG_(contest)(XG_(evens)(a, b), at, &best, &index);
+            XG_(contest)(XG_(odds)(a, b), XG_(add)(at, XG_(set1)(1)), &best, &index);
+            continue;
+        }
+        for (dx = 0; dx < k.kw; dx++, at = XG_(add)(at, XG_(set1)((xg_real)k.dilation))) {
+            XG_(contest)(XG_(tap)(x + start, dx * k.dilation, &k, n), at, &best, &index);
+        }
+    }
+    XG_(store_most)(y, index, n);
+}
+
+static void XG_(argpool)(const xg__pool_job *job, const xg_real *x, xg_real *index)
+{
+    XG_(each_window)(job, x, index, XG_(argpool_one), XG_(argpool_some));
+}
+
+/* Of each window of 2x2, the number at its index. */
+static void XG_(pick_pairs)(const xg__pool_job *job, const xg_real *x, const xg_real *index,
+                            xg_real *y)
+{
+    const XG_(v) lane = XG_(ramp)(2), one = XG_(set1)(1);
+    int oy, ox, r;
+    for (oy = 0; oy < job->oh; oy++, index += job->ow, y += job->ow) {
+        for (ox = 0; ox < job->ow; ox += XG__LANES) {
+            const size_t n = xg__min((size_t)(job->ow - ox), XG__LANES);
+            const XG_(v) chosen = XG_(load_most)(index + ox, n);
+            XG_(v) found = XG_(set1)(0), a, b, at;
+            for (r = 2 * oy; r < 2 * oy + 2; r++) {
+                const int start = r * job->w + 2 * ox;
+                XG_(load_two)(x + start, n, &a, &b);
+                at = XG_(add)(lane, XG_(set1)((xg_real)start));
+                found = XG_(select)(XG_(less_equal)(at, chosen), XG_(evens)(a, b), found);
+                at = XG_(add)(at, one);
+                found = XG_(select)(XG_(less_equal)(at, chosen), XG_(odds)(a, b), found);
+            }
+            XG_(store_most)(y + ox, found, n);
+        }
+    }
+}
+
+/* g where the index is `at`, else 0; like a sum that starts at 0, it has no -0. */
+XG__INLINE XG_(v) XG_(placed)(XG_(v) g, XG_(v) index, XG_(v) at)
+{
+    const XG_(v) zero = XG_(set1)(0);
+    const XG_(v) up_to = XG_(select)(XG_(less_equal)(index, at), XG_(add)(g, zero), zero);
+    return XG_(select)(XG_(less_equal)(at, index), up_to, zero);
+}
+
+/* The transpose: each window of 2x2 gets its g at its index; what no window covers is 0. */
+static void XG_(place_pairs)(const xg__pool_job *job, const xg_real *g, const xg_real *index,
+                             xg_real *x)
+{
+    const XG_(v) lane = XG_(ramp)(2), one = XG_(set1)(1);
+    int r, ox;
+    for (r = 0; r < job->oh * 2; r++, x += job->w) {
+        const size_t row = (size_t)(r / 2) * (size_t)job->ow;
+        x[job->w - 1] = 0;                                             /* of an odd width */
+        for (ox = 0; ox < job->ow; ox += XG__LANES) {
+            const size_t n = xg__min((size_t)(job->ow - ox), XG__LANES);
+            const XG_(v) from = XG_(load_most)(g + row + ox, n);
+            const XG_(v) chosen = XG_(load_most)(index + row + ox, n);
+            const XG_(v) at = XG_(add)(lane, XG_(set1)((xg_real)(r * job->w + 2 * ox)));
+            const XG_(v) a = XG_(placed)(from, chosen, at);
+            const XG_(v) b = XG_(placed)(from, chosen, XG_(add)(at, one));
+            XG_(store_most)(x + 2 * ox, XG_(mix_low)(a, b), 2 * n);
+            if (2 * n <= XG__LANES) continue;
+            XG_(store_most)(x + 2 * ox + XG__LANES, XG_(mix_high)(a, b), 2 * n - XG__LANES);
+        }
+    }
+    for (ox = 0; r < job->h && ox < job->w; ox++) x[ox] = 0;           /* of an odd height */
 }
 
 /* ============================================================================================== *
@@ -4190,6 +4633,12 @@ static const xg__kernels XG_(kernels) = {
     },
     XG_(sum_lanes),
     XG_(sum_each),
+    XG_(square_lanes),
+    { XG_(update_plain), XG_(update_momentum), XG_(update_adam) },
+    XG_(avgpool),
+    XG_(argpool),
+    XG_(pick_pairs),
+    XG_(place_pairs),
     XG_(gemm_scratch),
     XG_(gemm),
     XG_(conv_scratch),
@@ -5467,21 +5916,40 @@ static bool xg__force(xg_tensor *x)
     return xg__settle(x, made.data);
 }
 
+/* The leaf whose numbers x shows, itself or by way of reshapings; NULL if there is none, or if x
+ * has ended. */
+static xg_tensor *xg__leaf_behind(xg_tensor *x)
+{
+    while (x && x->op != XG_OP_leaf) x = xg__room_of(x->op)->manner == XG__VIEW ? x->in[0] : NULL;
+    return x;
+}
+
+/* A leaf is awaited where a reshaping of it is. */
+static void xg__spread_awaited(xg_tape *tape)
+{
+    for (xg_tensor *node = tape->first; node; node = node->next) {
+        xg_tensor *leaf = node->awaited ? xg__leaf_behind(node) : NULL;
+        if (leaf) leaf->awaited = true;
+    }
+}
+
 /* Before the numbers at `leaf` change, which are a store's: those who wait and would read them get
  * a copy, by way of the leaf. */
 static bool xg__keep_old(xg_tensor *leaf)
 {
-    xg_real *old = leaf->data;
-    bool awaited = false;                      /* the leaf, or a reshaping of it */
-    for (xg_tensor *node = leaf; node; node = node->next) {
-        awaited = awaited || (node->data == old && node->awaited);
-    }
-    if (!awaited) return true;
+    if (!leaf->awaited) return true;
     xg_real *copy = xg__take_numbers(leaf);
     if (!copy) return false;
-    memcpy(copy, old, xg_shape_size(leaf->shape) * sizeof *copy);
-    for (xg_tensor *node = leaf; node; node = node->next) {
-        if (node->data == old && !xg__settle(node, copy)) return false;
+    memcpy(copy, leaf->data, xg_shape_size(leaf->shape) * sizeof *copy);
+    return xg__settle(leaf, copy);
+}
+
+/* Reshapings of leaves that got other numbers get them too. */
+static bool xg__spread_copies(xg_tape *tape)
+{
+    for (xg_tensor *node = tape->first; node; node = node->next) {
+        xg_tensor *leaf = xg__leaf_behind(node);
+        if (leaf && node->data != leaf->data && !xg__settle(node, leaf->data)) return false;
     }
     return true;
 }
@@ -5825,14 +6293,16 @@ static void xg__defer_update(xg_tensor *running, xg_tensor *value, double moment
     tape->updates = update;
 }
 
-/* All that can fail, before anything changes. */
-static bool xg__prepare_updates(xg_tape *tape)
+/* All that can fail, before leaves and running statistics change. */
+static bool xg__prepare_updates(xg_tape *tape, xg_tensor *const *leaf, int count)
 {
     bool good = true;
+    xg__spread_awaited(tape);
+    for (int i = 0; i < count && good; i++) good = xg__keep_old(leaf[i]);
     for (xg__update *update = tape->updates; update && good; update = update->older) {
         good = !update->target || (xg__force(update->value) && xg__keep_old(update->running));
     }
-    return good;
+    return good && xg__spread_copies(tape);
 }
 
 static void xg__commit_updates(xg_tape *tape)
@@ -5894,6 +6364,15 @@ static void xg__for_planes(xg_tensor *y, const xg_tensor *counted, size_t cost,
 }
 
 static size_t xg__plane(const xg_tensor *x) { return (size_t)x->shape.h * (size_t)x->shape.w; }
+
+/* What a kernel left in its 16 lanes, in all; they are used up. */
+static double xg__lanes_sum(double *lane)
+{
+    for (int half = 8; half > 0; half /= 2) {
+        for (int l = 0; l < half; l++) lane[l] += lane[l + half];
+    }
+    return lane[0];
+}
 
 /* ---- 5.1 pointwise --------------------------------------------------------------------------- */
 
@@ -6327,9 +6806,18 @@ static bool xg__shape_slice(xg_tensor *y)
     return xg__refuse(y, XG_ERR_SHAPE, "the box does not lie inside the tensor");
 }
 
-/* Copies a box row by row between tensors; `from` and `to` are where it starts in each. */
-static void xg__copy_box(const xg_tensor *x, xg_shape from, xg_tensor *y, xg_shape to, xg_shape box)
+/* Copies a box between tensors; `from` and `to` are where it starts in each. What lies in one piece
+ * in both is copied at once. */
+static void xg__copy_box(const xg_tensor *x, xg_shape from, xg_tensor *y, xg_shape to, xg_shape all)
 {
+    xg_shape box = all;                        /* of pieces */
+    size_t run = (size_t)box.w;
+    for (int axis = 3; axis > 0; axis--) {
+        int e = xg__extent(all, axis);
+        if (e != xg__extent(x->shape, axis) || e != xg__extent(y->shape, axis)) break;
+        run *= (size_t)xg__extent(all, axis - 1);
+        box = xg__with_extent(box, axis - 1, 1);
+    }
     for (int n = 0; n < box.n; n++) {
         for (int c = 0; c < box.c; c++) {
             for (int h = 0; h < box.h; h++) {
@@ -6337,8 +6825,7 @@ static void xg__copy_box(const xg_tensor *x, xg_shape from, xg_tensor *y, xg_sha
                 size_t out = (size_t)(to.n + n) * (size_t)y->shape.c + (size_t)(to.c + c);
                 in = (in * (size_t)x->shape.h + (size_t)(from.h + h)) * (size_t)x->shape.w;
                 out = (out * (size_t)y->shape.h + (size_t)(to.h + h)) * (size_t)y->shape.w;
-                memcpy(y->data + out + to.w, x->data + in + from.w,
-                       (size_t)box.w * sizeof(xg_real));
+                memcpy(y->data + out + to.w, x->data + in + from.w, run * sizeof(xg_real));
             }
         }
     }
@@ -6664,26 +7151,6 @@ static xg_tensor *xg__vjp_conv2d_dw(xg_tensor *y, int i, xg_tensor *dw)
 
 /* ---- 5.6 windows ----------------------------------------------------------------------------- */
 
-/* The part of a window that lies inside the input: rows y0, y0 + dilation, .. < y1; columns too. */
-typedef struct xg__span { int y0, y1, x0, x1; } xg__span;
-
-static void xg__clip(int place, int kernel, int extent, xg_window k, int *first, int *end)
-{
-    int start = place * k.stride - k.pad;
-    int stop = start + k.dilation * (kernel - 1) + 1;
-    int missing = start < 0 ? (-start + k.dilation - 1) / k.dilation : 0;
-    *first = start + missing * k.dilation;
-    *end = stop < extent ? stop : extent;
-}
-
-static xg__span xg__span_of(int oy, int ox, xg_shape plane, xg_window k)
-{
-    xg__span span;
-    xg__clip(oy, k.kh, plane.h, k, &span.y0, &span.y1);
-    xg__clip(ox, k.kw, plane.w, k, &span.x0, &span.x1);
-    return span;
-}
-
 static bool xg__shape_pool(xg_tensor *y)
 {
     xg_shape x = y->in[0]->shape;
@@ -6699,28 +7166,33 @@ static bool xg__shape_pool(xg_tensor *y)
 
 static bool xg__shape_avgpool(xg_tensor *y) { return xg__shape_pool(y); }
 
+/* The windows k over planes of `in`, `out` of them. */
+static xg__pool_job xg__pool_of(xg_window k, xg_shape in, xg_shape out)
+{
+    xg__pool_job job = { k, in.h, in.w, out.h, out.w, 0, 0, 1.0 / ((double)k.kh * k.kw) };
+    int last = in.w - 1 - k.dilation * (k.kw - 1) + k.pad;     /* where the last may start */
+    int inner = (k.pad + k.stride - 1) / k.stride, outer = last < 0 ? 0 : last / k.stride + 1;
+    job.inner = inner < out.w ? inner : out.w;
+    job.outer = outer < out.w ? outer : out.w;
+    if (job.outer < job.inner) job.outer = job.inner;
+    return job;
+}
+
+/* avgpool and argpool; the kernel is of the job's operation. */
+static void xg__pool_planes(const xg__plane_job *job, size_t begin, size_t end,
+                            void (*kernel)(const xg__pool_job *, const xg_real *, xg_real *))
+{
+    xg__pool_job pool = xg__pool_of(job->y->attr.conv.window, job->x->shape, job->y->shape);
+    for (size_t plane = begin; plane < end; plane++) {
+        kernel(&pool, job->x->data + plane * xg__plane(job->x),
+               job->y->data + plane * xg__plane(job->y));
+    }
+}
+
 static void xg__avgpool_planes(const void *context, size_t begin, size_t end)
 {
     const xg__plane_job *job = (const xg__plane_job *)context;
-    xg_window k = job->y->attr.conv.window;
-    xg_shape in = job->x->shape, out = job->y->shape;
-    double share = 1.0 / ((double)k.kh * k.kw);
-    for (size_t plane = begin; plane < end; plane++) {
-        const xg_real *x = job->x->data + plane * xg__plane(job->x);
-        xg_real *y = job->y->data + plane * xg__plane(job->y);
-        for (int oy = 0; oy < out.h; oy++) {
-            for (int ox = 0; ox < out.w; ox++) {
-                xg__span span = xg__span_of(oy, ox, in, k);
-                double sum = 0;
-                for (int r = span.y0; r < span.y1; r += k.dilation) {
-                    for (int c = span.x0; c < span.x1; c += k.dilation) {
-                        sum += (double)x[(size_t)r * (size_t)in.w + (size_t)c];
-                    }
-                }
-                *y++ = (xg_real)(sum * share);
-            }
-        }
-    }
+    xg__pool_planes(job, begin, end, job->y->tape->kernels->avgpool);
 }
 
 static void xg__run_avgpool(xg_tensor *y)
@@ -6751,25 +7223,32 @@ static bool xg__shape_avgpool_t(xg_tensor *y)
     return xg__refuse(y, XG_ERR_SHAPE, "the windows do not fit the asked shape");
 }
 
+/* Adds the share of each window's g to a row of the plane. */
+static void xg__avgpool_t_row(const xg__pool_job *job, const xg_real *g, xg_real *row)
+{
+    xg_window k = job->window;
+    xg_real share = (xg_real)job->share;
+    for (int ox = 0; ox < job->ow; ox++) {
+        int c = ox * k.stride - k.pad, end = c + k.dilation * (k.kw - 1) + 1;
+        xg_real part = g[ox] * share;
+        if (ox < job->inner || ox >= job->outer) xg__clip(ox, k.kw, job->w, k, &c, &end);
+        for (; c < end; c += k.dilation) row[c] += part;
+    }
+}
+
 static void xg__avgpool_t_planes(const void *context, size_t begin, size_t end)
 {
     const xg__plane_job *job = (const xg__plane_job *)context;
-    xg_window k = job->y->attr.conv.window;
-    xg_shape in = job->x->shape, out = job->y->shape;
-    xg_real share = (xg_real)(1.0 / ((double)k.kh * k.kw));
+    xg__pool_job pool = xg__pool_of(job->y->attr.conv.window, job->y->shape, job->x->shape);
     for (size_t plane = begin; plane < end; plane++) {
         const xg_real *g = job->x->data + plane * xg__plane(job->x);
         xg_real *y = job->y->data + plane * xg__plane(job->y);
         memset(y, 0, xg__plane(job->y) * sizeof *y);
-        for (int oy = 0; oy < in.h; oy++) {
-            for (int ox = 0; ox < in.w; ox++) {
-                xg__span span = xg__span_of(oy, ox, out, k);
-                xg_real part = *g++ * share;
-                for (int r = span.y0; r < span.y1; r += k.dilation) {
-                    for (int c = span.x0; c < span.x1; c += k.dilation) {
-                        y[(size_t)r * (size_t)out.w + (size_t)c] += part;
-                    }
-                }
+        for (int oy = 0; oy < pool.oh; oy++, g += pool.ow) {
+            int r, stop;
+            xg__clip(oy, pool.window.kh, pool.h, pool.window, &r, &stop);
+            for (; r < stop; r += pool.window.dilation) {
+                xg__avgpool_t_row(&pool, g, y + (size_t)r * (size_t)pool.w);
             }
         }
     }
@@ -6802,25 +7281,7 @@ static bool xg__shape_argpool(xg_tensor *y)
 static void xg__argpool_planes(const void *context, size_t begin, size_t end)
 {
     const xg__plane_job *job = (const xg__plane_job *)context;
-    xg_window k = job->y->attr.conv.window;
-    xg_shape in = job->x->shape, out = job->y->shape;
-    for (size_t plane = begin; plane < end; plane++) {
-        const xg_real *x = job->x->data + plane * xg__plane(job->x);
-        xg_real *y = job->y->data + plane * xg__plane(job->y);
-        for (int oy = 0; oy < out.h; oy++) {
-            for (int ox = 0; ox < out.w; ox++) {
-                xg__span span = xg__span_of(oy, ox, in, k);
-                int best = span.y0 * in.w + span.x0;
-                for (int r = span.y0; r < span.y1; r += k.dilation) {
-                    for (int c = span.x0; c < span.x1; c += k.dilation) {
-                        int at = r * in.w + c;
-                        if (x[at] > x[best] || x[at] != x[at]) best = at;   /* a NaN wins */
-                    }
-                }
-                *y++ = (xg_real)best;
-            }
-        }
-    }
+    xg__pool_planes(job, begin, end, job->y->tape->kernels->argpool);
 }
 
 static void xg__run_argpool(xg_tensor *y)
@@ -6859,6 +7320,33 @@ static xg__tap xg__tap_of(int o, int in, int out)
     return tap;
 }
 
+/* Both directions between small planes and large ones know where each row and column reads. */
+typedef struct xg__upsample_job {
+    const xg_tensor *x, *y;
+    const xg__tap *rows, *columns;             /* of the large plane */
+} xg__upsample_job;
+
+static const xg__tap *xg__taps(xg_tape *tape, int in, int out)
+{
+    xg__tap *taps = (xg__tap *)xg__take(tape, (size_t)out * sizeof *taps);
+    for (int o = 0; taps && o < out; o++) taps[o] = xg__tap_of(o, in, out);
+    return taps;
+}
+
+static void xg__run_taps(xg_tensor *y, xg_shape small, xg_shape large,
+                         void (*run)(const void *job, size_t begin, size_t end))
+{
+    xg__upsample_job job = { y->in[0], y, NULL, NULL };
+    xg__place place = xg__arena_mark(&y->tape->arena);
+    job.rows = xg__taps(y->tape, small.h, large.h);
+    job.columns = xg__taps(y->tape, small.w, large.w);
+    if (job.rows && job.columns) {
+        size_t cost = (size_t)large.h * (size_t)large.w * 8;
+        xg__parallel(y->tape, (size_t)large.n * (size_t)large.c, cost, run, &job);
+    }
+    xg__arena_release(&y->tape->arena, place);
+}
+
 static bool xg__shape_upsample(xg_tensor *y)
 {
     xg_shape x = y->in[0]->shape, s = y->attr.to.shape;
@@ -6869,17 +7357,17 @@ static bool xg__shape_upsample(xg_tensor *y)
 
 static void xg__upsample_planes(const void *context, size_t begin, size_t end)
 {
-    const xg__plane_job *job = (const xg__plane_job *)context;
+    const xg__upsample_job *job = (const xg__upsample_job *)context;
     xg_shape in = job->x->shape, out = job->y->shape;
     for (size_t plane = begin; plane < end; plane++) {
         const xg_real *x = job->x->data + plane * xg__plane(job->x);
         xg_real *y = job->y->data + plane * xg__plane(job->y);
         for (int oy = 0; oy < out.h; oy++) {
-            xg__tap v = xg__tap_of(oy, in.h, out.h);
+            xg__tap v = job->rows[oy];
             const xg_real *top = x + (size_t)v.low * (size_t)in.w;
             const xg_real *bottom = x + (size_t)v.high * (size_t)in.w;
             for (int ox = 0; ox < out.w; ox++) {
-                xg__tap u = xg__tap_of(ox, in.w, out.w);
+                xg__tap u = job->columns[ox];
                 double a = (1 - u.t) * (double)top[u.low] + u.t * (double)top[u.high];
                 double b = (1 - u.t) * (double)bottom[u.low] + u.t * (double)bottom[u.high];
                 *y++ = (xg_real)((1 - v.t) * a + v.t * b);
@@ -6890,7 +7378,7 @@ static void xg__upsample_planes(const void *context, size_t begin, size_t end)
 
 static void xg__run_upsample(xg_tensor *y)
 {
-    xg__for_planes(y, y, xg__plane(y) * 8, xg__upsample_planes);
+    xg__run_taps(y, y->in[0]->shape, y->shape, xg__upsample_planes);
 }
 
 XG_API_DEF xg_tensor *xg_upsample(xg_tensor *x, int h, int w)
@@ -6912,18 +7400,18 @@ static bool xg__shape_upsample_t(xg_tensor *y)
 
 static void xg__upsample_t_planes(const void *context, size_t begin, size_t end)
 {
-    const xg__plane_job *job = (const xg__plane_job *)context;
+    const xg__upsample_job *job = (const xg__upsample_job *)context;
     xg_shape small = job->y->shape, large = job->x->shape;
     for (size_t plane = begin; plane < end; plane++) {
         const xg_real *g = job->x->data + plane * xg__plane(job->x);
         xg_real *y = job->y->data + plane * xg__plane(job->y);
         memset(y, 0, xg__plane(job->y) * sizeof *y);
         for (int oy = 0; oy < large.h; oy++) {
-            xg__tap v = xg__tap_of(oy, small.h, large.h);
+            xg__tap v = job->rows[oy];
             xg_real *top = y + (size_t)v.low * (size_t)small.w;
             xg_real *bottom = y + (size_t)v.high * (size_t)small.w;
             for (int ox = 0; ox < large.w; ox++) {
-                xg__tap u = xg__tap_of(ox, small.w, large.w);
+                xg__tap u = job->columns[ox];
                 double up = (1 - v.t) * (double)*g, down = v.t * (double)*g;
                 g++;
                 top[u.low]     += (xg_real)(up * (1 - u.t));
@@ -6937,7 +7425,7 @@ static void xg__upsample_t_planes(const void *context, size_t begin, size_t end)
 
 static void xg__run_upsample_t(xg_tensor *y)
 {
-    xg__for_planes(y, y, xg__plane(y->in[0]) * 8, xg__upsample_t_planes);
+    xg__run_taps(y, y->shape, y->in[0]->shape, xg__upsample_t_planes);
 }
 
 XG_API_DEF xg_tensor *xg_upsample_t(xg_tensor *g, xg_shape x)
@@ -6984,6 +7472,17 @@ static const xg_real *xg__index_plane(const xg_tensor *index, size_t plane, int 
     return xg__row_of(index, (int)(plane / (size_t)channels), (int)(plane % (size_t)channels), 0);
 }
 
+/* Whether the index is that of maxima of 2x2 windows, side by side, over planes of this shape: then
+ * gather and scatter walk the windows, which is faster than to go where each index says. */
+static bool xg__in_pairs(const xg_tensor *index, xg_shape s)
+{
+    if (index->op != XG_OP_argpool) return false;
+    xg_window k = index->attr.conv.window;
+    xg_shape pooled = index->in[0]->shape;
+    return pooled.h == s.h && pooled.w == s.w && k.kh == 2 && k.kw == 2 && k.stride == 2 &&
+           k.pad == 0 && k.dilation == 1;
+}
+
 static void xg__gather_planes(const void *context, size_t begin, size_t end)
 {
     const xg__plane_job *job = (const xg__plane_job *)context;
@@ -6997,7 +7496,23 @@ static void xg__gather_planes(const void *context, size_t begin, size_t end)
     }
 }
 
-static void xg__run_gather(xg_tensor *y) { xg__for_planes(y, y, xg__plane(y), xg__gather_planes); }
+static void xg__pick_planes(const void *context, size_t begin, size_t end)
+{
+    const xg__plane_job *job = (const xg__plane_job *)context;
+    const xg_tensor *index = job->y->in[1];
+    xg__pool_job pool = xg__pool_of(index->attr.conv.window, job->x->shape, index->shape);
+    for (size_t plane = begin; plane < end; plane++) {
+        job->y->tape->kernels->pick_pairs(&pool, job->x->data + plane * xg__plane(job->x),
+                                          xg__index_plane(index, plane, job->y->shape.c),
+                                          job->y->data + plane * xg__plane(job->y));
+    }
+}
+
+static void xg__run_gather(xg_tensor *y)
+{
+    bool pairs = xg__in_pairs(y->in[1], y->in[0]->shape);
+    xg__for_planes(y, y, xg__plane(y), pairs ? xg__pick_planes : xg__gather_planes);
+}
 
 XG_API_DEF xg_tensor *xg_gather(xg_tensor *x, xg_tensor *index)
 {
@@ -7032,9 +7547,23 @@ static void xg__scatter_planes(const void *context, size_t begin, size_t end)
     }
 }
 
+static void xg__place_planes(const void *context, size_t begin, size_t end)
+{
+    const xg__plane_job *job = (const xg__plane_job *)context;
+    const xg_tensor *index = job->y->in[1];
+    xg__pool_job pool = xg__pool_of(index->attr.conv.window, job->y->shape, index->shape);
+    for (size_t plane = begin; plane < end; plane++) {
+        job->y->tape->kernels->place_pairs(&pool, job->x->data + plane * xg__plane(job->x),
+                                           xg__index_plane(index, plane, job->y->shape.c),
+                                           job->y->data + plane * xg__plane(job->y));
+    }
+}
+
 static void xg__run_scatter(xg_tensor *y)
 {
-    xg__for_planes(y, y, xg__plane(y) + xg__plane(y->in[0]), xg__scatter_planes);
+    bool pairs = xg__in_pairs(y->in[1], y->shape);
+    xg__for_planes(y, y, xg__plane(y) + xg__plane(y->in[0]),
+                   pairs ? xg__place_planes : xg__scatter_planes);
 }
 
 XG_API_DEF xg_tensor *xg_scatter(xg_tensor *g, xg_tensor *index, xg_shape x)
@@ -7053,11 +7582,12 @@ static bool xg__shape_argmax(xg_tensor *y)
     return true;
 }
 
-static void xg__run_argmax(xg_tensor *y)
+/* Units are samples. */
+static void xg__argmax_range(const void *context, size_t begin, size_t end)
 {
-    const xg_tensor *x = y->in[0];
+    const xg_tensor *y = (const xg_tensor *)context, *x = y->in[0];
     size_t plane = xg__plane(x), channels = (size_t)x->shape.c;
-    for (size_t n = 0; n < (size_t)x->shape.n; n++) {
+    for (size_t n = begin; n < end; n++) {
         const xg_real *from = x->data + n * channels * plane;
         for (size_t p = 0; p < plane; p++) {
             size_t best = 0;
@@ -7067,6 +7597,12 @@ static void xg__run_argmax(xg_tensor *y)
             y->data[n * plane + p] = (xg_real)best;
         }
     }
+}
+
+static void xg__run_argmax(xg_tensor *y)
+{
+    size_t cost = xg__plane(y->in[0]) * (size_t)y->in[0]->shape.c * 4;
+    xg__parallel(y->tape, (size_t)y->shape.n, cost, xg__argmax_range, y);
 }
 
 XG_API_DEF xg_tensor *xg_argmax(xg_tensor *x) { return xg__emit1(XG_OP_argmax, x); }
@@ -7150,48 +7686,103 @@ XG_API_DEF xg_tensor *xg_pick(xg_tensor *logits, const int *label)
 
 /* ---- 5.8 fused ------------------------------------------------------------------------------- */
 
-/* y = x - max over channels, the stable start of every softmax. */
-static void xg__less_max(const xg_tensor *x, xg_real *y)
+/* softmax and log_softmax: less the maximum, which is stable; powers of that and their sum; the
+ * quotient, or the difference of logarithms. Pixels are worked on side by side; where there is one,
+ * its channels lie side by side, and samples are. */
+typedef struct xg__softmax_job {
+    const xg_tensor *y;
+    xg_real *powers;                           /* softmax: y's own numbers */
+    xg__zip_row finish;                        /* div or sub */
+    bool logs;
+} xg__softmax_job;
+
+enum { XG__MANY = 32 };                        /* fewer numbers are not worth a kernel's start */
+
+static void xg__less_max(const xg__kernels *kernels, const xg_real *x, xg_real *y, size_t n)
 {
-    size_t plane = xg__plane(x), channels = (size_t)x->shape.c;
-    for (size_t n = 0; n < (size_t)x->shape.n; n++) {
-        const xg_real *from = x->data + n * channels * plane;
-        xg_real *to = y + n * channels * plane;
-        for (size_t p = 0; p < plane; p++) {
-            xg_real best = from[p];
-            for (size_t c = 1; c < channels; c++) {
-                if (from[c * plane + p] > best) best = from[c * plane + p];
-            }
-            for (size_t c = 0; c < channels; c++) to[c * plane + p] = from[c * plane + p] - best;
-        }
+    xg_real best = x[0];
+    for (size_t i = 1; i < n; i++) if (x[i] > best) best = x[i];
+    if (n >= XG__MANY) kernels->zip[XG__ZIP_sub](x, 1, &best, 0, y, n);
+    else for (size_t i = 0; i < n; i++) y[i] = x[i] - best;
+}
+
+static double xg__row_sum(const xg__kernels *kernels, const xg_real *x, size_t n)
+{
+    double lane[16], sum = 0;
+    for (size_t i = 0; i < n && n < XG__MANY; i++) sum += (double)x[i];
+    if (n < XG__MANY) return sum;
+    memset(lane, 0, sizeof lane);
+    kernels->sum_lanes(lane, x, n);
+    return xg__lanes_sum(lane);
+}
+
+/* Units are samples of one pixel. */
+static void xg__softmax_samples(const void *context, size_t begin, size_t end)
+{
+    const xg__softmax_job *job = (const xg__softmax_job *)context;
+    const xg__kernels *kernels = job->y->tape->kernels;
+    const xg_real *x = job->y->in[0]->data;
+    size_t n = (size_t)job->y->shape.c, first = begin * n;
+    xg_real *y = job->y->data;
+    for (size_t i = begin; i < end; i++) xg__less_max(kernels, x + i * n, y + i * n, n);
+    kernels->map[XG__MAP_exp](y + first, job->powers + first, end * n - first, 0, 0);
+    for (size_t i = begin; i < end; i++) {
+        double sum = xg__row_sum(kernels, job->powers + i * n, n);
+        xg_real *row = y + i * n, total = (xg_real)(job->logs ? log(sum) : sum);
+        if (n >= XG__MANY) job->finish(row, 1, &total, 0, row, n);
+        else if (job->logs) for (size_t c = 0; c < n; c++) row[c] -= total;
+        else for (size_t c = 0; c < n; c++) row[c] /= total;
     }
 }
 
-/* Sum over the channels of sample n at pixel p. */
-static double xg__softmax_sum(const xg_real *x, size_t n, size_t p, size_t channels, size_t plane)
+/* A chunk of n pixels, whose first channel starts at number `at`. */
+static void xg__softmax_chunk(const xg__softmax_job *job, size_t at, size_t n)
 {
-    double sum = 0;
-    for (size_t c = 0; c < channels; c++) sum += (double)x[(n * channels + c) * plane + p];
-    return sum;
+    const xg__kernels *kernels = job->y->tape->kernels;
+    size_t plane = xg__plane(job->y), end = at + (size_t)job->y->shape.c * plane;
+    const xg_real *x = job->y->in[0]->data;
+    xg_real *y = job->y->data, total[XG__CHUNK];
+    double sum[XG__CHUNK];
+    memcpy(total, x + at, n * sizeof *total);  /* the maximum, first */
+    for (size_t i = at + plane; i < end; i += plane) {
+        kernels->zip[XG__ZIP_max](x + i, 1, total, 1, total, n);
+    }
+    memset(sum, 0, n * sizeof *sum);
+    for (size_t i = at; i < end; i += plane) {
+        kernels->zip[XG__ZIP_sub](x + i, 1, total, 1, y + i, n);
+        kernels->map[XG__MAP_exp](y + i, job->powers + i, n, 0, 0);
+        kernels->sum_each(sum, job->powers + i, n);
+    }
+    for (size_t i = 0; i < n; i++) total[i] = (xg_real)(job->logs ? log(sum[i]) : sum[i]);
+    for (size_t i = at; i < end; i += plane) job->finish(y + i, 1, total, 1, y + i, n);
+}
+
+/* Units are chunks of the pixels of a sample. */
+static void xg__softmax_chunks(const void *context, size_t begin, size_t end)
+{
+    const xg__softmax_job *job = (const xg__softmax_job *)context;
+    size_t plane = xg__plane(job->y), chunks = (plane + XG__CHUNK - 1) / XG__CHUNK;
+    for (size_t unit = begin; unit < end; unit++) {
+        size_t first = unit % chunks * XG__CHUNK;
+        xg__softmax_chunk(job, unit / chunks * (size_t)job->y->shape.c * plane + first,
+                          xg__min(plane - first, XG__CHUNK));
+    }
+}
+
+static void xg__softmaxes(xg_tensor *y, xg_real *powers, bool logs)
+{
+    xg__zip_row finish = y->tape->kernels->zip[logs ? XG__ZIP_sub : XG__ZIP_div];
+    xg__softmax_job job = { y, powers, finish, logs };
+    size_t samples = (size_t)y->shape.n, plane = xg__plane(y);
+    size_t chunks = (plane + XG__CHUNK - 1) / XG__CHUNK;
+    size_t cost = xg__min(plane, XG__CHUNK) * (size_t)y->shape.c * 8;
+    xg__parallel(y->tape, samples * chunks, cost,
+                 plane == 1 ? xg__softmax_samples : xg__softmax_chunks, &job);
 }
 
 static bool xg__shape_softmax(xg_tensor *y) { return xg__shape_map(y); }
 
-static void xg__run_softmax(xg_tensor *y)
-{
-    size_t plane = xg__plane(y), channels = (size_t)y->shape.c;
-    xg__less_max(y->in[0], y->data);
-    y->tape->kernels->map[XG__MAP_exp](y->data, y->data, xg_size(y), 0, 0);
-    for (size_t n = 0; n < (size_t)y->shape.n; n++) {
-        for (size_t p = 0; p < plane; p++) {
-            double sum = xg__softmax_sum(y->data, n, p, channels, plane);
-            for (size_t c = 0; c < channels; c++) {
-                xg_real *at = y->data + (n * channels + c) * plane + p;
-                *at = (xg_real)((double)*at / sum);
-            }
-        }
-    }
-}
+static void xg__run_softmax(xg_tensor *y) { xg__softmaxes(y, y->data, false); }
 
 XG_API_DEF xg_tensor *xg_softmax(xg_tensor *x) { return xg__emit1(XG_OP_softmax, x); }
 static xg_tensor *xg__vjp_softmax(xg_tensor *y, int i, xg_tensor *g)
@@ -7205,22 +7796,9 @@ static bool xg__shape_log_softmax(xg_tensor *y) { return xg__shape_map(y); }
 
 static void xg__run_log_softmax(xg_tensor *y)
 {
-    size_t plane = xg__plane(y), channels = (size_t)y->shape.c;
     xg__place place = xg__arena_mark(&y->tape->arena);
     xg_real *powers = xg__take_numbers(y);
-    if (powers) {
-        xg__less_max(y->in[0], y->data);
-        y->tape->kernels->map[XG__MAP_exp](y->data, powers, xg_size(y), 0, 0);
-        for (size_t n = 0; n < (size_t)y->shape.n; n++) {
-            for (size_t p = 0; p < plane; p++) {
-                double shift = log(xg__softmax_sum(powers, n, p, channels, plane));
-                for (size_t c = 0; c < channels; c++) {
-                    xg_real *at = y->data + (n * channels + c) * plane + p;
-                    *at = (xg_real)((double)*at - shift);
-                }
-            }
-        }
-    }
+    if (powers) xg__softmaxes(y, powers, true);
     xg__arena_release(&y->tape->arena, place);
 }
 
@@ -9080,27 +9658,6 @@ XG_API_DEF int64_t xg_optim_steps(const xg_optim *o, const xg_params *params)
     return xg__steps_get(params, xg__optim_defaults(o).slot);
 }
 
-/* Sum of squares in double over eight lanes, in an order that is always the same. Not finite if a
- * number is not. */
-static double xg__sum_squares(const xg_real *x, size_t size)
-{
-    double lane[8] = { 0, 0, 0, 0, 0, 0, 0, 0 }, sum = 0;
-    size_t i = 0;
-    for (; i + 8 <= size; i += 8) {
-        for (size_t j = 0; j < 8; j++) lane[j] += (double)x[i + j] * (double)x[i + j];
-    }
-    for (; i < size; i++) lane[i % 8] += (double)x[i] * (double)x[i];
-    for (int j = 0; j < 8; j++) sum += lane[j];
-    return sum;
-}
-
-/* The numbers of one step, as the loops want them. */
-typedef struct xg__rates {
-    xg_real lr, scale, decay, momentum;            /* scale: of the gradient, from clipping */
-    xg_real beta1, beta2, fresh1, fresh2;          /* fresh: 1 - beta */
-    xg_real rate, root, eps, keep;                 /* Adam: lr and 1/sqrt corrected for bias */
-} xg__rates;                                       /* keep: what decoupled decay leaves of w */
-
 static xg__rates xg__rates_of(const xg_optim *o, int64_t steps, double scale)
 {
     xg__rates r;
@@ -9117,38 +9674,8 @@ static xg__rates xg__rates_of(const xg_optim *o, int64_t steps, double scale)
     r.root = (xg_real)(1 / sqrt(1 - pow(o->beta2, t)));
     r.eps = (xg_real)o->eps;
     r.keep = (xg_real)(o->kind == XG_ADAMW ? 1 - lr * o->weight_decay : 1);
+    r.nesterov = o->nesterov;
     return r;
-}
-
-static void xg__update_plain(xg_real *w, const xg_real *g, size_t size, const xg__rates *r)
-{
-    xg_real lr = r->lr, scale = r->scale, decay = r->decay;
-    for (size_t i = 0; i < size; i++) w[i] -= lr * (scale * g[i] + decay * w[i]);
-}
-
-static void xg__update_momentum(xg_real *w, const xg_real *g, xg_real *v, size_t size,
-                                const xg__rates *r, bool nesterov)
-{
-    xg_real lr = r->lr, scale = r->scale, decay = r->decay, momentum = r->momentum;
-    xg_real now = nesterov ? 1 : 0, ahead = nesterov ? momentum : 1;
-    for (size_t i = 0; i < size; i++) {
-        xg_real d = scale * g[i] + decay * w[i];
-        v[i] = momentum * v[i] + d;
-        w[i] -= lr * (now * d + ahead * v[i]);
-    }
-}
-
-static void xg__update_adam(xg_real *w, const xg_real *g, xg_real *m, xg_real *v, size_t size,
-                            const xg__rates *rates)
-{
-    const xg__rates r = *rates;
-    for (size_t i = 0; i < size; i++) {
-        xg_real d = r.scale * g[i] + r.decay * w[i];
-        m[i] = r.beta1 * m[i] + r.fresh1 * d;
-        v[i] = r.beta2 * v[i] + r.fresh2 * d * d;
-        xg_real deviation = (xg_real)sqrt((double)v[i]) * r.root;
-        w[i] = r.keep * w[i] - r.rate * m[i] / (deviation + r.eps);
-    }
 }
 
 static bool xg__optim_idle(xg_tape *tape, const char *only)
@@ -9190,31 +9717,105 @@ static bool xg__optim_match(const xg_optim *o, xg_params *params, xg_tape *tape,
     return chosen > 0 || xg__optim_idle(tape, o->only);
 }
 
-/* How much to scale gradients by, from the length of all of them taken as one vector; negative
- * after failing the tape because one is not finite. */
-static double xg__optim_clip(const xg_optim *o, xg_params *params, xg_tape *tape,
-                             xg_tensor *const *grad)
+/* Gradients and weights are worked on in blocks, by any worker. */
+typedef struct xg__optim_job {
+    const xg_optim *o;
+    const xg__kernels *kernels;
+    xg_params *params;
+    xg_tensor *const *grad;
+    const xg__rates *rates;
+    double *squares;                           /* of each block's gradients, added */
+} xg__optim_job;
+
+enum { XG__OPTIM_BLOCK = 16384 };
+
+/* The blocks of entry i; none if it is not to change. */
+static size_t xg__optim_blocks(const xg_params *params, int i)
 {
-    double total = 0;
-    for (int i = 0; i < params->count; i++) {
-        if (params->chosen[i] < 0) continue;
-        xg_tensor *g = grad[params->chosen[i]];
-        double squares = xg__sum_squares(xg_data(g), xg_size(g));
-        if (!isfinite(squares)) {
-            xg_fail(tape, XG_ERR_NONFINITE, "optimiser: the gradient of '%.80s' is not finite; "
-                    "nothing was changed", params->entry[i].name);
-            return -1;
-        }
-        total += squares;
-    }
-    double norm = sqrt(total);
-    return o->clip_norm > 0 && norm > o->clip_norm ? o->clip_norm / norm : 1;
+    size_t size = xg_shape_size(params->entry[i].shape);
+    return params->chosen[i] < 0 ? 0 : (size + XG__OPTIM_BLOCK - 1) / XG__OPTIM_BLOCK;
+}
+
+static void xg__square_block(const xg__optim_job *job, size_t block, int i, size_t at, size_t n)
+{
+    double lane[16];
+    memset(lane, 0, sizeof lane);
+    job->kernels->square_lanes(lane, job->grad[job->params->chosen[i]]->data + at, n);
+    job->squares[block] = xg__lanes_sum(lane);
 }
 
 /* How many vectors an optimiser remembers for each weight. */
 static int xg__optim_slots(const xg_optim *o)
 {
     return o->kind != XG_SGD ? 2 : o->momentum > 0 ? 1 : 0;
+}
+
+static void xg__update_block(const xg__optim_job *job, size_t block, int i, size_t at, size_t n)
+{
+    int slots = xg__optim_slots(job->o);
+    xg_real *first = xg__slot_get(job->params, i, job->o->slot, 0, false);
+    xg_real *second = xg__slot_get(job->params, i, job->o->slot, 1, false);
+    (void)block;
+    job->kernels->update[slots](job->rates, job->params->entry[i].data + at,
+                                job->grad[job->params->chosen[i]]->data + at,
+                                slots > 0 ? first + at : NULL, slots > 1 ? second + at : NULL, n);
+}
+
+/* Blocks [begin, end), counted through all entries: work(job, block, entry, start, length). */
+static void xg__each_block(const xg__optim_job *job, size_t begin, size_t end,
+                           void (*work)(const xg__optim_job *, size_t, int, size_t, size_t))
+{
+    size_t first = 0;
+    for (int i = 0; i < job->params->count && first < end; i++) {
+        size_t blocks = xg__optim_blocks(job->params, i);
+        size_t size = xg_shape_size(job->params->entry[i].shape);
+        for (size_t b = begin > first ? begin - first : 0; b < blocks && first + b < end; b++) {
+            size_t at = b * XG__OPTIM_BLOCK;
+            work(job, first + b, i, at, xg__min(size - at, XG__OPTIM_BLOCK));
+        }
+        first += blocks;
+    }
+}
+
+static void xg__square_range(const void *job, size_t begin, size_t end)
+{
+    xg__each_block((const xg__optim_job *)job, begin, end, xg__square_block);
+}
+
+static void xg__update_range(const void *job, size_t begin, size_t end)
+{
+    xg__each_block((const xg__optim_job *)job, begin, end, xg__update_block);
+}
+
+/* All gradients have numbers; returns how many blocks there are. */
+static size_t xg__optim_count(const xg__optim_job *job)
+{
+    size_t blocks = 0;
+    for (int i = 0; i < job->params->count; i++) {
+        if (job->params->chosen[i] >= 0) xg_data(job->grad[job->params->chosen[i]]);
+        blocks += xg__optim_blocks(job->params, i);
+    }
+    return blocks;
+}
+
+/* The length of all gradients taken as one vector; negative after failing the tape because one is
+ * not finite. Blocks are added in their order, so the bits do not depend on who summed them. */
+static double xg__optim_norm(xg__optim_job *job, xg_tape *tape, size_t blocks)
+{
+    double total = 0;
+    xg_params *params = job->params;
+    xg__place place = xg__arena_mark(&tape->arena);
+    const double *squares = job->squares = (double *)xg__take(tape, blocks * sizeof *squares);
+    if (!squares) return -1;
+    xg__parallel(tape, blocks, XG__OPTIM_BLOCK, xg__square_range, job);
+    for (int i = 0; i < params->count && !xg_failed(tape); i++) {
+        for (size_t b = xg__optim_blocks(params, i); b > 0; b--) total += *squares++;
+        if (isfinite(total)) continue;
+        xg_fail(tape, XG_ERR_NONFINITE, "optimiser: the gradient of '%.80s' is not finite; "
+                "nothing was changed", params->entry[i].name);
+    }
+    xg__arena_release(&tape->arena, place);
+    return xg_failed(tape) ? -1 : sqrt(total);
 }
 
 /* All state exists before any of it changes. State made before memory ran out stays, as zeros: the
@@ -9233,24 +9834,6 @@ static bool xg__optim_reserve(const xg_optim *o, xg_params *params, xg_tape *tap
     return fine;
 }
 
-static void xg__optim_update(const xg_optim *o, xg_params *params, xg_tensor *const *grad,
-                             const xg__rates *rates)
-{
-    for (int i = 0; i < params->count; i++) {
-        if (params->chosen[i] < 0) continue;
-        const xg_real *g = xg_data(grad[params->chosen[i]]);
-        xg_real *w = params->entry[i].data;
-        size_t size = xg_shape_size(params->entry[i].shape);
-        xg_real *first = xg__slot_get(params, i, o->slot, 0, false);
-        xg_real *second = xg__slot_get(params, i, o->slot, 1, false);
-        switch (xg__optim_slots(o)) {
-        case 0:  xg__update_plain(w, g, size, rates); break;
-        case 1:  xg__update_momentum(w, g, first, size, rates, o->nesterov); break;
-        default: xg__update_adam(w, g, first, second, size, rates); break;
-        }
-    }
-}
-
 XG_API_DEF xg_code xg_optim_apply(const xg_optim *o, xg_params *params, xg_tensor *const *leaf,
                                   xg_tensor *const *grad, int count)
 {
@@ -9267,15 +9850,18 @@ XG_API_DEF xg_code xg_optim_apply(const xg_optim *o, xg_params *params, xg_tenso
         return XG_ERR_ARGUMENT;
     }
     if (!xg__optim_match(&r, params, tape, leaf, grad, count)) return xg_tape_error(tape)->code;
-    double scale = xg__optim_clip(&r, params, tape, grad);
-    if (scale < 0 || !xg__optim_reserve(&r, params, tape)) return xg_tape_error(tape)->code;
+    xg__optim_job job = { &r, tape->kernels, params, grad, NULL, NULL };
+    size_t blocks = xg__optim_count(&job);
+    double norm = xg_failed(tape) ? -1 : xg__optim_norm(&job, tape, blocks);
+    if (norm < 0 || !xg__optim_reserve(&r, params, tape)) return xg_tape_error(tape)->code;
 
-    for (int i = 0; i < count; i++) if (!xg__keep_old(leaf[i])) return xg_tape_error(tape)->code;
-    if (!xg__prepare_updates(tape)) return xg_tape_error(tape)->code;
+    if (!xg__prepare_updates(tape, leaf, count)) return xg_tape_error(tape)->code;
 
     int64_t steps = xg__steps_get(params, r.slot);
+    double scale = r.clip_norm > 0 && norm > r.clip_norm ? r.clip_norm / norm : 1;
     xg__rates rates = xg__rates_of(&r, steps, scale);
-    xg__optim_update(&r, params, grad, &rates);
+    job.rates = &rates;
+    xg__parallel(tape, blocks, XG__OPTIM_BLOCK, xg__update_range, &job);
     xg__steps_set(params, r.slot, steps + 1);
     xg__commit_updates(tape);
     return XG_ERR_OK;

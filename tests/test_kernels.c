@@ -1,90 +1,9 @@
 /* Every kernel gives the same bits on every instruction set of this machine and for any number of
  * workers; and vector maths is as accurate as its comment says. On a machine with the scalar level
  * only, the worker counts remain. */
-#include "test.h"
-
-typedef xg_tensor *(*build)(xg_tape *t, int which);
-
-/* Runs tasks in another order for every number of workers. */
-static void scrambled_for(void *user, int tasks, void (*run)(void *, int, int), void *context)
-{
-    int workers = *(int *)user;
-    for (int w = workers - 1; w >= 0; w--) {
-        for (int i = w; i < tasks; i += workers) run(context, i, w);
-    }
-}
-
-static bool same_number(xg_real a, xg_real b)
-{
-    return memcmp(&a, &b, sizeof a) == 0 || (a != a && b != b);
-}
-
-/* What f makes on a level with some workers, to be freed; NULL on failure. */
-static xg_real *values(build f, int which, const char *simd, int workers, size_t *count)
-{
-    xg_config config;
-    memset(&config, 0, sizeof config);
-    config.simd = simd;
-    config.workers = workers;
-    config.parallel_user = &workers;
-    if (workers > 1) config.parallel_for = scrambled_for;
-    xg_tape *t = xg_tape_new(&config);
-    xg_tensor *y = f(t, which);
-    *count = xg_size(y);
-    xg_real *out = (xg_real *)malloc(*count * sizeof *out);
-    xg_read(y, out, *count);
-    if (xg_failed(t)) {
-        test_fail_(__FILE__, __LINE__, xg_tape_error(t)->text);
-        free(out);
-        out = NULL;
-    }
-    xg_tape_free(t);
-    return out;
-}
-
-static void check_levels(const char *what, build f, int which)
-{
-    size_t expected_count, count;
-    xg_real *expected = values(f, which, "scalar", 1, &expected_count);
-    for (int level = 0; expected && level < xg_simd_count(); level++) {
-        for (int workers = 1; workers <= 4; workers++) {
-            xg_real *got = values(f, which, xg_simd_name(level), workers, &count);
-            size_t bad = 0;
-            while (got && bad < count && same_number(got[bad], expected[bad])) bad++;
-            if (!got || bad < count || count != expected_count) {
-                CHECK(!"levels differ");
-                printf("      %s %d: %s with %d workers, number %d: %.9g, scalar %.9g\n", what, which,
-                       xg_simd_name(level), workers, (int)bad, got ? (double)got[bad] : 0,
-                       (double)expected[bad]);
-            }
-            free(got);
-        }
-    }
-    free(expected);
-}
+#include "levels.h"
 
 /* ---- pointwise --------------------------------------------------------------------------------- */
-
-static const double special[] = {
-    0.0, -0.0, 1, -1, 0.5, 2, 1e-3, -1e-3, 88, -88, 89, -104, 1e-38, -1e-38, 1e-40, 1e-45, 3e38, -3e38,
-    HUGE_VAL, -HUGE_VAL, 16777216, 0.99999994, 1.0000001, 3.1415927, -7.25, 100, 709
-};
-enum { SPECIALS = (int)(sizeof special / sizeof *special) };
-
-/* Specials, a NaN, and noise of all magnitudes; odd extents so that every tail occurs. */
-static xg_tensor *numbers(xg_tape *t, uint64_t seed, int n, int c, int h, int w)
-{
-    xg_rng rng = xg_rng_seed(seed);
-    xg_tensor *x = xg_leaf(t, xg_shape4(n, c, h, w), NULL);
-    xg_real *v = xg_leaf_data(x);
-    for (size_t i = 0; i < xg_size(x); i++) {
-        double value = xg_rng_normal(&rng) * exp(6 * xg_rng_normal(&rng));
-        size_t pick = (size_t)xg_rng_below(&rng, 4 * SPECIALS);
-        v[i] = (xg_real)(pick < SPECIALS ? special[pick] : value);
-        if (pick == SPECIALS) v[i] = (xg_real)NAN;
-    }
-    return x;
-}
 
 static xg_tensor *map_at(xg_tape *t, int which)
 {

@@ -1,0 +1,309 @@
+/* What lies between the products of a network: pools, selections, softmax, optimiser steps. The same
+ * bits on every level and for any number of workers; what the fast paths make, by hand. */
+#include "levels.h"
+
+/* ---- optimisers -------------------------------------------------------------------------------- */
+
+/* A matrix of several blocks and an odd little vector, after three steps. */
+static xg_tensor *trained(xg_tape *t, int which)
+{
+    xg_params *params = xg_params_new(NULL);
+    xg_rng rng = xg_rng_seed(11);
+    xg_scope s = xg_scope_new(t, params, &rng, true);
+    xg_tensor *large = xg_param(&s, "large", xg_shape4(1, 1, 5, 9001), XG_INIT_KAIMING, 1);
+    xg_tensor *odd = xg_param(&s, "odd", xg_shape4(1, 1, 1, 13), XG_INIT_KAIMING, 1);
+    xg_optim o;
+    memset(&o, 0, sizeof o);
+    o.kind = which / 2 < 3 ? XG_SGD : which / 2 == 3 ? XG_ADAM : XG_ADAMW;
+    o.momentum = which / 2 == 0 ? 0 : 0.9;
+    o.nesterov = which / 2 == 2;
+    o.lr = 0.05;
+    o.weight_decay = 0.1;
+    o.clip_norm = which % 2 ? 3 : 0;
+    xg_tensor *leaf[2] = { large, odd };
+    for (int step = 0; step < 3; step++) {
+        xg_tensor *grad[2] = { xg_randn(t, xg_shape_of(large), &rng), xg_randn(t, xg_shape_of(odd), &rng) };
+        xg_optim_apply(&o, params, leaf, grad, 2);
+    }
+    xg_tensor *copy = xg_leaf(t, xg_shape4(1, 1, 1, 5 * 9001), xg_params_data(params, 0));
+    copy = xg_concat(copy, xg_leaf(t, xg_shape_of(odd), xg_params_data(params, 1)), 3);
+    xg_params_free(params);
+    return copy;
+}
+
+static void test_optimisers(void)
+{
+    for (int which = 0; which < 10; which++) check_levels("optimiser", trained, which);
+}
+
+/* The first gradient that is not finite is named, wherever in its blocks it lies. */
+static void test_not_finite(void)
+{
+    xg_tape *t = xg_tape_new(NULL);
+    xg_params *params = xg_params_new(NULL);
+    xg_rng rng = xg_rng_seed(12);
+    xg_scope s = xg_scope_new(t, params, &rng, true);
+    xg_shape shape = xg_shape4(1, 1, 1, 40001);
+    xg_tensor *leaf[3], *grad[3];
+    const char *name[3] = { "first", "second", "third" };
+    for (int i = 0; i < 3; i++) {
+        leaf[i] = xg_param(&s, name[i], shape, XG_INIT_ONE, 1);
+        grad[i] = xg_full(t, shape, 1);
+    }
+    xg_leaf_data(grad[1])[40000] = (xg_real)HUGE_VAL;
+    xg_leaf_data(grad[2])[0] = (xg_real)NAN;
+    CHECK(xg_optim_apply(NULL, params, leaf, grad, 3) == XG_ERR_NONFINITE);
+    CHECK(strstr(xg_tape_error(t)->text, "'second'") != NULL);
+    for (int i = 0; i < 3; i++) CHECK(xg_params_data(params, i)[40000] == 1);
+    xg_params_free(params);
+    xg_tape_free(t);
+}
+
+/* What waits for a weight, by way of two reshapings of it, reads what it was. */
+static void test_old_weights(void)
+{
+    xg_tape *t = xg_tape_new(NULL);
+    xg_params *params = xg_params_new(NULL);
+    xg_rng rng = xg_rng_seed(13);
+    xg_scope s = xg_scope_new(t, params, &rng, true);
+    xg_tensor *w = xg_param(&s, "w", xg_shape4(1, 1, 4, 6), XG_INIT_ONE, 1);
+    xg_tensor *turned = xg_reshape(xg_reshape(w, xg_shape4(1, 24, 1, 1)), xg_shape4(1, 1, 1, 24));
+    xg_tensor *waits = xg_affine(turned, 3, 0);
+    CHECK(xg_optim_step(NULL, params, xg_sum(w)) == XG_ERR_OK);
+    CHECK(xg_item(waits) == 3);
+    CHECK(xg_item(turned) == 1);
+    CHECK_NEAR(xg_params_data(params, 0)[0], 0.99, 1e-6);
+    xg_params_free(params);
+    xg_tape_free(t);
+}
+
+/* ---- pools ------------------------------------------------------------------------------------- */
+
+typedef struct pool_case { int h, w, kh, kw, stride, pad, dilation; } pool_case;
+
+static const pool_case pools[] = {
+    { 64,64, 2,2,2,0,1 }, { 7,9, 2,2,2,0,1 }, { 3,2, 2,2,2,0,1 }, { 13,35, 3,3,2,1,1 }, { 56,34, 3,3,2,1,1 },
+    { 5,5, 3,3,2,1,1 }, { 9,40, 3,3,1,1,1 }, { 20,21, 3,2,2,1,2 }, { 9,9, 1,1,2,0,1 }, { 11,37, 2,3,3,1,1 },
+    { 6,6, 6,6,1,3,1 }, { 1,33, 1,3,2,0,1 }, { 12,50, 4,5,2,2,2 }, { 8,8, 2,2,2,1,1 }
+};
+enum { POOLS = (int)(sizeof pools / sizeof *pools) };
+
+static xg_window window_of(const pool_case *k)
+{
+    xg_window w = { k->kh, k->kw, k->stride, k->pad, k->dilation, 1 };
+    return w;
+}
+
+/* Many equal numbers, zeros of both signs, NaN and infinities. */
+static xg_tensor *ties(xg_tape *t, uint64_t seed, xg_shape s)
+{
+    xg_tensor *x = numbers(t, seed, s.n, s.c, s.h, s.w);
+    xg_real *v = xg_leaf_data(x);
+    xg_rng rng = xg_rng_seed(seed + 1);
+    for (size_t i = 0; i < xg_size(x); i++) {
+        if (xg_rng_below(&rng, 2)) v[i] = (xg_real)(xg_rng_below(&rng, 3) - 1);
+    }
+    return x;
+}
+
+/* The index by the book: row by row, the first maximum wins, the last NaN wins. */
+static xg_real argpool_of(const xg_real *x, const pool_case *k, int oy, int ox)
+{
+    int best = -1;
+    for (int dy = 0; dy < k->kh; dy++) {
+        for (int dx = 0; dx < k->kw; dx++) {
+            int r = oy * k->stride - k->pad + dy * k->dilation;
+            int c = ox * k->stride - k->pad + dx * k->dilation, at = r * k->w + c;
+            if (r < 0 || c < 0 || r >= k->h || c >= k->w) continue;
+            if (best < 0 || x[at] > x[best] || x[at] != x[at]) best = at;
+        }
+    }
+    return (xg_real)best;
+}
+
+static void test_argpool(void)
+{
+    for (int i = 0; i < POOLS; i++) {
+        xg_tape *t = xg_tape_new(NULL);
+        const pool_case *k = &pools[i];
+        xg_tensor *x = ties(t, 20, xg_shape4(2, 3, k->h, k->w)), *at = xg_argpool(x, window_of(k));
+        xg_shape s = xg_shape_of(at);
+        const xg_real *v = xg_data(at);
+        int bad = 0;
+        CHECK_OK(t);
+        for (int plane = 0; plane < 6; plane++) {
+            const xg_real *from = xg_data(x) + plane * k->h * k->w;
+            for (int p = 0; p < s.h * s.w; p++) bad += *v++ != argpool_of(from, k, p / s.w, p % s.w);
+        }
+        if (bad) printf("  %d wrong in pool %d\n", bad, i);
+        CHECK(bad == 0);
+        xg_tape_free(t);
+    }
+}
+
+/* argpool; another tensor at its places, and the transpose of that; means, and their transpose. */
+static xg_tensor *pool_at(xg_tape *t, int which)
+{
+    const pool_case *k = &pools[which / 6];
+    xg_tensor *x = ties(t, 21, xg_shape4(2, 3, k->h, k->w)), *at = xg_argpool(x, window_of(k));
+    xg_tensor *other = ties(t, 22, xg_shape_of(x)), *g = ties(t, 23, xg_shape_of(at));
+    switch (which % 6) {
+    case 0: return at;
+    case 1: return xg_gather(other, at);
+    case 2: return xg_scatter(g, at, xg_shape_of(x));
+    case 3: return xg_avgpool(x, window_of(k));
+    case 4: return xg_avgpool_t(g, window_of(k), xg_shape_of(x));
+    default: return xg_maxpool(x, window_of(k));
+    }
+}
+
+static void test_pools(void)
+{
+    for (int which = 0; which < 6 * POOLS; which++) check_levels("pool", pool_at, which);
+}
+
+/* A mean in double of what lies inside, over all of the window. */
+static double avgpool_of(const xg_real *x, const pool_case *k, int oy, int ox)
+{
+    double sum = 0;
+    for (int i = 0; i < k->kh * k->kw; i++) {
+        int r = oy * k->stride - k->pad + i / k->kw * k->dilation;
+        int c = ox * k->stride - k->pad + i % k->kw * k->dilation;
+        if (r >= 0 && c >= 0 && r < k->h && c < k->w) sum += (double)x[r * k->w + c];
+    }
+    return sum / (k->kh * k->kw);
+}
+
+/* Means are right, and so is the transpose: <avgpool(x), g> = <x, avgpool_t(g)>. */
+static void test_avgpool(void)
+{
+    for (int i = 0; i < POOLS; i++) {
+        xg_tape *t = xg_tape_new(NULL);
+        xg_rng rng = xg_rng_seed(26);
+        const pool_case *k = &pools[i];
+        xg_tensor *x = xg_randn(t, xg_shape4(2, 3, k->h, k->w), &rng), *y = xg_avgpool(x, window_of(k));
+        xg_shape s = xg_shape_of(y);
+        double worst = 0;
+        for (int p = 0; p < 6 * s.h * s.w; p++) {
+            const xg_real *from = xg_data(x) + p / (s.h * s.w) * k->h * k->w;
+            double mean = avgpool_of(from, k, p / s.w % s.h, p % s.w);
+            worst = fmax(worst, fabs((double)xg_data(y)[p] - mean));
+        }
+        CHECK(worst < TOL(1e-6, 1e-14));
+        xg_tensor *g = xg_randn(t, s, &rng), *back = xg_avgpool_t(g, window_of(k), xg_shape_of(x));
+        CHECK_NEAR(xg_item(xg_dot(y, g)), xg_item(xg_dot(x, back)), TOL(1e-5, 1e-12));
+        CHECK_OK(t);
+        xg_tape_free(t);
+    }
+}
+
+/* gather and scatter know what made the index: with the same numbers as data they must do the same. One
+ * index plane may serve all channels. */
+static void test_known_index(void)
+{
+    for (int i = 0; i < POOLS; i++) {
+        xg_tape *t = xg_tape_new(NULL);
+        const pool_case *k = &pools[i];
+        int n = i % 2 + 1, c = i % 3 ? 3 : 1;
+        xg_shape whole = xg_shape4(2, 3, k->h, k->w);
+        xg_tensor *x = ties(t, 24, whole);
+        xg_tensor *at = xg_argpool(ties(t, 25, xg_shape4(n, c, k->h, k->w)), window_of(k));
+        xg_tensor *data = xg_leaf(t, xg_shape_of(at), xg_data(at));
+        xg_tensor *known[2] = { xg_gather(x, at), NULL }, *plain[2] = { xg_gather(x, data), NULL };
+        known[1] = xg_scatter(known[0], at, whole);
+        plain[1] = xg_scatter(plain[0], data, whole);
+        CHECK_OK(t);
+        for (int j = 0; j < 2; j++) {
+            const xg_real *u = xg_data(known[j]), *v = xg_data(plain[j]);
+            size_t bad = 0, size = xg_size(known[j]);
+            for (size_t p = 0; p < size; p++) bad += !same_number(u[p], v[p]);
+            CHECK(bad == 0);
+        }
+        xg_tape_free(t);
+    }
+}
+
+/* ---- selection, softmax, copies ---------------------------------------------------------------- */
+
+static xg_tensor *channels_at(xg_tape *t, int which)
+{
+    static const int shape[][4] = {
+        { 256,10,1,1 }, { 3,40,1,1 }, { 2,2500,1,1 }, { 7,1,1,1 }, { 2,7,9,9 }, { 1,3,40,41 }, { 5,31,1,2 }
+    };
+    const int *s = shape[which / 4];
+    xg_rng rng = xg_rng_seed(30);
+    xg_tensor *x = xg_affine(xg_randn(t, xg_shape4(s[0], s[1], s[2], s[3]), &rng), 5, 0);
+    switch (which % 4) {
+    case 0: return xg_softmax(x);
+    case 1: return xg_log_softmax(x);
+    case 2: return xg_argmax(x);
+    default: return xg_max_to(x, xg_shape4(s[0], 1, s[2], s[3]));
+    }
+}
+
+static void test_channels(void)
+{
+    for (int which = 0; which < 28; which++) check_levels("channels", channels_at, which);
+}
+
+/* Against the formulas in double. */
+static void test_softmax(void)
+{
+    for (int which = 0; which < 28; which += 4) {
+        xg_tape *t = xg_tape_new(NULL);
+        xg_tensor *y = channels_at(t, which), *z = channels_at(t, which + 1);
+        xg_rng rng = xg_rng_seed(30);
+        xg_shape s = xg_shape_of(y);
+        xg_tensor *x = xg_affine(xg_randn(t, s, &rng), 5, 0);
+        size_t plane = (size_t)(s.h * s.w), size = plane * (size_t)s.c;
+        double worst = 0;
+        for (size_t i = 0; i < (size_t)s.n * plane; i++) {
+            size_t at = i / plane * size + i % plane;
+            double sum = 0;
+            for (size_t c = 0; c < size; c += plane) sum += exp((double)xg_data(x)[at + c]);
+            for (size_t c = 0; c < size; c += plane) {
+                double p = exp((double)xg_data(x)[at + c]) / sum;
+                worst = fmax(worst, fabs((double)xg_data(y)[at + c] / p - 1));
+                worst = fmax(worst, fabs((double)xg_data(z)[at + c] - log(p)));
+            }
+        }
+        CHECK_OK(t);
+        CHECK(worst < TOL(1e-5, 1e-12));
+        xg_tape_free(t);
+    }
+}
+
+/* A box cut out, padded back: its own numbers, and zeros around it. */
+static void test_boxes(void)
+{
+    xg_tape *t = xg_tape_new(NULL);
+    xg_rng rng = xg_rng_seed(31);
+    xg_shape s = xg_shape4(3, 4, 5, 6);
+    xg_tensor *x = xg_randn(t, s, &rng);
+    const xg_real *v = xg_data(x);
+    for (int which = 0; which < 16; which++) {
+        int n0 = which & 1, c0 = which >> 1 & 1, h0 = which >> 2 & 1, w0 = which >> 3;
+        xg_shape from = xg_shape4(n0, c0, h0, w0);
+        xg_tensor *box = xg_slice(x, from, xg_shape4(s.n - n0, s.c - c0, s.h - h0, s.w - w0));
+        const xg_real *y = xg_data(xg_pad(box, from, s));
+        for (int i = 0; i < 3 * 4 * 5 * 6; i++) {
+            bool inside = i / 120 >= n0 && i / 30 % 4 >= c0 && i / 6 % 5 >= h0 && i % 6 >= w0;
+            CHECK(y[i] == (inside ? v[i] : 0));
+        }
+    }
+    CHECK_OK(t);
+    xg_tape_free(t);
+}
+
+TEST_MAIN(
+    TEST(test_channels)
+    TEST(test_softmax)
+    TEST(test_boxes)
+    TEST(test_argpool)
+    TEST(test_pools)
+    TEST(test_avgpool)
+    TEST(test_known_index)
+    TEST(test_optimisers)
+    TEST(test_not_finite)
+    TEST(test_old_weights)
+)
