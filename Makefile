@@ -22,6 +22,7 @@ LIBS     = -lm -lpthread
 
 KIT      = $(patsubst examples/kit/%.c,$(BUILD)/%.o,$(wildcard examples/kit/*.c))
 TOOL     = $(patsubst tools/%.c,$(BUILD)/%.o,tools/xguide.c $(wildcard tools/cli_*.c))
+BENCH    = $(patsubst tools/%.c,$(BUILD)/%.o,tools/bench.c $(wildcard tools/bench_*.c))
 EXAMPLES = $(patsubst examples/%.c,$(BUILD)/example_%,$(wildcard examples/*.c))
 HEADERS  = xguide.h examples/kit/kit.h
 
@@ -67,7 +68,7 @@ $(BUILD)/%.o: tools/%.c $(HEADERS) $(wildcard tools/*.h) | $(BUILD)
 $(BUILD)/xguide: $(TOOL) $(KIT) $(BUILD)/library.o
 	$(CC) $(CFLAGS) $^ -o $@ $(LIBS)
 
-$(BUILD)/bench: $(BUILD)/bench.o $(KIT) $(BUILD)/library.o
+$(BUILD)/bench: $(BENCH) $(KIT) $(BUILD)/library.o
 	$(CC) $(CFLAGS) $^ -o $@ $(LIBS)
 
 # hello.c is its own implementation: one file, no library to link.
