@@ -127,6 +127,7 @@ void bench_kernels(const char *filter, int threads, bool quick, FILE *csv)
     xg_config config;
     memset(&config, 0, sizeof config);
     kit_pool_config(pool, &config);
+    kit_memory_config(&config);
     kernel k = { xg_tape_new(&config), NULL, FORWARD, NULL, NULL, NULL };
     for (int i = 0; k.tape && i < count; i++) {
         k.row = &rows[i];

@@ -244,7 +244,8 @@ static void hide_cells(bench_run *r, xg_real *to, int number)
     int cell = m->side / BENCH_CELLS, at = 0;
     for (int c = 0; c < m->channels; c++) {
         for (int y = 0; y < m->side; y++) {
-            for (int x = 0; x < m->side; x++, at++) to[at] = r->x[at] * keep[y / cell * BENCH_CELLS + x / cell];
+            const xg_real *row = keep + y / cell * BENCH_CELLS;
+            for (int x = 0; x < m->side; x++, at++) to[at] = r->x[at] * row[x / cell];
         }
     }
 }
@@ -356,6 +357,7 @@ bool bench_open(bench_run *r, const char *name, int batch, int threads, xg_error
     if (!r->pool) return false;
     memset(&config, 0, sizeof config);
     kit_pool_config(r->pool, &config);
+    kit_memory_config(&config);
     r->tape = xg_tape_new(&config);
     r->params = xg_params_new(&config);
     size_t pixels = xg_shape_size(picture_shape(r, batch));
