@@ -542,7 +542,7 @@ void kit_table_free(kit_table *table);
 
 /* A pool of persistent workers for xg_config.parallel_for. The calling thread works too, so a pool
  * of n makes n-1 threads. Tasks are split evenly; whoever is done first helps the others. Idle
- * workers spin for some 30 microseconds, then sleep. A call from
+ * workers spin for some 50 microseconds, then sleep. A call from
  * inside a task, or while another thread uses the pool, runs on the calling thread alone: nothing
  * can lock up, and no thread beyond the pool's is ever made. */
 typedef struct kit_pool kit_pool;

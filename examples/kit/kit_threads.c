@@ -19,7 +19,7 @@
 #include "kit.h"
 
 #define BRIEF_SECONDS 2e-6     /* how long an idle thread looks out at full speed                   */
-#define SPIN_SECONDS 30e-6     /* and how long before it sleeps                                     */
+#define SPIN_SECONDS 50e-6     /* and how long before it sleeps                                     */
 
 /* Each has cache lines of its own: threads that write side by side would wait for one another. */
 typedef struct worker {
