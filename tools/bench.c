@@ -145,16 +145,18 @@ static bool workloads(const request *q, const char *self, FILE *csv)
         printf("\n%-22s %5s %7s %11s %8s %8s %9s    %s\n", "workload", "batch", "threads", "ms", "GF/s",
                "of peak", "peak MB", "to plain");
     }
-    kit_progress_start(&progress, NULL, "workloads", 0, (int64_t)(1e3 * total));
+    kit_progress_start(&progress, NULL, "seconds, about", 0, (int64_t)total);
     for (int i = 0; i < count; i++) {
+        if (progress.live) progress.shown = 0;           /* the line names what runs now */
+        kit_progress_step(&progress, (int64_t)done, "%s", jobs[i].work->name);
+        bool ran = run_job(self, &jobs[i], q->quick, &rows[good]);
         if (progress.live) fprintf(stderr, "\r%*s\r", progress.width, "");
-        if (run_job(self, &jobs[i], q->quick, &rows[good])) {
+        if (ran) {
             double base = base_ms(rows, good, &jobs[i]);
             show_row(&rows[good], base);
             bench_print_row(csv, &rows[good++]);
         }
         done += jobs[i].cost;
-        if (i + 1 < count) kit_progress_step(&progress, (int64_t)(1e3 * done), "%s", jobs[i + 1].work->name);
     }
     return good == count;
 }

@@ -23,11 +23,11 @@ double bench_read(kit_pool *pool);
 double bench_copy(kit_pool *pool);
 
 /* How long to measure. A block repeats its turns until it lasts `block` seconds; blocks follow each other
- * until `total` seconds have passed, but at least `least` and at most MOST_BLOCKS of them. */
+ * until `total` seconds have passed, but at least `least` of them. */
 typedef struct bench_pace { double block, total; int least; } bench_pace;
 extern const bench_pace bench_kernel_pace, bench_work_pace, bench_quick_pace;
 
-/* Median seconds of a turn, after one that warms up. */
+/* Median seconds of a turn. The caller has taken one already: first touches of memory do not count. */
 double bench_median(void (*turn)(void *context), void *context, bench_pace pace);
 
 /* ---- workloads: bench_works.c ------------------------------------------------------------------ */

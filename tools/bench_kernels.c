@@ -96,8 +96,8 @@ static void make_operands(kernel *k)
     k->g = xg_randn(k->tape, xg_shape4(r->n, r->o, out, out), &rng);
 }
 
-/* Measures one pass of a row, prints its part of the line. */
-static void measure(kernel *k, kit_pool *pool, double peak, bool quick, FILE *csv)
+/* Measures one pass; its share of the peak is not known yet. */
+static bench_row measure(kernel *k, int threads, bool quick)
 {
     double before = xg_tape_stats(k->tape).flops;
     turn(k);
@@ -111,13 +111,42 @@ static void measure(kernel *k, kit_pool *pool, double peak, bool quick, FILE *cs
     memset(&row, 0, sizeof row);
     snprintf(row.work, sizeof row.work, "%s %s", k->row->name, pass_names[k->what]);
     row.batch = k->row->n;
-    row.threads = kit_pool_threads(pool);
+    row.threads = threads;
     row.ms = 1e3 * seconds;
     row.gflops = flops / seconds / 1e9;
-    row.peak_share = row.gflops / peak;
-    printf("%10.3f ms%6.0f%4.0f%%", row.ms, row.gflops, 100 * row.peak_share);
+    return row;
+}
+
+/* One line of the table: every pass, between two measurements of the peak. */
+static void measure_row(kernel *k, kit_pool *pool, bool quick, FILE *csv)
+{
+    bench_row row[PASSES];
+    const char *simd = xg_tape_simd(k->tape);
+    xg_mark mark = xg_tape_mark(k->tape);
+    make_operands(k);
+    double peak = bench_peak(simd, pool);
+    for (k->what = FORWARD; k->what < PASSES; k->what++) {
+        row[k->what] = measure(k, kit_pool_threads(pool), quick);
+    }
+    xg_tape_release(k->tape, mark);
+    double again = bench_peak(simd, pool);
+    if (again > peak) peak = again;
+    printf("%-26s %5d %5.0f", k->row->name, k->row->n, peak);
+    for (pass p = FORWARD; p < PASSES; p++) {
+        row[p].peak_share = row[p].gflops / peak;
+        printf("%10.3f ms%6.0f%4.0f%%", row[p].ms, row[p].gflops, 100 * row[p].peak_share);
+        bench_print_row(csv, &row[p]);
+    }
+    printf("\n");
     fflush(stdout);
-    bench_print_row(csv, &row);
+}
+
+static void print_head(int threads, const char *simd)
+{
+    printf("\nkernels, %d thread%s, %s: milliseconds, GF/s, share of the peak beside\n%-26s %5s %5s", threads,
+           threads > 1 ? "s" : "", simd, "", "batch", "peak");
+    for (pass p = FORWARD; p < PASSES; p++) printf("%23s", pass_names[p]);
+    printf("\n");
 }
 
 void bench_kernels(const char *filter, int threads, bool quick, FILE *csv)
@@ -132,19 +161,8 @@ void bench_kernels(const char *filter, int threads, bool quick, FILE *csv)
     for (int i = 0; k.tape && i < count; i++) {
         k.row = &rows[i];
         if (filter && !strstr(k.row->name, filter)) continue;
-        if (shown++ == 0) {
-            printf("\nkernels, %d thread%s, %s\n%-26s %5s %5s", threads, threads > 1 ? "s" : "",
-                   xg_tape_simd(k.tape), "", "batch", "peak");
-            for (pass p = FORWARD; p < PASSES; p++) printf("%24s", pass_names[p]);
-            printf("\n");
-        }
-        xg_mark mark = xg_tape_mark(k.tape);
-        double peak = bench_peak(xg_tape_simd(k.tape), pool);
-        printf("%-26s %5d %5.0f", k.row->name, k.row->n, peak);
-        make_operands(&k);
-        for (k.what = FORWARD; k.what < PASSES; k.what++) measure(&k, pool, peak, quick, csv);
-        printf("\n");
-        xg_tape_release(k.tape, mark);
+        if (shown++ == 0) print_head(threads, xg_tape_simd(k.tape));
+        measure_row(&k, pool, quick, csv);
     }
     xg_tape_free(k.tape);
     kit_pool_free(pool);

@@ -168,7 +168,6 @@ double bench_median(void (*turn)(void *context), void *context, bench_pace pace)
 {
     double seconds[MOST_BLOCKS], start;
     int count = 0, turns;
-    turn(context);                             /* first touches of memory, cold caches */
     start = kit_seconds();
     seconds[count] = time_block(turn, context, 1);
     turns = (int)(pace.block / (seconds[0] + 1e-9)) + 1;

@@ -139,30 +139,30 @@ def loss_of(work, net, x, mask, label, grad):
     what f returns beside it: ((value, rest), gradient)."""
     kind = work.split(".")[1]
 
+    def scored(call, value):
+        def score(at):
+            logits = call(at)
+            return value(logits), logits
+        return score
+
     def picked(logits):
         return logits.gather(1, label[:, None]).sum()
 
     if kind == "guided":
-        def score(at):
-            logits = net(at)
-            return picked(logits), logits
-        (_, logits), slope = grad(score, x)
+        (_, logits), slope = grad(scored(net, picked), x)
         return F.cross_entropy(logits, label) + common.ENERGY * energy((x * slope).sum(1, True), mask)
     if kind == "gradcam":
         maps = net("features", x)
-        (_, logits), slope = grad(lambda at: (lambda z: (picked(z), z))(net("classify", at)), maps)
+        (_, logits), slope = grad(scored(lambda at: net("classify", at), picked), maps)
         cam = F.relu((slope.mean((2, 3), True) * maps).sum(1, True))
         return F.cross_entropy(logits, label) + common.ENERGY * energy(cam, mask)
     if kind == "gradreg":
-        def total(at):
-            logits = net(at)
-            return F.log_softmax(logits, 1).sum(), logits
-        (_, logits), slope = grad(total, x)
+        (_, logits), slope = grad(scored(net, lambda z: F.log_softmax(z, 1).sum()), x)
         return F.cross_entropy(logits, label) + common.REGULAR * (slope * mask).square().sum()
     if kind == "pgd":
         reach, worst = common.RADIUS * mask, x
         for _ in range(common.PGD_STEPS):
-            _, slope = grad(lambda at: (F.cross_entropy(net(at), label), None), worst, False)
+            _, slope = grad(scored(net, lambda z: F.cross_entropy(z, label)), worst, False)
             worst = torch.clamp(worst + reach / 4 * slope.sign(), x - reach, x + reach).detach()
         return F.cross_entropy(net(x), label) + F.cross_entropy(net(worst), label)
     if kind == "ibp":
@@ -228,6 +228,9 @@ def compiled_turn(work, net, optim, x, mask, label):
     """Loss and gradients in one graph: both derivatives are taken by torch.func while it is traced."""
     if work == "small.mapkl":
         raise RuntimeError("not compiled: two optimisers")
+    for module in net.modules():           # a traced gradient must not change anything: running statistics
+        if isinstance(module, nn.BatchNorm2d):              # are not kept, which is in the peer's favour
+            module.running_mean = module.running_var = module.num_batches_tracked = None
     parameters = dict(net.named_parameters())
     first = next(iter(parameters.values()))
 

@@ -32,6 +32,7 @@ typedef struct worker {
 
 struct kit_pool {
     int      threads;
+    int      started;            /* of them, the caller included: all, unless making failed       */
     worker  *workers;            /* [threads]; the first is the caller, whoever that is           */
 
     /* The job. Written by the caller before the ranges, read after a claim. */
@@ -236,7 +237,8 @@ kit_pool *kit_pool_new(int threads, xg_error *error)
         kit_fail(error, XG_ERR_MEMORY, "out of memory for a thread pool");
         return NULL;
     }
-    pool->threads = 1;
+    pool->threads = threads;
+    pool->started = 1;
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->work, NULL);
     pthread_cond_init(&pool->done, NULL);
@@ -250,7 +252,7 @@ kit_pool *kit_pool_new(int threads, xg_error *error)
             kit_pool_free(pool);
             return NULL;
         }
-        pool->threads = i + 1;
+        pool->started = i + 1;
     }
     return pool;
 }
@@ -262,7 +264,7 @@ void kit_pool_free(kit_pool *pool)
     pool->stop = true;
     pthread_cond_broadcast(&pool->work);
     pthread_mutex_unlock(&pool->mutex);
-    for (int i = 1; i < pool->threads; i++) pthread_join(pool->workers[i].thread, NULL);
+    for (int i = 1; i < pool->started; i++) pthread_join(pool->workers[i].thread, NULL);
     pthread_cond_destroy(&pool->done);
     pthread_cond_destroy(&pool->work);
     pthread_mutex_destroy(&pool->mutex);
