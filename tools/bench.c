@@ -85,7 +85,7 @@ static int plan(const request *q, job *jobs, int max)
             if (q->quick && gf > (q->filter ? 200 : 50)) continue;
             for (int threads = 1; threads <= most; threads++) {
                 if (q->threads && q->threads != threads) continue;
-                bench_company last = together && threads == 2 ? BENCH_TWINS : BENCH_ALONE;
+                bench_company last = together && b == 0 && threads == 2 ? BENCH_TWINS : BENCH_ALONE;
                 for (bench_company c = BENCH_ALONE; c <= last && count < max; c++) {
                     jobs[count++] = (job){ w, w->batch[b], threads, c, 2 + 0.05 * gf / threads };
                 }

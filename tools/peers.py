@@ -260,7 +260,8 @@ def disk(args, table):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("filter", nargs="?", help="only workloads whose name contains this")
     parser.add_argument("--quick", action="store_true", help="one block for each; nothing that compiles")
     parser.add_argument("--threads", type=int, help="only on so many threads; default one, then two")

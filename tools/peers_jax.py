@@ -78,7 +78,8 @@ def resnet_features(weights, x, state, blocks, deep, small):
                 y = norm(weights, f"{name}bn{k}", conv(weights, f"{name}conv{k}", y, step), state)
                 y = jax.nn.relu(y) if k < len(steps) else y
             if name + "downsample.0.weight" in weights:
-                x = norm(weights, name + "downsample.1", conv(weights, name + "downsample.0", x, stride), state)
+                x = conv(weights, name + "downsample.0", x, stride)
+                x = norm(weights, name + "downsample.1", x, state)
             x = jax.nn.relu(x + y)
     return x
 
@@ -160,25 +161,27 @@ def loss_of(work, weights, x, mask, label):
         state.update(new)
         return logits, slope
 
-    def score(call, value):
-        def inner(at):
+    def scored(call, value):
+        def score(at):
             new = {}
-            logits = call(at, new)
+            logits = call(weights, at, new)
             return value(logits), (logits, new)
-        return inner
+        return score
+
+    def own(logits):
+        return picked(logits, label)
 
     if kind == "guided":
-        logits, slope = slope_of(score(lambda at, new: run(weights, at, new), lambda z: picked(z, label)), x)
+        logits, slope = slope_of(scored(run, own), x)
         maps = (x * slope).sum(channels(), keepdims=True)
         return cross_entropy(logits, label) + common.ENERGY * energy(maps, mask), state
     if kind == "gradcam":
         maps = features(work, weights, x, state)
-        logits, slope = slope_of(score(lambda at, new: classify(weights, at), lambda z: picked(z, label)), maps)
+        logits, slope = slope_of(scored(lambda w, at, _: classify(w, at), own), maps)
         cam = jax.nn.relu((slope.mean(plane(), keepdims=True) * maps).sum(channels(), keepdims=True))
         return cross_entropy(logits, label) + common.ENERGY * energy(cam, mask), state
     if kind == "gradreg":
-        logits, slope = slope_of(score(lambda at, new: run(weights, at, new),
-                                       lambda z: jax.nn.log_softmax(z).sum()), x)
+        logits, slope = slope_of(scored(run, lambda z: jax.nn.log_softmax(z).sum()), x)
         return cross_entropy(logits, label) + common.REGULAR * jnp.square(slope * mask).sum(), state
     if kind == "pgd":
         reach, worst = common.RADIUS * mask, x

@@ -241,7 +241,8 @@ def compiled_turn(work, net, optim, x, mask, label):
     def loss(values):
         def call(*a):
             name, a = (a[0], a[1:]) if isinstance(a[0], str) else ("forward", a)
-            return torch.func.functional_call(Method(net, name), {"net." + k: v for k, v in values.items()}, a)
+            inner = {"net." + k: v for k, v in values.items()}
+            return torch.func.functional_call(Method(net, name), inner, a)
         return loss_of(work, call, x, mask, label, traced_grad)
 
     both = torch.compile(torch.func.grad_and_value(loss))
