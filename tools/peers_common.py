@@ -52,10 +52,9 @@ def ig_shares(start):
 
 def shown_pixels(rank, side, start):
     """Masks [chunk, side, side] of insertion (first half of the pictures) and deletion."""
-    number = numpy.arange(start, start + INSDEL_CHUNK)
-    half = INSDEL // 2
-    bound = (side * side * (number % half + 0.5) / half)[:, None]
-    shown = (rank[None] < bound) == (number[:, None] < half)
+    which, half = numpy.arange(start, start + INSDEL_CHUNK), INSDEL // 2
+    bound = (side * side * (which % half + 0.5) / half)[:, None]
+    shown = (rank[None] < bound) == (which[:, None] < half)
     return shown.reshape(-1, side, side).astype(numpy.float32)
 
 
@@ -75,9 +74,7 @@ def serve(turn, version):
             loss, norm = turn()
             print(f"{number(loss):.9g} {number(norm):.9g}", file=answer, flush=True)
             continue
-        if turns == 0:                              # the first block warms up, as in bench_run.c
-            turn()
-            start = time.perf_counter()
+        if turns == 0:                  # "check" took a turn; this one tells how many a block holds
             turn()
             turns = math.floor(0.2 / (time.perf_counter() - start + 1e-9)) + 1
             start = time.perf_counter()
