@@ -105,10 +105,11 @@ def variants(work, quick):
 
 
 def environment(threads, build):
-    """What makes the peers fast: threads, and an allocator that keeps the pages that it has."""
-    n = str(threads)
+    """What makes the peers fast: threads, and an allocator with large pages that keeps those it has."""
+    n, never = str(threads), 1 << 32
     return {"OMP_NUM_THREADS": n, "MKL_NUM_THREADS": n, "NPROC": n, "JAX_PLATFORMS": "cpu",
-            "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296",
+            "GLIBC_TUNABLES": f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={never}:"
+                              f"glibc.malloc.trim_threshold={never}", "THP_MEM_ALLOC_ENABLE": "1",
             "TORCHINDUCTOR_CACHE_DIR": str(build / "peers_cache"), "PYTHONDONTWRITEBYTECODE": "1",
             "CUDA_VISIBLE_DEVICES": ""}
 

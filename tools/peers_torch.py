@@ -6,7 +6,7 @@ Variants: eager; channels-last (eager, pictures stored NHWC); infopt (torch.jit.
 optimize_for_inference); compile (torch.compile; for inference with frozen weights).
 
 How it is tuned, for the processor: as many threads as asked, set before any work; an allocator that keeps
-its pages (GLIBC_TUNABLES, set by peers.py; worth a quarter of large inference); inference_mode; fused SGD;
+its pages, and large ones (GLIBC_TUNABLES, THP_MEM_ALLOC_ENABLE, set by peers.py); inference_mode; fused SGD;
 no gradients of what needs none; masks and labels prepared outside the timed step. Whatever can be
 compiled is compiled whole, guided steps by torch.func inside of torch.compile, since a compiled function
 cannot be differentiated twice from outside.
