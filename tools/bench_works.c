@@ -357,8 +357,8 @@ bool bench_open(bench_run *r, const char *name, int batch, int threads, xg_error
     r->work = bench_find(name);
     if (!r->work) return kit_fail(error, XG_ERR_NAME, "no workload is called %.40s; --list lists them", name);
     if (batch < 1 || batch > 4096 || threads < 1) {
-        return kit_fail(error, XG_ERR_ARGUMENT, "needs a batch in [1, 4096] and a thread, not %d and %d", batch,
-                        threads);
+        return kit_fail(error, XG_ERR_ARGUMENT, "needs a batch in [1, 4096] and a thread, not %d and %d",
+                        batch, threads);
     }
     r->batch = batch;
     r->rng = xg_rng_seed(7);
