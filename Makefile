@@ -3,11 +3,12 @@
 #   make demo       train plain and guided on scenes with a decoy, show the table and a picture
 #   make test       every test this machine can run; ends with "N passed, N failed, N skipped"
 #   make            the command-line tool, build/xguide
-#   make bench      rates of the kernels against the peak of this machine
+#   make bench      kernels and workloads against the peak of this machine
+#   make bench-peers   the same workloads in PyTorch and JAX, which it fetches first
 #   make install    the header and the tool under PREFIX (/usr/local)
 #   make clean
 #
-# Every variable can be given on the command line: make CC=clang CFLAGS='-O3'.
+# Every variable can be given on the command line: make CC=clang CFLAGS='-O3'; make bench ARGS='--quick mlp'.
 
 CC      ?= cc
 CXX     ?= c++
@@ -22,10 +23,11 @@ LIBS     = -lm -lpthread
 
 KIT      = $(patsubst examples/kit/%.c,$(BUILD)/%.o,$(wildcard examples/kit/*.c))
 TOOL     = $(patsubst tools/%.c,$(BUILD)/%.o,tools/xguide.c $(wildcard tools/cli_*.c))
+BENCH    = $(patsubst tools/%.c,$(BUILD)/%.o,tools/bench.c $(wildcard tools/bench_*.c))
 EXAMPLES = $(patsubst examples/%.c,$(BUILD)/example_%,$(wildcard examples/*.c))
 HEADERS  = xguide.h examples/kit/kit.h
 
-.PHONY: all demo test bench install clean needs
+.PHONY: all demo test bench bench-peers install clean needs
 .DELETE_ON_ERROR:
 
 all: $(BUILD)/xguide $(EXAMPLES)
@@ -39,7 +41,23 @@ test: needs
 	@sh tests/run.sh
 
 bench: $(BUILD)/bench
-	@$(BUILD)/bench
+	@$(BUILD)/bench $(ARGS)
+
+# With PYTHON=... that interpreter's torch and jax are measured; without, the newest are fetched.
+ifdef PYTHON
+bench-peers: $(BUILD)/bench $(BUILD)/hello_static
+	@$(PYTHON) tools/peers.py --build $(BUILD) $(ARGS)
+else
+bench-peers: $(BUILD)/bench $(BUILD)/hello_static $(BUILD)/peers/ready
+	@$(BUILD)/peers/bin/python tools/peers.py --build $(BUILD) $(ARGS)
+endif
+
+$(BUILD)/peers/ready: | $(BUILD)
+	@echo "fetching PyTorch and JAX into $(BUILD)/peers, once; some gigabytes"
+	@python3 -m venv $(BUILD)/peers && $(BUILD)/peers/bin/pip install --quiet torch jax numpy || { \
+	    echo "They could not be installed. Is there a network, and python3-venv? With another"; \
+	    echo "interpreter that has both: make bench-peers PYTHON=/path/to/python"; exit 1; }
+	@touch $@
 
 # The one thing that is not in the tree: stb's picture reader, from the system's packages.
 needs: | $(BUILD)
@@ -67,7 +85,7 @@ $(BUILD)/%.o: tools/%.c $(HEADERS) $(wildcard tools/*.h) | $(BUILD)
 $(BUILD)/xguide: $(TOOL) $(KIT) $(BUILD)/library.o
 	$(CC) $(CFLAGS) $^ -o $@ $(LIBS)
 
-$(BUILD)/bench: $(BUILD)/bench.o $(KIT) $(BUILD)/library.o
+$(BUILD)/bench: $(BENCH) $(KIT) $(BUILD)/library.o
 	$(CC) $(CFLAGS) $^ -o $@ $(LIBS)
 
 # hello.c is its own implementation: one file, no library to link.
@@ -76,6 +94,10 @@ $(BUILD)/example_hello: examples/hello.c xguide.h | $(BUILD)
 
 $(BUILD)/example_%: examples/%.c $(KIT) $(BUILD)/library.o $(HEADERS)
 	$(CC) $(CFLAGS) $(C99) $< $(KIT) $(BUILD)/library.o -o $@ $(LIBS)
+
+# How small a whole program is.
+$(BUILD)/hello_static: examples/hello.c xguide.h | $(BUILD)
+	$(CC) $(CFLAGS) -std=c99 $(WARN) -I. -static -s $< -o $@ -lm
 
 # ---- tests, in float and in double ---------------------------------------------------------------
 

@@ -133,6 +133,7 @@ int main(int argc, char **argv)
     memset(&config, 0, sizeof config);
     kit_pool *pool = kit_pool_new(0, &error);
     kit_pool_config(pool, &config);
+    kit_memory_config(&config);
     xg_tape *tape = xg_tape_new(&config);
     xg_params *params = xg_params_new(NULL);
     bool fine = argc > 2 ? photograph(tape, params, argv[1], argv[2], &error)

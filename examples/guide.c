@@ -121,6 +121,7 @@ int main(int argc, char **argv)
     memset(&config, 0, sizeof config);
     kit_pool *pool = kit_pool_new(0, &error);
     kit_pool_config(pool, &config);
+    kit_memory_config(&config);
     bool fine = draw(&sets[0], quick ? 320 : 2000, KIT_DECOY_TELLS, 3, &error)
              && draw(&sets[1], quick ? 100 : 500, KIT_DECOY_TELLS, 4, &error)
              && draw(&sets[2], quick ? 100 : 500, KIT_DECOY_LIES, 5, &error)

@@ -83,7 +83,7 @@ done
 
 echo "building"
 targets=
-for name in $tests $doubles check; do targets="$targets $BUILD/$name"; done
+for name in $tests $doubles check bench; do targets="$targets $BUILD/$name"; done
 if ! make -s -j"$jobs" all $targets >"$log/build.txt" 2>&1; then
     cat "$log/build.txt"
     echo "0 passed, 1 failed, 0 skipped"
@@ -117,6 +117,7 @@ fi
 check lint "$BUILD/check" xguide.h tests examples
 check symbols sh tests/symbols.sh "$BUILD/library.o"
 check readme sh tests/readme.sh "$BUILD"
+check bench sh tests/bench.sh "$BUILD"
 for file in examples/*.c; do
     name=$(basename "$file" .c)
     check "example-$name" env -C "$BUILD" "./example_$name" --quick

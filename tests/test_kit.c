@@ -548,6 +548,26 @@ static void test_pool_serves_the_library(void)
     CHECK(memcmp(one, many, sizeof one) == 0);
 }
 
+/* Small and large pieces can be written to the last byte, and a tape lives on them. */
+static void test_memory_serves_the_library(void)
+{
+    const size_t sizes[] = { 1, 4096, ((size_t)4 << 20) + 1, (size_t)9 << 20 };
+    xg_config config;
+    memset(&config, 0, sizeof config);
+    kit_memory_config(&config);
+    for (int i = 0; i < 4; i++) {
+        char *memory = (char *)config.alloc(config.memory_user, sizes[i]);
+        REQUIRE(memory != NULL && (uintptr_t)memory % 16 == 0);
+        memset(memory, 1, sizes[i]);
+        config.release(config.memory_user, memory);
+    }
+    xg_tape *tape = xg_tape_new(&config);
+    REQUIRE(tape != NULL);
+    CHECK(xg_item(xg_sum(xg_full(tape, xg_shape4(8, 8, 256, 256), 0.5))) == 8 * 8 * 256 * 256 / 2);
+    CHECK_OK(tape);
+    xg_tape_free(tape);
+}
+
 /* ------------------------------------------------------------------------------ command line -- */
 
 typedef struct options {
@@ -624,7 +644,7 @@ static void test_args(void)
     TEST(test_resize_keeps_the_mean) TEST(test_hostile_pictures) TEST(test_drawing_is_clipped)    \
     TEST(test_sheet) TEST(test_chart) TEST(test_log_resumes_without_half_lines) TEST(test_table)  \
     TEST(test_progress) TEST(test_pool_runs_every_task_once) TEST(test_pool_is_shared)            \
-    TEST(test_pool_serves_the_library) TEST(test_args)                                            \
+    TEST(test_pool_serves_the_library) TEST(test_memory_serves_the_library) TEST(test_args)       \
     remove_scratch();
 
 TEST_MAIN(TESTS)

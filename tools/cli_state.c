@@ -19,6 +19,7 @@ bool cli_run_engine(cli_run *run, int threads, xg_error *error)
     xg_config config;
     memset(&config, 0, sizeof config);
     kit_pool_config(run->pool, &config);
+    kit_memory_config(&config);
     run->tape = xg_tape_new(&config);
     run->params = xg_params_new(NULL);
     if (run->tape != NULL && run->params != NULL) return true;

@@ -541,7 +541,8 @@ void kit_table_free(kit_table *table);
  * ============================================================================================== */
 
 /* A pool of persistent workers for xg_config.parallel_for. The calling thread works too, so a pool
- * of n makes n-1 threads. Idle workers spin for some 30 microseconds, then sleep. A call from
+ * of n makes n-1 threads. Tasks are split evenly; whoever is done first helps the others. Idle
+ * workers spin for some 50 microseconds, then sleep. A call from
  * inside a task, or while another thread uses the pool, runs on the calling thread alone: nothing
  * can lock up, and no thread beyond the pool's is ever made. */
 typedef struct kit_pool kit_pool;
@@ -551,6 +552,10 @@ int       kit_pool_threads(const kit_pool *pool);          /* NULL: 1           
 void      kit_pool_run(kit_pool *pool, int tasks,          /* NULL: serial                        */
                        void (*run)(void *context, int task, int worker), void *context);
 void      kit_pool_config(kit_pool *pool, xg_config *config); /* sets parallel_for and so on */
+
+/* Sets alloc and release: malloc, in large pages where the system gives them. The first steps of a
+ * large network then take seconds less. */
+void      kit_memory_config(xg_config *config);
 
 /* ============================================================================================== *
  *  [K13] command line                                                                            *

@@ -1,34 +1,45 @@
-/* kit_threads.c - K12: a pool of persistent threads for xg_config.parallel_for.
+/* kit_threads.c - K12: a pool of persistent threads for xg_config.parallel_for, and memory in large
+ * pages for xg_config.alloc.
  *
- * All claiming goes through one 64-bit number, the ticket: the job's serial number in its upper
- * half, the tasks not yet claimed in its lower. A thread claims a task by lowering the ticket by
- * one with compare-and-swap. That the swap succeeded proves that this job has a task that is not
- * done, so its fields cannot change until that task is: they are read only after the swap. */
-#define _POSIX_C_SOURCE 200809L
+ * A job's tasks are split into equal ranges, one for each thread, so that a thread sees the same part
+ * of every tensor again. A thread takes its own range from the front; when that is empty it takes
+ * from the ends of others', so that one whose processor was taken away holds up nobody.
+ *
+ * A range is one 64-bit number: its first task in the upper half, its end in the lower. A task is
+ * claimed by compare-and-swap on it. That the swap succeeded proves that this job has a task that is
+ * not done, so the job's fields cannot change until that task is: they are read only after the swap. */
+#define _DEFAULT_SOURCE                 /* madvise */
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include "kit.h"
 
-#define SPIN_SECONDS 30e-6     /* how long an idle thread looks out before it sleeps */
-#define TASK_MASK 0xffffffffu
+#define BRIEF_SECONDS 2e-6     /* how long an idle thread looks out at full speed                   */
+#define SPIN_SECONDS 50e-6     /* and how long before it sleeps                                     */
 
+/* Each has cache lines of its own: threads that write side by side would wait for one another. */
 typedef struct worker {
+    uint64_t         range;      /* atomic: tasks of this job that are this thread's              */
     struct kit_pool *pool;
     pthread_t        thread;
     int              index;      /* 1 .. threads-1; the caller is 0                               */
+    char             apart[128 - 2 * sizeof(uint64_t) - sizeof(pthread_t) - sizeof(int)];
 } worker;
 
 struct kit_pool {
     int      threads;
-    worker  *workers;            /* [threads], the first is not used                              */
+    int      started;            /* of them, the caller included: all, unless making failed       */
+    worker  *workers;            /* [threads]; the first is the caller, whoever that is           */
 
-    /* The job. Written by the caller before the ticket, read after a claim. */
+    /* The job. Written by the caller before the ranges, read after a claim. */
     void   (*run)(void *context, int task, int worker);
     void    *context;
     int      tasks;
 
-    uint64_t ticket;             /* atomic                                                        */
     int      finished;           /* atomic: tasks done                                            */
     int      sleepers;           /* atomic: workers that wait for `work`                          */
     int      caller_sleeps;      /* atomic: the caller waits for `done`                           */
@@ -49,55 +60,78 @@ static void relax(void)
 #endif
 }
 
-static uint64_t ticket_now(kit_pool *pool)
-{
-    return __atomic_load_n(&pool->ticket, __ATOMIC_SEQ_CST);
-}
+static uint64_t range_of(int from, int to) { return (uint64_t)from << 32 | (uint64_t)to; }
 
-static bool work_left(kit_pool *pool) { return (ticket_now(pool) & TASK_MASK) != 0; }
+static bool is_empty(uint64_t range) { return range >> 32 >= (range & 0xffffffffu); }
+
+static uint64_t range_now(worker *w) { return __atomic_load_n(&w->range, __ATOMIC_SEQ_CST); }
+
+static bool work_left(kit_pool *pool)
+{
+    for (int i = 0; i < pool->threads; i++) {
+        if (!is_empty(range_now(&pool->workers[i]))) return true;
+    }
+    return false;
+}
 
 static bool job_finished(kit_pool *pool)
 {
     return __atomic_load_n(&pool->finished, __ATOMIC_SEQ_CST) == pool->tasks;
 }
 
-/* Claims and runs tasks until none is left. */
+/* Claims the first task of a range, or the last; -1 when it is empty. */
+static int claim(worker *w, bool first)
+{
+    uint64_t range = range_now(w);
+    while (!is_empty(range)) {
+        uint64_t rest = first ? range + ((uint64_t)1 << 32) : range - 1;
+        if (__atomic_compare_exchange_n(&w->range, &range, rest, false, __ATOMIC_SEQ_CST,
+                                        __ATOMIC_SEQ_CST)) {
+            return (int)(first ? range >> 32 : rest & 0xffffffffu);
+        }                                               /* else `range` was read anew */
+    }
+    return -1;
+}
+
+/* Runs the tasks of thread `index`, then those that others have not come to. */
 static void work_on(kit_pool *pool, int index)
 {
-    uint64_t ticket = ticket_now(pool);
-    while ((ticket & TASK_MASK) != 0) {
-        if (!__atomic_compare_exchange_n(&pool->ticket, &ticket, ticket - 1, false,
-                                         __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
-            continue;                                   /* `ticket` was read anew */
+    int ran = 0, tasks = 0;
+    for (int i = 0; i < pool->threads; i++) {
+        int of = (index + i) % pool->threads;
+        for (int task; (task = claim(&pool->workers[of], i == 0)) >= 0; ran++) {
+            pool->run(pool->context, task, index);
         }
-        int tasks = pool->tasks;
-        pool->run(pool->context, tasks - (int)(ticket & TASK_MASK), index);
-        /* After this the caller may return and the pool's fields belong to the next job. */
-        int finished = __atomic_add_fetch(&pool->finished, 1, __ATOMIC_SEQ_CST);
-        if (finished == tasks && __atomic_load_n(&pool->caller_sleeps, __ATOMIC_SEQ_CST) != 0) {
-            pthread_mutex_lock(&pool->mutex);
-            pthread_cond_signal(&pool->done);
-            pthread_mutex_unlock(&pool->mutex);
-        }
-        ticket = ticket_now(pool);
+        if (ran > 0) tasks = pool->tasks;
+    }
+    if (ran == 0) return;
+    /* After this the caller may return and the pool's fields belong to the next job. */
+    int finished = __atomic_add_fetch(&pool->finished, ran, __ATOMIC_SEQ_CST);
+    if (finished == tasks && __atomic_load_n(&pool->caller_sleeps, __ATOMIC_SEQ_CST) != 0) {
+        pthread_mutex_lock(&pool->mutex);
+        pthread_cond_signal(&pool->done);
+        pthread_mutex_unlock(&pool->mutex);
     }
 }
 
-/* Looks for a condition for a short while. A clock reading costs as much as many looks. */
+/* Looks for a condition for a short while. Soon it lets others run between two looks: the thread that
+ * it waits for may be waiting for this very processor. */
 static bool spin_until(kit_pool *pool, bool (*condition)(kit_pool *))
 {
-    double start = kit_seconds();
-    do {
-        for (int i = 0; i < 32; i++) {
+    double start = kit_seconds(), passed = 0;
+    while (passed < SPIN_SECONDS) {
+        for (int i = 0; i < 32; i++) {          /* a clock reading costs as much as many looks    */
             if (condition(pool)) return true;
             relax();
         }
-    } while (kit_seconds() - start < SPIN_SECONDS);
+        if (passed > BRIEF_SECONDS) sched_yield();
+        passed = kit_seconds() - start;
+    }
     return false;
 }
 
 /* Sleeps until there is work; false when the pool is being freed. `sleepers` goes up before the
- * ticket is read, and a caller reads `sleepers` after writing the ticket: one sees the other. */
+ * ranges are read, and a caller reads `sleepers` after writing them: one sees the other. */
 static bool sleep_until_work(kit_pool *pool)
 {
     pthread_mutex_lock(&pool->mutex);
@@ -171,8 +205,11 @@ void kit_pool_run(kit_pool *pool, int tasks, void (*run)(void *context, int task
     pool->context = context;
     pool->tasks = tasks;
     __atomic_store_n(&pool->finished, 0, __ATOMIC_SEQ_CST);
-    uint64_t serial = (ticket_now(pool) >> 32) + 1;
-    __atomic_store_n(&pool->ticket, serial << 32 | (uint64_t)tasks, __ATOMIC_SEQ_CST);
+    for (int i = 0; i < pool->threads; i++) {
+        int from = (int)((int64_t)tasks * i / pool->threads);
+        int to = (int)((int64_t)tasks * (i + 1) / pool->threads);
+        __atomic_store_n(&pool->workers[i].range, range_of(from, to), __ATOMIC_SEQ_CST);
+    }
     if (__atomic_load_n(&pool->sleepers, __ATOMIC_SEQ_CST) > 0) {
         pthread_mutex_lock(&pool->mutex);
         pthread_cond_broadcast(&pool->work);
@@ -200,7 +237,8 @@ kit_pool *kit_pool_new(int threads, xg_error *error)
         kit_fail(error, XG_ERR_MEMORY, "out of memory for a thread pool");
         return NULL;
     }
-    pool->threads = 1;
+    pool->threads = threads;
+    pool->started = 1;
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->work, NULL);
     pthread_cond_init(&pool->done, NULL);
@@ -214,7 +252,7 @@ kit_pool *kit_pool_new(int threads, xg_error *error)
             kit_pool_free(pool);
             return NULL;
         }
-        pool->threads = i + 1;
+        pool->started = i + 1;
     }
     return pool;
 }
@@ -226,7 +264,7 @@ void kit_pool_free(kit_pool *pool)
     pool->stop = true;
     pthread_cond_broadcast(&pool->work);
     pthread_mutex_unlock(&pool->mutex);
-    for (int i = 1; i < pool->threads; i++) pthread_join(pool->workers[i].thread, NULL);
+    for (int i = 1; i < pool->started; i++) pthread_join(pool->workers[i].thread, NULL);
     pthread_cond_destroy(&pool->done);
     pthread_cond_destroy(&pool->work);
     pthread_mutex_destroy(&pool->mutex);
@@ -249,4 +287,36 @@ void kit_pool_config(kit_pool *pool, xg_config *config)
     config->parallel_for = run_for_config;
     config->parallel_user = pool;
     config->workers = pool->threads;
+}
+
+/* ---------------------------------------------------------------------------------- memory -- */
+
+#define LARGE_PAGE ((size_t)2 << 20)
+
+/* Memory that is used for the first time costs a trip into the system for each page, and there are
+ * 512 times fewer large ones. Small pieces stay with malloc; free() takes back both. */
+static void *take_memory(void *user, size_t bytes)
+{
+    (void)user;
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    void *memory = NULL;
+    if (bytes >= 2 * LARGE_PAGE && posix_memalign(&memory, LARGE_PAGE, bytes) == 0) {
+        madvise(memory, bytes, MADV_HUGEPAGE);          /* a wish: nothing depends on it */
+        return memory;
+    }
+#endif
+    return malloc(bytes);
+}
+
+static void give_memory(void *user, void *memory)
+{
+    (void)user;
+    free(memory);
+}
+
+void kit_memory_config(xg_config *config)
+{
+    config->alloc = take_memory;
+    config->release = give_memory;
+    config->memory_user = NULL;
 }

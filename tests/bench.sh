@@ -1,0 +1,18 @@
+#!/bin/sh
+# The benchmark's table of one small network: a seconds-long run writes what it promises.
+#     sh tests/bench.sh build
+set -e
+csv=$1/log/bench.csv
+mkdir -p "$1/log"
+"$1/bench" --quick --csv "$csv" mlp
+"$1/bench" --quick --twins --one mlp.train 4 2
+awk -F, 'function bad(why) { print FILENAME ":" NR ": " why ": " $0; failed = 1 }
+    NR == 1 { if ($0 != "work,batch,threads,ms,gflops,peak_share,rss_mb") bad("the header"); next }
+    NF != 7 { bad("not seven columns") }
+    { for (i = 2; i <= 7; i++) if ($i !~ /^[0-9.]+$/) bad("not a number") }
+    $4 <= 0 || $5 <= 0 { bad("no time") }
+    $1 == "mlp.train" { trained++ }
+    END { if (trained < 2) bad("no row for mlp.train"); exit failed }' "$csv"
+# A name that does not exist is an error that says so.
+if "$1/bench" --one nothing 1 1 2>"$1/log/bench.err"; then exit 1; fi
+grep -q 'no workload is called nothing' "$1/log/bench.err"
