@@ -4442,6 +4442,7 @@ XG__INLINE void XG_(mix_rows)(const int side, const XG_(winograd) *p, const XG_(
     for (i = 0; i < side; i++) {
         const int y = top + i;
         from[i] = y >= 0 && y < s->h ? x + y * s->w + left + (int)begin : d->zeros;
+        for (e = 0; e < n; e += 16) XG__PREFETCH(from[i] + e, s->h * s->w);      /* the next plane */
     }
     for (e = 0; e < n; e += XG__LANES) {
         XG__UNROLL
@@ -4543,20 +4544,24 @@ static void XG_(see_planes)(const XG_(winograd) *p, XG_(span) patches, size_t be
     }
 }
 
-/* A block of patches of XG__LANES planes from `plane` on, a lane each; number i goes to line i. */
+/* A block of patches of the XG__NR planes from `plane` on, a lane each; number i goes to line i of
+ * their panel. */
 static void XG_(see_patches)(const XG_(winograd) *p, XG_(span) patches, size_t plane,
                              const XG_(bench) *d, xg_real *to)
 {
     const size_t last = patches.minor + patches.minors, line = XG__PATCH * p->pitch;
-    size_t i, j, l, n;
-    for (i = patches.minor; i < last; i += n) {
+    size_t i, j, v, l, n;
+    for (i = patches.minor; i < last; i += n, to += n * XG__NR) {
         n = xg__min(p->across - i % p->across, last - i);
-        for (l = 0; l < XG__LANES; l++) {
-            XG_(mix_rows)(XG__PATCH, p, &p->in, xg__min(plane + l, p->in.count - 1), i / p->across,
-                          i % p->across, n, d, d->lines + l * line);
-        }
-        for (j = 0; j < n; j++, to += XG__NR) {
-            XG_(across_rows)(XG__PATCH, p, d->lines + 4 * j, line, NULL, d, to, p->b_apart);
+        for (v = 0; v < XG__NR && plane + v < p->in.count; v += XG__LANES) {
+            for (l = 0; l < XG__LANES; l++) {
+                XG_(mix_rows)(XG__PATCH, p, &p->in, xg__min(plane + v + l, p->in.count - 1),
+                              i / p->across, i % p->across, n, d, d->lines + l * line);
+            }
+            for (j = 0; j < n; j++) {
+                XG_(across_rows)(XG__PATCH, p, d->lines + 4 * j, line, NULL, d,
+                                 to + j * XG__NR + v, p->b_apart);
+            }
         }
     }
 }
@@ -4610,14 +4615,17 @@ static void XG_(multiply_points)(const XG_(winograd) *p, size_t rows, size_t pat
     }
 }
 
-/* The 4x4 outputs of a patch; those outside the plane are dropped. */
+/* The 4x4 outputs of a patch; those outside the plane are dropped. `ahead` lie the ones to come. */
 XG__INLINE void XG_(put_outputs)(const xg_real *from, const XG_(seat) *seat, xg_real *to,
-                                 size_t width)
+                                 size_t width, size_t ahead)
 {
     int i, j;
     if (seat->rows == 4 && seat->columns == 4) {
         XG__UNROLL
-        for (i = 0; i < 4; i++) memcpy(to + (size_t)i * width, from + 4 * i, 4 * sizeof *to);
+        for (i = 0; i < 4; i++, to += width) {
+            XG__PREFETCH(to, ahead);
+            memcpy(to, from + 4 * i, 4 * sizeof *to);
+        }
         return;
     }
     for (i = 0; i < seat->rows; i++) {
@@ -4643,7 +4651,7 @@ static void XG_(answer)(const XG_(winograd) *p, size_t row, size_t rows, size_t 
             }
             for (l = 0; l < n; l++) {
                 const XG_(seat) *seat = &d->seat[i + l];
-                XG_(put_outputs)(turned + 16 * l, seat, plane + seat->to, (size_t)p->ow);
+                XG_(put_outputs)(turned + 16 * l, seat, plane + seat->to, (size_t)p->ow, area);
             }
         }
     }
@@ -4703,15 +4711,16 @@ static void XG_(unit_of_stretch)(const XG_(winograd) *p, size_t number, int work
 {
     const XG_(bench) d = XG_(bench_of)(p, worker);
     const XG_(span) patches = XG_(block)(&p->k, p->stretch);
-    const size_t groups = XG_(ceil_div)(p->in.count, XG__LANES), plane = number * XG__LANES;
-    if (number < groups) {
-        XG_(see_patches)(p, patches, plane, &d, p->team->scratch + p->at_b
-                         + plane / XG__NR * XG__NR * XG_(longest)(&p->k) + plane % XG__NR);
+    const size_t panels = XG_(ceil_div)(p->in.count, XG__NR);
+    const size_t panel = XG_(longest)(&p->k) * XG__NR, plane = number - panels;
+    if (number < panels) {
+        XG_(see_patches)(p, patches, number * XG__NR, &d,
+                         p->team->scratch + p->at_b + number * panel);
         return;
     }
     XG_(find_seats)(p, patches.minor, patches.minors, d.seat);
-    XG_(see_plane)(4, p, &p->g, number - groups, patches.minor, patches.minors, &d,
-                   p->team->scratch + (number - groups) * p->a_stride, XG__NR, XG__NR, p->a_apart);
+    XG_(see_plane)(4, p, &p->g, plane, patches.minor, patches.minors, &d,
+                   p->team->scratch + plane * p->a_stride, XG__NR, XG__NR, p->a_apart);
 }
 
 /* Its products at one point, for a block of rows. */
@@ -4781,9 +4790,9 @@ static void XG_(run_winograd)(XG_(winograd) *p, const xg__team *team)
 {
     p->team = team;
     if (p->job->kind == XG__CONV_DW) {
-        const size_t groups = XG_(ceil_div)(p->in.count, XG__LANES);
+        const size_t panels = XG_(ceil_div)(p->in.count, XG__NR);
         for (p->stretch = 0; p->stretch < p->k.blocks; p->stretch++) {
-            XG_(winograd_run)(p, groups + p->out_planes, XG_(unit_of_stretch));
+            XG_(winograd_run)(p, panels + p->out_planes, XG_(unit_of_stretch));
             XG_(winograd_run)(p, XG__POINTS * p->rows.blocks, XG_(unit_of_point));
         }
         XG_(winograd_run)(p, p->out_planes, XG_(unit_of_weights_out));
