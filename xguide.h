@@ -1652,13 +1652,18 @@ static bool xg__winograd_fits(const xg__conv_job *job)
         && job->groups == 1 && job->pad <= 2;
 }
 
+/* Guesses at the work of both ways, counted in products (measured): transforming a patch of a plane
+ * costs as much as some hundred, and so does transforming the weights of a pair of planes, or in a
+ * weight gradient their products, which no cache holds. There must be a margin. */
 static bool xg__winograd_pays(const xg__conv_job *job)
 {
-    const bool dx = job->kind == XG__CONV_DX;
+    const bool dx = job->kind == XG__CONV_DX, dw = job->kind == XG__CONV_DW;
     const double down = ((dx ? job->h : job->oh) + 3) / 4;
     const double across = ((dx ? job->w : job->ow) + 3) / 4;
-    const double patches = job->n * down * across, area = (double)job->n * job->oh * job->ow;
-    return job->c >= 16 && job->o >= 16 && patches >= 32 && area >= 9 * patches;
+    const double patches = job->n * down * across, pairs = (double)job->c * job->o;
+    const double work = 36 * pairs * patches + (dw ? 800 : 550) * (job->c + job->o) * patches
+                      + (dw ? 1200 : 700) * pairs;
+    return 9 * pairs * job->n * job->oh * job->ow > 1.25 * work;
 }
 
 static bool xg__winograd_chosen(const xg__conv_job *job, xg_winograd wish)
@@ -4137,7 +4142,7 @@ static void XG_(direct)(const xg__conv_job *job, const xg__team *team)
 #define XG__PATCH     6        /* a patch is 6x6                                                  */
 #define XG__POINTS    36
 #define XG__TURNED    ((XG__PATCH + XG__LANES - 1) / XG__LANES * XG__LANES)
-#define XG__STRETCH   192      /* patches of a weight gradient that are summed at a time          */
+#define XG__STRETCH   96       /* patches of a weight gradient that are summed at a time          */
 #define XG__FEW       24       /* rows of a product whose answers are made together               */
 
 /* 3.6.1 One axis. The map from n numbers to m; n and m tell which: 6 to 6 is B', 3 to 6 G, 4 to 6
@@ -4224,16 +4229,20 @@ XG__INLINE void XG_(one_axis)(const int n, const int m, const XG_(v) *from, XG_(
     else XG_(axis_of_answer)(m, from, to);
 }
 
-/* Both axes of XG__LANES squares at once: from[i][j] lies at from + (i * n + j) * step. */
-XG__INLINE void XG_(both_axes)(const int n, const int m, const xg_real *from, size_t step,
-                               xg_real *to, size_t to_step)
+/* Both axes of XG__LANES squares at once: from[i][j] lies at from + (i * n + j) * step, or if they
+ * are `turned` round, in the opposite order. */
+XG__INLINE void XG_(both_axes)(const int n, const int m, const bool turned, const xg_real *from,
+                               size_t step, xg_real *to, size_t to_step)
 {
     XG_(v) half[XG__PATCH][XG__PATCH], line[XG__PATCH], done[XG__PATCH];
     int i, j;
     XG__UNROLL
     for (j = 0; j < n; j++) {
         XG__UNROLL
-        for (i = 0; i < n; i++) line[i] = XG_(load)(from + (size_t)(i * n + j) * step);
+        for (i = 0; i < n; i++) {
+            const int at = turned ? n * n - 1 - (i * n + j) : i * n + j;
+            line[i] = XG_(load)(from + (size_t)at * step);
+        }
         XG_(one_axis)(n, m, line, done);
         XG__UNROLL
         for (i = 0; i < m; i++) half[i][j] = done[i];
@@ -4396,18 +4405,17 @@ static void XG_(plan_winograd_dw)(XG_(winograd) *p, const xg__conv_job *job)
  * planes out with all patches. */
 static void XG_(plan_winograd)(XG_(winograd) *p, const xg__conv_job *job, int workers)
 {
-    size_t target = 96, a, b, c, lines;
+    size_t target = 64, a, b, c, lines;
     if (job->kind == XG__CONV_DW) {
         XG_(plan_winograd_dw)(p, job);
         return;
     }
     XG_(winograd_roles)(p, job);
     p->k = XG_(cut_axis)(XG_(axis)(1, (int)p->in.count), XG__BLOCK_K, 1);
-    p->a_stride = XG_(round_up)(p->in.count, 16);
+    p->a_stride = XG_(round_up)(p->in.count, 32) + 16;
     p->few = p->patches.minor * p->in.count < p->out_planes * p->in.count
           && p->patches.minor <= 1024;
-    while (!p->few && target > 32 && (target * p->in.count > 8192
-           || p->patches.minor < target * 4 * (size_t)workers)) target -= 16;
+    if (workers > 1 && p->patches.minor < 8 * target * (size_t)workers) target = 32;
     p->patches = XG_(cut_axis)(p->patches, target, XG__NR);
     p->rows = XG_(cut_axis)(p->rows, XG__FEW, XG__MR);
     p->c_stride = XG_(round_up)(XG_(longest)(&p->patches), XG__NR);
@@ -4442,7 +4450,7 @@ XG__INLINE void XG_(mix_rows)(const int side, const XG_(winograd) *p, const XG_(
     for (i = 0; i < side; i++) {
         const int y = top + i;
         from[i] = y >= 0 && y < s->h ? x + y * s->w + left + (int)begin : d->zeros;
-        for (e = 0; e < n; e += 16) XG__PREFETCH(from[i] + e, s->h * s->w);      /* the next plane */
+        for (e = 0; e < n; e += 16) XG__PREFETCH(from[i] + e, s->h * s->w);   /* the next plane */
     }
     for (e = 0; e < n; e += XG__LANES) {
         XG__UNROLL
@@ -4566,23 +4574,39 @@ static void XG_(see_patches)(const XG_(winograd) *p, XG_(span) patches, size_t p
     }
 }
 
-/* Weights of planes out [row, row + rows), a plane in to each lane. */
-static void XG_(see_weights)(const XG_(winograd) *p, size_t row, size_t rows, const XG_(bench) *d,
-                             xg_real *to)
+/* The weights of a plane out with n planes in, a lane each. */
+static void XG_(see_weights)(const XG_(winograd) *p, const xg_real *w, size_t n,
+                             const XG_(bench) *d, xg_real *to)
 {
-    const size_t planes = p->in.count;
-    size_t c, r, l, t;
-    for (c = 0; c < planes; c += XG__LANES) {
-        const size_t n = xg__min(XG__LANES, planes - c);
-        for (r = 0; r < rows; r++) {
-            const xg_real *w = p->job->pw + (row + r) * p->out_step + c * p->in_step;
-            for (l = 0; l < n; l++, w += p->in_step) {
-                for (t = 0; t < 9; t++) d->room[t * XG__LANES + l] = w[p->flip ? 8 - t : t];
-            }
-            for (; l < XG__LANES; l++) {
-                for (t = 0; t < 9; t++) d->room[t * XG__LANES + l] = 0;
-            }
-            XG_(both_axes)(3, XG__PATCH, d->room, XG__LANES, to + r * p->a_stride + c, p->a_apart);
+    const size_t step = p->in_step;
+    xg_real *room = d->room;
+    size_t t = 0, l;
+    if (n == XG__LANES) {
+        for (; t + XG__LANES <= 9; t += XG__LANES) {
+            XG_(transpose)(w + t, step, room + t * XG__LANES, XG__LANES);
+        }
+    }
+    for (; t < 9; t++) {
+        for (l = 0; l < XG__LANES; l++) room[t * XG__LANES + l] = l < n ? w[l * step + t] : 0;
+    }
+    if (p->flip) XG_(both_axes)(3, XG__PATCH, true, room, XG__LANES, to, p->a_apart);
+    else XG_(both_axes)(3, XG__PATCH, false, room, XG__LANES, to, p->a_apart);
+}
+
+/* Those of planes out [row, row + rows), in the order in which they lie in memory; but 16 planes in
+ * at a time, a whole line of what is written. */
+static void XG_(see_all_weights)(const XG_(winograd) *p, size_t row, size_t rows,
+                                 const XG_(bench) *d, xg_real *to)
+{
+    const size_t planes = p->in.count, groups = XG_(ceil_div)(planes, 16);
+    size_t i, c;
+    for (i = 0; i < rows * groups; i++) {
+        const size_t r = p->flip ? i % rows : i / groups;
+        const size_t first = (p->flip ? i / rows : i % groups) * 16;
+        const xg_real *w = p->job->pw + (row + r) * p->out_step;
+        for (c = first; c < xg__min(first + 16, planes); c += XG__LANES) {
+            XG_(see_weights)(p, w + c * p->in_step, xg__min(XG__LANES, planes - c), d,
+                             to + r * p->a_stride + c);
         }
     }
 }
@@ -4644,7 +4668,7 @@ static void XG_(answer)(const XG_(winograd) *p, size_t row, size_t rows, size_t 
         xg_real *plane = p->out + (row + r) * area;
         for (i = 0; i < patches; i += XG__LANES) {
             const size_t n = xg__min(XG__LANES, patches - i);
-            XG_(both_axes)(XG__PATCH, 4, d->c + r * p->c_stride + i, p->c_apart, d->room,
+            XG_(both_axes)(XG__PATCH, 4, false, d->c + r * p->c_stride + i, p->c_apart, d->room,
                            XG__LANES);
             for (e = 0; e < 16; e += XG__LANES) {
                 XG_(transpose)(d->room + e * XG__LANES, XG__LANES, turned + e, 16);
@@ -4669,7 +4693,7 @@ static void XG_(winograd_first)(const XG_(winograd) *p, size_t number, int worke
                         p->team->scratch + block * p->b_block);
     } else {
         const XG_(span) rows = XG_(block)(&p->rows, number);
-        XG_(see_weights)(p, rows.minor, rows.minors, &d,
+        XG_(see_all_weights)(p, rows.minor, rows.minors, &d,
                          p->team->scratch + rows.minor * p->a_stride);
     }
 }
@@ -4695,7 +4719,7 @@ static void XG_(unit_of_planes)(const XG_(winograd) *p, size_t number, int worke
     const XG_(bench) d = XG_(bench_of)(p, worker);
     const XG_(span) rows = XG_(block)(&p->rows, number);
     size_t i;
-    XG_(see_weights)(p, rows.minor, rows.minors, &d, d.a);
+    XG_(see_all_weights)(p, rows.minor, rows.minors, &d, d.a);
     for (i = 0; i < p->patches.blocks; i++) {
         const XG_(span) patches = XG_(block)(&p->patches, i);
         XG_(find_seats)(p, patches.minor, patches.minors, d.seat);
@@ -4754,7 +4778,7 @@ static void XG_(unit_of_weights_out)(const XG_(winograd) *p, size_t row, int wor
     size_t c, l, t;
     for (c = 0; c < p->in.count; c += XG__LANES) {
         const size_t n = xg__min(XG__LANES, p->in.count - c);
-        XG_(both_axes)(XG__PATCH, 3, from + c, p->c_apart, d.room, XG__LANES);
+        XG_(both_axes)(XG__PATCH, 3, false, from + c, p->c_apart, d.room, XG__LANES);
         for (l = 0; l < n; l++) {
             for (t = 0; t < 9; t++) *to++ = d.room[t * XG__LANES + l];
         }
