@@ -244,6 +244,14 @@ XG_API void     xg_rng_shuffle(xg_rng *rng, int *items, int count); /* Fisher-Ya
  *  [A2] memory                                                                                   *
  * ============================================================================================== */
 
+/* Convolutions with 3x3 weights and stride 1 can be computed with a quarter of the products (3.6).
+ * Their last bits differ then; they are the same on all machines either way. */
+typedef enum xg_winograd {
+    XG_WINOGRAD_AUTO,                              /* where it is faster; never with XG_DOUBLE    */
+    XG_WINOGRAD_NEVER,
+    XG_WINOGRAD_ALWAYS                             /* wherever it is possible: for tests          */
+} xg_winograd;
+
 /* How a tape or a parameter store gets memory and threads. All zero means: malloc, one thread (or
  * OpenMP's threads when compiled with OpenMP), the best instruction set of the machine. */
 typedef struct xg_config {
@@ -263,6 +271,7 @@ typedef struct xg_config {
 
     const char *simd;  /* force "scalar", "neon", "wasm", "avx2" or "avx512"; NULL: environment
                           variable XG_SIMD, else the best that this machine runs */
+    xg_winograd winograd;                          /* which convolutions are Winograd's           */
 } xg_config;
 
 /* What a tape used. Bytes are of payload and bookkeeping as handed out by the arena. */
@@ -272,6 +281,7 @@ typedef struct xg_stats {
     size_t reserved;    /* taken from the allocator */
     size_t nodes;       /* tensors on the tape now */
     double flops;       /* multiply-adds x 2 of matmul and convolutions since the tape was made */
+    size_t winograd;    /* convolutions computed by Winograd's algorithm since then */
 } xg_stats;
 
 /* ============================================================================================== *
@@ -1517,6 +1527,7 @@ typedef enum xg__conv_kind { XG__CONV, XG__CONV_DX, XG__CONV_DW } xg__conv_kind;
 typedef struct xg__conv_job {
     xg__conv_kind kind;
     int n, c, h, w, o, kh, kw, oh, ow, stride, pad, dilation, groups;
+    bool winograd;             /* by Winograd's algorithm (3.6), see 3.0.3 */
     const xg_real *px, *pw, *pg;
     xg_real *y;
 } xg__conv_job;
@@ -1784,11 +1795,41 @@ static const xg__kernels *xg__kernels_find(const char *name)
     return NULL;
 }
 
+/* 3.0.3 Which convolutions take Winograd's algorithm (3.6). Shapes alone decide, so that bits do
+ *       not depend on the machine. */
+
+static bool xg__winograd_fits(const xg__conv_job *job)
+{
+    return job->kh == 3 && job->kw == 3 && job->stride == 1 && job->dilation == 1
+        && job->groups == 1 && job->pad <= 2;
+}
+
+/* Guesses at the work of both ways, counted in products (measured): transforming a patch of a plane
+ * costs as much as some hundred, and so does transforming the weights of a pair of planes, or in a
+ * weight gradient their products, which no cache holds. There must be a margin. */
+static bool xg__winograd_pays(const xg__conv_job *job)
+{
+    const bool dx = job->kind == XG__CONV_DX, dw = job->kind == XG__CONV_DW;
+    const double down = ((dx ? job->h : job->oh) + 3) / 4;
+    const double across = ((dx ? job->w : job->ow) + 3) / 4;
+    const double patches = job->n * down * across, pairs = (double)job->c * job->o;
+    const double work = 36 * pairs * patches + (dw ? 800 : 550) * (job->c + job->o) * patches
+                      + (dw ? 1200 : 700) * pairs;
+    return 9 * pairs * job->n * job->oh * job->ow > 1.25 * work;
+}
+
+static bool xg__winograd_chosen(const xg__conv_job *job, xg_winograd wish)
+{
+    if (wish == XG_WINOGRAD_NEVER || !xg__winograd_fits(job)) return false;
+    if (wish == XG_WINOGRAD_ALWAYS) return true;
+    return sizeof(xg_real) == sizeof(float) && xg__winograd_pays(job);
+}
+
 #endif /* before the kernels */
 
 #ifdef XG__LEVEL
 
-/* From here to 3.6: compiled once for each level (see 3.0.1). Every name goes through XG_. */
+/* From here to 3.7: compiled once for each level (see 3.0.1). Every name goes through XG_. */
 #define XG_(name) XG__JOIN(XG__JOIN(xg__, XG__LEVEL), XG__JOIN(_, name))
 
 /* 3.1 The vector type. All levels define the same names, with the same result to the bit:
@@ -4595,19 +4636,789 @@ static void XG_(gemm)(const xg__gemm_job *job, const xg__team *team)
     XG_(run_plan)(&plan, team);
 }
 
-static size_t XG_(conv_scratch)(const xg__conv_job *job, int workers)
+static size_t XG_(direct_scratch)(const xg__conv_job *job, int workers)
 {
     XG_(plan) plan;
     XG_(plan_conv)(&plan, job, workers);
     return XG_(scratch)(&plan, workers);
 }
 
-static void XG_(conv)(const xg__conv_job *job, const xg__team *team)
+static void XG_(direct)(const xg__conv_job *job, const xg__team *team)
 {
     XG_(plan) plan;
     XG_(plan_conv)(&plan, job, team->workers);
     XG_(run_plan)(&plan, team);
 }
+
+/* ============================================================================================== *
+ *  3.6 Winograd's algorithm                                                                      *
+ * ============================================================================================== *
+ *
+ * A 3x3 window that moves by single pixels makes 4x4 outputs of a patch of 6x6 inputs, with 16 * 9
+ * = 144 products. 36 are enough (Winograd 1980). On one axis: read the three weights w and the
+ * gradients of four outputs as polynomials. Their product, the gradients of six inputs, can be had
+ * from values: evaluate both at six points, multiply, interpolate. The transpose of that takes six
+ * inputs d to four outputs y. The points are 0, p, -p, q, -q and infinity. All three steps are
+ * matrices, and act on both axes of a picture (' transposed, o number by number):
+ *
+ *     y = A' [ (G w G') o (B' d B) ] A
+ *
+ *          | r   0    -s   0   1   0 |        | a   0    0   |        | 1   0   0    0    |
+ *          | 0  -pqq  -qq  p   1   0 |        | b   bp   bpp |        | 1   p   pp   ppp  |
+ *     B' = | 0   pqq  -qq -p   1   0 |    G = | b  -bp   bpp |    A = | 1  -p   pp  -ppp  |
+ *          | 0  -qpp  -pp  q   1   0 |        | c   cq   cqq |        | 1   q   qq   qqq  |
+ *          | 0   qpp  -pp -q   1   0 |        | c  -cq   cqq |        | 1  -q   qq  -qqq  |
+ *          | 0   r     0  -s   0   1 |        | 0   0    1   |        | 0   0   0    1    |
+ *
+ *     r = ppqq    s = pp + qq    a = 1 / r    b = 1 / (2pp (pp - qq))    c = 1 / (2qq (qq - pp))
+ *
+ * Sums over planes go inside the bracket. So the heart is 36 products of matrices, one for each
+ * pair of points: planes out by planes in times planes in by patches.
+ *
+ *     x: patches of 6x6 --- B' d B ---> 36 x panels of columns ---+
+ *                                                                 +--- 36 products --- A' m A --- y
+ *     w: windows of 3x3 --- G w G' ---> 36 x rows ----------------+
+ *
+ * An input gradient is the same with its weights turned round, and in and out exchanged. A weight
+ * gradient is a window of 4x4 gradients g that makes 3x3 answers of the same 6x6 patches: A and G
+ * change places, and the products are g's planes by patches times patches by x's planes.
+ *
+ *     dw = G' [ sum over patches of (A g A') o (B' d B) ] G
+ *
+ * With p = 5/8 and q = 3/2, all powers stay near 1, which keeps the error at less than half of what
+ * the usual 1 and 2 give; B and A are exact in binary. Measured on random numbers against sums in
+ * double (tests/test_winograd.c), relative to the norm of the result: 5e-7 with 16 planes in, 8e-7
+ * with 64, 1.5e-6 with 512 for convolutions and input gradients, 1.3e-6 for weight gradients of
+ * 3136 patches; a single number is off by at most 1e-5 of the root mean square. (The direct way,
+ * 3.5: 3e-7, and 3e-6.)
+ *
+ * Numeric contract. Transforms are fixed expressions. A sum over in planes is a chain of fma in
+ * their order, cut into blocks that are added in order, and a sum over patches likewise; the blocks
+ * depend on shapes alone, and so does whether this algorithm is used at all (3.0.3). */
+
+#define XG__PATCH     6        /* a patch is 6x6                                                  */
+#define XG__POINTS    36
+#define XG__TURNED    ((XG__PATCH + XG__LANES - 1) / XG__LANES * XG__LANES)
+#define XG__STRETCH   96       /* patches of a weight gradient that are summed at a time          */
+#define XG__FEW       24       /* rows of a product whose answers are made together               */
+
+/* 3.6.1 One axis. The map from n numbers to m; n and m tell which: 6 to 6 is B', 3 to 6 G, 4 to 6
+ *       A, 6 to 4 A', 6 to 3 G'. */
+
+#define XG__P ((xg_real)0.625)
+#define XG__Q ((xg_real)1.5)
+#define XG__PP (XG__P * XG__P)
+#define XG__QQ (XG__Q * XG__Q)
+#define XG__ZERO_SHARE (1 / (XG__PP * XG__QQ))                       /* 1 / N'(0), see G: a */
+#define XG__P_SHARE (1 / (2 * XG__PP * (XG__PP - XG__QQ)))           /* b */
+#define XG__Q_SHARE (1 / (2 * XG__QQ * (XG__QQ - XG__PP)))           /* c */
+
+/* plus = even + point * odd, minus = even - point * odd. */
+XG__INLINE void XG_(at_points)(xg_real point, XG_(v) even, XG_(v) odd, XG_(v) *plus, XG_(v) *minus)
+{
+    *plus = XG_(fma)(XG_(set1)(point), odd, even);
+    *minus = XG_(fnma)(XG_(set1)(point), odd, even);
+}
+
+XG__INLINE void XG_(axis_of_patch)(const XG_(v) *d, XG_(v) *to)
+{
+    const XG_(v) pp = XG_(set1)(XG__PP), qq = XG_(set1)(XG__QQ);
+    const XG_(v) r = XG_(set1)(XG__PP * XG__QQ), s = XG_(set1)(XG__PP + XG__QQ);
+    to[0] = XG_(fma)(r, d[0], XG_(fnma)(s, d[2], d[4]));
+    XG_(at_points)(XG__P, XG_(fnma)(qq, d[2], d[4]), XG_(fnma)(qq, d[1], d[3]), &to[1], &to[2]);
+    XG_(at_points)(XG__Q, XG_(fnma)(pp, d[2], d[4]), XG_(fnma)(pp, d[1], d[3]), &to[3], &to[4]);
+    to[5] = XG_(fma)(r, d[1], XG_(fnma)(s, d[3], d[5]));
+}
+
+XG__INLINE void XG_(axis_of_weights)(const XG_(v) *w, XG_(v) *to)
+{
+    int i;
+    XG_(at_points)(XG__P, XG_(fma)(XG_(set1)(XG__PP), w[2], w[0]), w[1], &to[1], &to[2]);
+    XG_(at_points)(XG__Q, XG_(fma)(XG_(set1)(XG__QQ), w[2], w[0]), w[1], &to[3], &to[4]);
+    to[0] = XG_(mul)(XG_(set1)(XG__ZERO_SHARE), w[0]);
+    XG__UNROLL
+    for (i = 1; i < 3; i++) to[i] = XG_(mul)(XG_(set1)(XG__P_SHARE), to[i]);
+    XG__UNROLL
+    for (i = 3; i < 5; i++) to[i] = XG_(mul)(XG_(set1)(XG__Q_SHARE), to[i]);
+    to[5] = w[2];
+}
+
+XG__INLINE void XG_(axis_of_gradient)(const XG_(v) *g, XG_(v) *to)
+{
+    const XG_(v) pp = XG_(set1)(XG__PP), qq = XG_(set1)(XG__QQ);
+    to[0] = g[0];
+    XG_(at_points)(XG__P, XG_(fma)(pp, g[2], g[0]), XG_(fma)(pp, g[3], g[1]), &to[1], &to[2]);
+    XG_(at_points)(XG__Q, XG_(fma)(qq, g[2], g[0]), XG_(fma)(qq, g[3], g[1]), &to[3], &to[4]);
+    to[5] = g[3];
+}
+
+/* a * x + b * y */
+XG__INLINE XG_(v) XG_(both)(xg_real a, XG_(v) x, xg_real b, XG_(v) y)
+{
+    return XG_(fma)(XG_(set1)(b), y, XG_(mul)(XG_(set1)(a), x));
+}
+
+/* The sums and differences of what belongs to p, -p and to q, -q share all that follows. */
+XG__INLINE void XG_(axis_of_answer)(const int m, const XG_(v) *from, XG_(v) *to)
+{
+    const XG_(v) ps = XG_(add)(from[1], from[2]), pd = XG_(sub)(from[1], from[2]);
+    const XG_(v) qs = XG_(add)(from[3], from[4]), qd = XG_(sub)(from[3], from[4]);
+    if (m == 4) {
+        to[0] = XG_(add)(from[0], XG_(add)(ps, qs));
+        to[1] = XG_(both)(XG__P, pd, XG__Q, qd);
+        to[2] = XG_(both)(XG__PP, ps, XG__QQ, qs);
+        to[3] = XG_(fma)(XG_(set1)(XG__Q * XG__QQ), qd,
+                         XG_(fma)(XG_(set1)(XG__P * XG__PP), pd, from[5]));
+    } else {
+        to[0] = XG_(fma)(XG_(set1)(XG__Q_SHARE), qs,
+                         XG_(both)(XG__ZERO_SHARE, from[0], XG__P_SHARE, ps));
+        to[1] = XG_(both)(XG__P_SHARE * XG__P, pd, XG__Q_SHARE * XG__Q, qd);
+        to[2] = XG_(fma)(XG_(set1)(XG__Q_SHARE * XG__QQ), qs,
+                         XG_(fma)(XG_(set1)(XG__P_SHARE * XG__PP), ps, from[5]));
+    }
+}
+
+XG__INLINE void XG_(one_axis)(const int n, const int m, const XG_(v) *from, XG_(v) *to)
+{
+    if (n == 3) XG_(axis_of_weights)(from, to);
+    else if (n == 4) XG_(axis_of_gradient)(from, to);
+    else if (m == 6) XG_(axis_of_patch)(from, to);
+    else XG_(axis_of_answer)(m, from, to);
+}
+
+/* Both axes of XG__LANES squares at once: from[i][j] lies at from + (i * n + j) * step, or if they
+ * are `turned` round, in the opposite order. */
+XG__INLINE void XG_(both_axes)(const int n, const int m, const bool turned, const xg_real *from,
+                               size_t step, xg_real *to, size_t to_step)
+{
+    XG_(v) half[XG__PATCH][XG__PATCH], line[XG__PATCH], done[XG__PATCH];
+    int i, j;
+    XG__UNROLL
+    for (j = 0; j < n; j++) {
+        XG__UNROLL
+        for (i = 0; i < n; i++) {
+            const int at = turned ? n * n - 1 - (i * n + j) : i * n + j;
+            line[i] = XG_(load)(from + (size_t)at * step);
+        }
+        XG_(one_axis)(n, m, line, done);
+        XG__UNROLL
+        for (i = 0; i < m; i++) half[i][j] = done[i];
+    }
+    XG__UNROLL
+    for (i = 0; i < m; i++) {
+        XG_(one_axis)(n, m, half[i], done);
+        XG__UNROLL
+        for (j = 0; j < m; j++) XG_(store)(to + (size_t)(i * m + j) * to_step, done[j]);
+    }
+}
+
+/* 3.6.2 Planning. Patches are counted through all images, row by row; number i of an image begins
+ *       at pixel 4 * (i / across) - pad, 4 * (i % across) - pad of each of its planes. */
+typedef struct XG_(planes) {
+    const xg_real *base;
+    size_t count;              /* of an image                                                     */
+    int h, w, pad;
+    int side;                  /* 6; or 4, for g of a weight gradient                             */
+} XG_(planes);
+
+typedef struct XG_(winograd) {
+    const xg__conv_job *job;
+    const xg__team *team;
+    XG_(planes) in, g;         /* g: of a weight gradient                                         */
+    xg_real *out;
+    size_t out_planes;
+    int oh, ow;                /* of planes out, or of g: what is cut into 4x4                    */
+    size_t down, across;       /* patches of an image                                             */
+    size_t out_step, in_step;  /* from the weights of one plane out (in) to the next              */
+    bool flip;                 /* they are read backwards                                         */
+    bool few;                  /* few patches: their transform is shared, else that of weights    */
+    XG_(cut) rows, patches, k; /* planes out; planes in (weight gradient: patches, see stretch)   */
+    size_t a_stride;           /* of transformed weights, or g                                    */
+    size_t c_stride;           /* of products                                                     */
+    size_t a_apart, b_apart, c_apart;          /* from the matrix of one point to the next        */
+    size_t b_block;            /* from one block of patches to the next                           */
+    size_t pitch, zeros;       /* of a line of mixed rows; where those end                        */
+    size_t steps;              /* of k, at most, in one product                                   */
+    size_t stretch;            /* weight gradient: the block of k that is being added             */
+    size_t at_b, at_c;         /* weight gradient: columns and products, in what is shared        */
+    size_t shared;             /* numbers in front of the desks                                   */
+    size_t desk_a, desk_b, desk_c, desk_lines, desk_room, desk_step, desk_seat, desk;  /* bytes   */
+} XG_(winograd);
+
+/* A patch: where it begins among the mixed rows, where its outputs go, how many there are. */
+typedef struct XG_(seat) { size_t from, to; int rows, columns; } XG_(seat);
+
+typedef struct XG_(bench) {
+    xg_real *a, *b, *c;        /* rows, columns and products of one unit                          */
+    xg_real *lines, *zeros;    /* mixed rows; a row of zeros                                      */
+    xg_real *room;             /* for squares being turned                                        */
+    size_t *step;
+    XG_(seat) *seat;
+} XG_(bench);
+
+/* How far apart the matrices of two points lie: never a multiple of the cache's period, or the 36
+ * would fight for the same few lines. */
+XG__INLINE size_t XG_(apart)(size_t size) { return XG_(round_up)(size, 1024) + 16; }
+
+static XG_(bench) XG_(bench_of)(const XG_(winograd) *p, int worker)
+{
+    char *memory = (char *)(p->team->scratch + p->shared) + (size_t)worker * p->desk;
+    XG_(bench) d;
+    size_t i;
+    d.a = (xg_real *)(void *)(memory + p->desk_a);
+    d.b = (xg_real *)(void *)(memory + p->desk_b);
+    d.c = (xg_real *)(void *)(memory + p->desk_c);
+    d.lines = (xg_real *)(void *)(memory + p->desk_lines);
+    d.room = (xg_real *)(void *)(memory + p->desk_room);
+    d.step = (size_t *)(void *)(memory + p->desk_step);
+    d.seat = (XG_(seat) *)(void *)(memory + p->desk_seat);
+    d.zeros = d.lines + p->zeros;
+    memset(d.zeros, 0, p->pitch * sizeof *d.zeros);
+    for (i = 0; i < p->steps; i++) d.step[i] = i * XG__NR;
+    return d;
+}
+
+static XG_(planes) XG_(planes_of)(const xg_real *base, int count, int h, int w, int pad, int side)
+{
+    XG_(planes) s;
+    s.base = base;
+    s.count = (size_t)count;
+    s.h = h;
+    s.w = w;
+    s.pad = pad;
+    s.side = side;
+    return s;
+}
+
+/* What comes in, what goes out, and how weights lie. */
+static void XG_(winograd_roles)(XG_(winograd) *p, const xg__conv_job *job)
+{
+    memset(p, 0, sizeof *p);
+    p->job = job;
+    p->out = job->y;
+    p->in = XG_(planes_of)(job->px, job->c, job->h, job->w, job->pad, XG__PATCH);
+    p->g = XG_(planes_of)(job->pg, job->o, job->oh, job->ow, 0, 4);
+    p->out_planes = (size_t)job->o;
+    p->out_step = (size_t)job->c * 9;
+    p->in_step = 9;
+    p->oh = job->oh;
+    p->ow = job->ow;
+    if (job->kind == XG__CONV_DX) {
+        p->in = XG_(planes_of)(job->pg, job->o, job->oh, job->ow, 2 - job->pad, XG__PATCH);
+        p->out_planes = (size_t)job->c;
+        p->out_step = 9;
+        p->in_step = (size_t)job->c * 9;
+        p->oh = job->h;
+        p->ow = job->w;
+        p->flip = true;
+    }
+    p->down = XG_(ceil_div)((size_t)p->oh, 4);
+    p->across = XG_(ceil_div)((size_t)p->ow, 4);
+    p->rows = XG_(axis)(1, (int)p->out_planes);
+    p->patches = XG_(axis)(1, job->n * (int)(p->down * p->across));
+}
+
+/* Lays out a desk. `lines`: how many rows of patches are mixed at a time, of so many patches. */
+static void XG_(winograd_desk)(XG_(winograd) *p, size_t a, size_t b, size_t c, size_t lines,
+                               size_t patches, size_t k)
+{
+    const size_t room = sizeof(xg_real), width = xg__min(p->across, patches);
+    p->steps = k;
+    p->pitch = XG_(round_up)(4 * width + 2 + 2 * XG__TURNED + XG__LANES, 16);
+    p->zeros = lines * XG__PATCH * p->pitch;
+    p->desk_b = XG_(after)(p->desk_a, XG__POINTS * a, room);
+    p->desk_c = XG_(after)(p->desk_b, XG__POINTS * b, room);
+    p->desk_lines = XG_(after)(p->desk_c, XG__POINTS * c, room);
+    p->desk_room = XG_(after)(p->desk_lines, p->zeros + p->pitch, room);
+    p->desk_step = XG_(after)(p->desk_room, 2 * 16 * (XG__LANES + XG__TURNED) + XG__MR * XG__NR,
+                              room);
+    p->desk_seat = XG_(after)(p->desk_step, k, sizeof(size_t));
+    p->desk = XG_(after)(p->desk_seat, patches + XG__LANES, sizeof(XG_(seat)));
+}
+
+/* Weight gradient. The sum over patches is cut into stretches; for each, x and g are transformed,
+ * then the points are shared out. All of it is in shared scratch. */
+static void XG_(plan_winograd_dw)(XG_(winograd) *p, const xg__conv_job *job)
+{
+    size_t lines, stretch;
+    XG_(winograd_roles)(p, job);
+    p->k = XG_(cut_axis)(p->patches, XG__STRETCH, 1);
+    p->rows = XG_(cut_axis)(p->rows, 2 * XG__FEW, XG__MR);
+    stretch = XG_(longest)(&p->k);
+    p->a_stride = XG_(round_up)(stretch, 16);
+    p->c_stride = XG_(round_up)(p->in.count, XG__NR);
+    p->a_apart = XG_(apart)(p->out_planes * p->a_stride);
+    p->b_apart = XG_(apart)(p->c_stride * stretch);
+    p->c_apart = XG_(apart)(p->out_planes * p->c_stride);
+    p->at_b = XG__POINTS * p->a_apart;
+    p->at_c = XG__POINTS * p->b_apart + p->at_b;
+    p->shared = XG__POINTS * p->c_apart + p->at_c;
+    lines = xg__max((stretch + p->across - 2) / p->across + 1, XG__LANES);
+    XG_(winograd_desk)(p, 0, 0, 0, lines, stretch, stretch);
+}
+
+/* Forward and input gradient. With many patches, all weights are transformed first, and a unit is a
+ * block of patches with all its planes out; with few, all patches first, and a unit is a block of
+ * planes out with all patches. */
+static void XG_(plan_winograd)(XG_(winograd) *p, const xg__conv_job *job, int workers)
+{
+    size_t target = 64, a, b, c, lines;
+    if (job->kind == XG__CONV_DW) {
+        XG_(plan_winograd_dw)(p, job);
+        return;
+    }
+    XG_(winograd_roles)(p, job);
+    p->k = XG_(cut_axis)(XG_(axis)(1, (int)p->in.count), XG__BLOCK_K, 1);
+    p->a_stride = XG_(round_up)(p->in.count, 32) + 16;
+    p->few = p->patches.minor * p->in.count < p->out_planes * p->in.count
+          && p->patches.minor <= 1024;
+    if (workers > 1 && p->patches.minor < 8 * target * (size_t)workers) target = 32;
+    p->patches = XG_(cut_axis)(p->patches, target, XG__NR);
+    p->rows = XG_(cut_axis)(p->rows, XG__FEW, XG__MR);
+    p->c_stride = XG_(round_up)(XG_(longest)(&p->patches), XG__NR);
+    a = (p->few ? XG_(longest)(&p->rows) : p->out_planes) * p->a_stride;
+    b = p->c_stride * p->in.count;
+    c = p->c_stride * XG_(longest)(&p->rows);
+    p->a_apart = XG_(apart)(a);
+    p->b_apart = XG_(apart)(b);
+    p->c_apart = XG_(apart)(c);
+    p->b_block = XG__POINTS * p->b_apart;
+    p->shared = p->few ? p->patches.blocks * p->b_block : XG__POINTS * p->a_apart;
+    lines = (XG_(longest)(&p->patches) + p->across - 2) / p->across + 1;
+    XG_(winograd_desk)(p, p->few ? p->a_apart : 0, p->few ? 0 : p->b_apart, p->c_apart, lines,
+                       XG_(longest)(&p->patches), XG_(longest)(&p->k));
+}
+
+/* 3.6.3 Transforms in. First the axis down, on whole rows: for a row of patches, the rows of a
+ *       plane that it sees become six mixed ones, padding included. Patches [first, first + count)
+ *       of that row. */
+XG__INLINE void XG_(mix_rows)(const int side, const XG_(winograd) *p, const XG_(planes) *s,
+                              size_t plane, size_t row, size_t first, size_t count,
+                              const XG_(bench) *d, xg_real *to)
+{
+    const xg_real *x = s->base + (row / p->down * s->count + plane) * (size_t)s->h * (size_t)s->w;
+    const int top = 4 * (int)(row % p->down) - s->pad, left = 4 * (int)first - s->pad;
+    const size_t width = 4 * count + (size_t)side - 4, begin = left < 0 ? (size_t)-left : 0;
+    const size_t end = xg__min((size_t)(s->w - left), width), n = end - begin;
+    const xg_real *from[XG__PATCH];
+    XG_(v) seen[XG__PATCH], mixed[XG__PATCH];
+    size_t e;
+    int i;
+    for (i = 0; i < side; i++) {
+        const int y = top + i;
+        from[i] = y >= 0 && y < s->h ? x + y * s->w + left + (int)begin : d->zeros;
+        for (e = 0; e < n; e += 16) XG__PREFETCH(from[i] + e, s->h * s->w);   /* the next plane */
+    }
+    for (e = 0; e < n; e += XG__LANES) {
+        XG__UNROLL
+        for (i = 0; i < side; i++) {
+            if (n - e < XG__LANES) seen[i] = XG_(load_part)(from[i] + e, n - e);
+            else seen[i] = XG_(load)(from[i] + e);
+        }
+        XG_(one_axis)(side, XG__PATCH, seen, mixed);
+        XG__UNROLL
+        for (i = 0; i < XG__PATCH; i++) {
+            XG_(store)(to + (size_t)i * p->pitch + begin + e, mixed[i]);
+        }
+    }
+    for (i = 0; i < XG__PATCH; i++, to += p->pitch) {
+        for (e = 0; e < begin; e++) to[e] = 0;
+        for (e = end; e < width; e++) to[e] = 0;
+    }
+}
+
+/* Then the axis across, on XG__LANES patches at once, turned so that each has a lane. Patches are
+ * `stride` apart, or seat by seat where stride is 0. What belongs to a point goes to `to` + point *
+ * apart. */
+XG__INLINE void XG_(across_rows)(const int side, const XG_(winograd) *p, const xg_real *lines,
+                                 size_t stride, const XG_(seat) *seat, const XG_(bench) *d,
+                                 xg_real *to, size_t apart)
+{
+    xg_real *square = d->room, *turned = d->room + XG__LANES * XG__TURNED;
+    XG_(v) seen[XG__PATCH], done[XG__PATCH];
+    size_t e, l;
+    int i, j;
+    for (i = 0; i < XG__PATCH; i++, lines += p->pitch) {
+        for (l = 0; stride == 0 && l < XG__LANES; l++) {
+            for (e = 0; e < XG__TURNED; e += XG__LANES) {
+                const XG_(v) v = XG_(load)(lines + seat[l].from + e);
+                XG_(store)(square + l * XG__TURNED + e, v);
+            }
+        }
+        for (e = 0; e < XG__TURNED; e += XG__LANES) {
+            XG_(transpose)(stride ? lines + e : square + e, stride ? stride : XG__TURNED,
+                           turned + e * XG__LANES, XG__LANES);
+        }
+        XG__UNROLL
+        for (j = 0; j < side; j++) seen[j] = XG_(load)(turned + j * XG__LANES);
+        XG_(one_axis)(side, XG__PATCH, seen, done);
+        XG__UNROLL
+        for (j = 0; j < XG__PATCH; j++, to += apart) XG_(store)(to, done[j]);
+    }
+}
+
+/* Seats for patches [first, first + count); the last one's is repeated, to fill a vector. */
+static void XG_(find_seats)(const XG_(winograd) *p, size_t first, size_t count, XG_(seat) *seat)
+{
+    size_t i, line = 0, x = first % p->across, row = first / p->across, left = x;
+    for (i = 0; i < count; i++, seat++) {
+        const size_t y = row % p->down * 4, image = row / p->down * p->out_planes;
+        seat->from = line + 4 * (x - left);
+        seat->to = image * (size_t)p->oh * (size_t)p->ow + y * (size_t)p->ow + 4 * x;
+        seat->rows = (int)xg__min(4, (size_t)p->oh - y);
+        seat->columns = (int)xg__min(4, (size_t)p->ow - 4 * x);
+        if (++x < p->across) continue;
+        x = left = 0;
+        row++;
+        line += XG__PATCH * p->pitch;
+    }
+    for (i = 0; i < XG__LANES; i++) seat[i] = seat[-1];
+}
+
+/* Patches [first, first + count) of one plane, a lane each. Number i goes to i / panel * step +
+ * i % panel. */
+XG__INLINE void XG_(see_plane)(const int side, const XG_(winograd) *p, const XG_(planes) *s,
+                               size_t plane, size_t first, size_t count, const XG_(bench) *d,
+                               xg_real *to, size_t panel, size_t step, size_t apart)
+{
+    const size_t last = first + count;
+    xg_real *lines = d->lines;
+    size_t i, n;
+    for (i = first; i < last; i += n, lines += XG__PATCH * p->pitch) {
+        n = xg__min(p->across - i % p->across, last - i);
+        XG_(mix_rows)(side, p, s, plane, i / p->across, i % p->across, n, d, lines);
+    }
+    for (i = 0; i < count; i += XG__LANES) {
+        const XG_(seat) *seat = d->seat + i;
+        const size_t from = seat[0].from;
+        const bool even = seat[XG__LANES - 1].from == from + 4 * (XG__LANES - 1);
+        XG_(across_rows)(side, p, d->lines + (even ? from : 0), even ? 4 : 0, seat, d,
+                         to + i / panel * step + i % panel, apart);
+    }
+}
+
+/* A block of patches of planes in [begin, end), to panels of columns. */
+static void XG_(see_planes)(const XG_(winograd) *p, XG_(span) patches, size_t begin, size_t end,
+                            const XG_(bench) *d, xg_real *to)
+{
+    size_t c;
+    XG_(find_seats)(p, patches.minor, patches.minors, d->seat);
+    for (c = begin; c < end; c++) {
+        XG_(see_plane)(XG__PATCH, p, &p->in, c, patches.minor, patches.minors, d, to + c * XG__NR,
+                       XG__NR, p->in.count * XG__NR, p->b_apart);
+    }
+}
+
+/* A block of patches of the XG__NR planes from `plane` on, a lane each; number i goes to line i of
+ * their panel. */
+static void XG_(see_patches)(const XG_(winograd) *p, XG_(span) patches, size_t plane,
+                             const XG_(bench) *d, xg_real *to)
+{
+    const size_t last = patches.minor + patches.minors, line = XG__PATCH * p->pitch;
+    size_t i, j, v, l, n;
+    for (i = patches.minor; i < last; i += n, to += n * XG__NR) {
+        n = xg__min(p->across - i % p->across, last - i);
+        for (v = 0; v < XG__NR && plane + v < p->in.count; v += XG__LANES) {
+            for (l = 0; l < XG__LANES; l++) {
+                XG_(mix_rows)(XG__PATCH, p, &p->in, xg__min(plane + v + l, p->in.count - 1),
+                              i / p->across, i % p->across, n, d, d->lines + l * line);
+            }
+            for (j = 0; j < n; j++) {
+                XG_(across_rows)(XG__PATCH, p, d->lines + 4 * j, line, NULL, d,
+                                 to + j * XG__NR + v, p->b_apart);
+            }
+        }
+    }
+}
+
+/* The weights of a plane out with n planes in, a lane each. */
+static void XG_(see_weights)(const XG_(winograd) *p, const xg_real *w, size_t n,
+                             const XG_(bench) *d, xg_real *to)
+{
+    const size_t step = p->in_step;
+    xg_real *room = d->room;
+    size_t t = 0, l;
+    if (n == XG__LANES) {
+        for (; t + XG__LANES <= 9; t += XG__LANES) {
+            XG_(transpose)(w + t, step, room + t * XG__LANES, XG__LANES);
+        }
+    }
+    for (; t < 9; t++) {
+        for (l = 0; l < XG__LANES; l++) room[t * XG__LANES + l] = l < n ? w[l * step + t] : 0;
+    }
+    if (p->flip) XG_(both_axes)(3, XG__PATCH, true, room, XG__LANES, to, p->a_apart);
+    else XG_(both_axes)(3, XG__PATCH, false, room, XG__LANES, to, p->a_apart);
+}
+
+/* Those of planes out [row, row + rows), in the order in which they lie in memory; but 16 planes in
+ * at a time, a whole line of what is written. */
+static void XG_(see_all_weights)(const XG_(winograd) *p, size_t row, size_t rows,
+                                 const XG_(bench) *d, xg_real *to)
+{
+    const size_t planes = p->in.count, groups = XG_(ceil_div)(planes, 16);
+    size_t i, c;
+    for (i = 0; i < rows * groups; i++) {
+        const size_t r = p->flip ? i % rows : i / groups;
+        const size_t first = (p->flip ? i / rows : i % groups) * 16;
+        const xg_real *w = p->job->pw + (row + r) * p->out_step;
+        for (c = first; c < xg__min(first + 16, planes); c += XG__LANES) {
+            XG_(see_weights)(p, w + c * p->in_step, xg__min(XG__LANES, planes - c), d,
+                             to + r * p->a_stride + c);
+        }
+    }
+}
+
+/* 3.6.4 Products, and transforms out. */
+
+/* All points of a block of planes out by a block of patches. */
+static void XG_(multiply_points)(const XG_(winograd) *p, size_t rows, size_t patches,
+                                 const xg_real *a, const xg_real *b, const XG_(bench) *d)
+{
+    XG_(product) product;
+    size_t i, j;
+    product.rows = rows;
+    product.columns = patches;
+    product.a_stride = p->a_stride;
+    product.panel = p->in.count * XG__NR;
+    product.step = d->step;
+    product.c_stride = p->c_stride;
+    product.exact = false;
+    for (i = 0; i < XG__POINTS; i++) {
+        product.c = d->c + i * p->c_apart;
+        for (j = 0; j < p->k.blocks; j++) {
+            const XG_(span) k = XG_(block)(&p->k, j);
+            product.k = k.minors;
+            product.a = a + i * p->a_apart + k.minor;
+            product.b = b + i * p->b_apart + k.minor * XG__NR;
+            product.first = j == 0;
+            XG_(multiply)(&product, d->room);
+        }
+    }
+}
+
+/* The 4x4 outputs of a patch; those outside the plane are dropped. `ahead` lie the ones to come. */
+XG__INLINE void XG_(put_outputs)(const xg_real *from, const XG_(seat) *seat, xg_real *to,
+                                 size_t width, size_t ahead)
+{
+    int i, j;
+    if (seat->rows == 4 && seat->columns == 4) {
+        XG__UNROLL
+        for (i = 0; i < 4; i++, to += width) {
+            XG__PREFETCH(to, ahead);
+            memcpy(to, from + 4 * i, 4 * sizeof *to);
+        }
+        return;
+    }
+    for (i = 0; i < seat->rows; i++) {
+        for (j = 0; j < seat->columns; j++) to[(size_t)i * width + (size_t)j] = from[4 * i + j];
+    }
+}
+
+/* The products of planes out [row, row + rows) and a block of patches, to their place. */
+static void XG_(answer)(const XG_(winograd) *p, size_t row, size_t rows, size_t patches,
+                        const XG_(bench) *d)
+{
+    const size_t area = (size_t)p->oh * (size_t)p->ow;
+    xg_real *turned = d->room + 16 * XG__LANES;
+    size_t r, i, e, l;
+    for (r = 0; r < rows; r++) {
+        xg_real *plane = p->out + (row + r) * area;
+        for (i = 0; i < patches; i += XG__LANES) {
+            const size_t n = xg__min(XG__LANES, patches - i);
+            XG_(both_axes)(XG__PATCH, 4, false, d->c + r * p->c_stride + i, p->c_apart, d->room,
+                           XG__LANES);
+            for (e = 0; e < 16; e += XG__LANES) {
+                XG_(transpose)(d->room + e * XG__LANES, XG__LANES, turned + e, 16);
+            }
+            for (l = 0; l < n; l++) {
+                const XG_(seat) *seat = &d->seat[i + l];
+                XG_(put_outputs)(turned + 16 * l, seat, plane + seat->to, (size_t)p->ow, area);
+            }
+        }
+    }
+}
+
+/* 3.6.5 Units. */
+
+/* What is transformed before all else: a block of weights, or of planes of a block of patches. */
+static void XG_(winograd_first)(const XG_(winograd) *p, size_t number, int worker)
+{
+    const XG_(bench) d = XG_(bench_of)(p, worker);
+    if (p->few) {
+        const size_t block = number / p->in.count, plane = number % p->in.count;
+        XG_(see_planes)(p, XG_(block)(&p->patches, block), plane, plane + 1, &d,
+                        p->team->scratch + block * p->b_block);
+    } else {
+        const XG_(span) rows = XG_(block)(&p->rows, number);
+        XG_(see_all_weights)(p, rows.minor, rows.minors, &d,
+                         p->team->scratch + rows.minor * p->a_stride);
+    }
+}
+
+/* A block of patches with all planes out. */
+static void XG_(unit_of_patches)(const XG_(winograd) *p, size_t number, int worker)
+{
+    const XG_(bench) d = XG_(bench_of)(p, worker);
+    const XG_(span) patches = XG_(block)(&p->patches, number);
+    size_t i;
+    XG_(see_planes)(p, patches, 0, p->in.count, &d, d.b);
+    for (i = 0; i < p->rows.blocks; i++) {
+        const XG_(span) rows = XG_(block)(&p->rows, i);
+        XG_(multiply_points)(p, rows.minors, patches.minors,
+                             p->team->scratch + rows.minor * p->a_stride, d.b, &d);
+        XG_(answer)(p, rows.minor, rows.minors, patches.minors, &d);
+    }
+}
+
+/* A block of planes out with all patches. */
+static void XG_(unit_of_planes)(const XG_(winograd) *p, size_t number, int worker)
+{
+    const XG_(bench) d = XG_(bench_of)(p, worker);
+    const XG_(span) rows = XG_(block)(&p->rows, number);
+    size_t i;
+    XG_(see_all_weights)(p, rows.minor, rows.minors, &d, d.a);
+    for (i = 0; i < p->patches.blocks; i++) {
+        const XG_(span) patches = XG_(block)(&p->patches, i);
+        XG_(find_seats)(p, patches.minor, patches.minors, d.seat);
+        XG_(multiply_points)(p, rows.minors, patches.minors, d.a,
+                             p->team->scratch + i * p->b_block, &d);
+        XG_(answer)(p, rows.minor, rows.minors, patches.minors, &d);
+    }
+}
+
+/* Weight gradient: the stretch's patches of some planes of x, to panels of columns; or of a plane
+ * of g, to a row. */
+static void XG_(unit_of_stretch)(const XG_(winograd) *p, size_t number, int worker)
+{
+    const XG_(bench) d = XG_(bench_of)(p, worker);
+    const XG_(span) patches = XG_(block)(&p->k, p->stretch);
+    const size_t panels = XG_(ceil_div)(p->in.count, XG__NR);
+    const size_t panel = XG_(longest)(&p->k) * XG__NR, plane = number - panels;
+    if (number < panels) {
+        XG_(see_patches)(p, patches, number * XG__NR, &d,
+                         p->team->scratch + p->at_b + number * panel);
+        return;
+    }
+    XG_(find_seats)(p, patches.minor, patches.minors, d.seat);
+    XG_(see_plane)(4, p, &p->g, plane, patches.minor, patches.minors, &d,
+                   p->team->scratch + plane * p->a_stride, XG__NR, XG__NR, p->a_apart);
+}
+
+/* Its products at one point, for a block of rows. */
+static void XG_(unit_of_point)(const XG_(winograd) *p, size_t number, int worker)
+{
+    const XG_(bench) d = XG_(bench_of)(p, worker);
+    const XG_(span) rows = XG_(block)(&p->rows, number / XG__POINTS);
+    const size_t point = number % XG__POINTS;
+    XG_(product) product;
+    product.rows = rows.minors;
+    product.columns = p->in.count;
+    product.k = XG_(block)(&p->k, p->stretch).minors;
+    product.a = p->team->scratch + point * p->a_apart + rows.minor * p->a_stride;
+    product.a_stride = p->a_stride;
+    product.b = p->team->scratch + p->at_b + point * p->b_apart;
+    product.panel = XG_(longest)(&p->k) * XG__NR;
+    product.step = d.step;
+    product.c = p->team->scratch + p->at_c + point * p->c_apart + rows.minor * p->c_stride;
+    product.c_stride = p->c_stride;
+    product.first = p->stretch == 0;
+    product.exact = false;
+    XG_(multiply)(&product, d.room);
+}
+
+/* After the last stretch: a row of the 3x3 answers. */
+static void XG_(unit_of_weights_out)(const XG_(winograd) *p, size_t row, int worker)
+{
+    const XG_(bench) d = XG_(bench_of)(p, worker);
+    const xg_real *from = p->team->scratch + p->at_c + row * p->c_stride;
+    xg_real *to = p->out + row * p->out_step;
+    size_t c, l, t;
+    for (c = 0; c < p->in.count; c += XG__LANES) {
+        const size_t n = xg__min(XG__LANES, p->in.count - c);
+        XG_(both_axes)(XG__PATCH, 3, false, from + c, p->c_apart, d.room, XG__LANES);
+        for (l = 0; l < n; l++) {
+            for (t = 0; t < 9; t++) *to++ = d.room[t * XG__LANES + l];
+        }
+    }
+}
+
+typedef struct XG_(winograd_tasks) {
+    const XG_(winograd) *plan;
+    size_t units, tasks;
+    void (*unit)(const XG_(winograd) *plan, size_t number, int worker);
+} XG_(winograd_tasks);
+
+static void XG_(winograd_task)(void *context, int task, int worker)
+{
+    const XG_(winograd_tasks) *t = (const XG_(winograd_tasks) *)context;
+    const size_t end = ((size_t)task + 1) * t->units / t->tasks;
+    size_t i = (size_t)task * t->units / t->tasks;
+    for (; i < end; i++) t->unit(t->plan, i, worker);
+}
+
+static void XG_(winograd_run)(const XG_(winograd) *p, size_t units,
+                              void (*unit)(const XG_(winograd) *plan, size_t number, int worker))
+{
+    XG_(winograd_tasks) t;
+    t.plan = p;
+    t.units = units;
+    t.tasks = xg__min(units, p->team->workers > 1 ? 16 * (size_t)p->team->workers : 1);
+    t.unit = unit;
+    if (t.tasks > 0) p->team->parallel(p->team->user, (int)t.tasks, XG_(winograd_task), &t);
+}
+
+static void XG_(run_winograd)(XG_(winograd) *p, const xg__team *team)
+{
+    p->team = team;
+    if (p->job->kind == XG__CONV_DW) {
+        const size_t panels = XG_(ceil_div)(p->in.count, XG__NR);
+        for (p->stretch = 0; p->stretch < p->k.blocks; p->stretch++) {
+            XG_(winograd_run)(p, panels + p->out_planes, XG_(unit_of_stretch));
+            XG_(winograd_run)(p, XG__POINTS * p->rows.blocks, XG_(unit_of_point));
+        }
+        XG_(winograd_run)(p, p->out_planes, XG_(unit_of_weights_out));
+    } else if (p->few) {
+        XG_(winograd_run)(p, p->patches.blocks * p->in.count, XG_(winograd_first));
+        XG_(winograd_run)(p, p->rows.blocks, XG_(unit_of_planes));
+    } else {
+        XG_(winograd_run)(p, p->rows.blocks, XG_(winograd_first));
+        XG_(winograd_run)(p, p->patches.blocks, XG_(unit_of_patches));
+    }
+}
+
+/* 3.6.6 The two of the table. */
+
+static size_t XG_(conv_scratch)(const xg__conv_job *job, int workers)
+{
+    XG_(winograd) plan;
+    if (!job->winograd) return XG_(direct_scratch)(job, workers);
+    XG_(plan_winograd)(&plan, job, workers);
+    return plan.shared * sizeof(xg_real) + (size_t)workers * plan.desk;
+}
+
+static void XG_(conv)(const xg__conv_job *job, const xg__team *team)
+{
+    XG_(winograd) plan;
+    if (!job->winograd) {
+        XG_(direct)(job, team);
+        return;
+    }
+    XG_(plan_winograd)(&plan, job, team->workers);
+    XG_(run_winograd)(&plan, team);
+}
+
+#undef XG__PATCH
+#undef XG__POINTS
+#undef XG__TURNED
+#undef XG__FEW
+#undef XG__STRETCH
+#undef XG__P
+#undef XG__Q
+#undef XG__PP
+#undef XG__QQ
+#undef XG__ZERO_SHARE
+#undef XG__P_SHARE
+#undef XG__Q_SHARE
 
 #undef XG__NR
 #undef XG__BLOCK_K
@@ -4617,7 +5428,7 @@ static void XG_(conv)(const xg__conv_job *job, const xg__team *team)
 #undef XG__STRIP
 #undef XG__PREFETCH
 
-/* 3.6 The table of this level, and the end of its pass. */
+/* 3.7 The table of this level, and the end of its pass. */
 
 static const xg__kernels XG_(kernels) = {
     XG__TEXT(XG__LEVEL),
@@ -4745,6 +5556,7 @@ struct xg_tape {
     int                open;               /* ... and what is made from this number on, its rule */
     xg_tensor         *recent[XG__RECENT]; /* cheap results that were read lately (4.8) */
     double             flops;
+    size_t             winograd;            /* convolutions by 3.6 */
     xg__name          *names;              /* the latest */
     xg__name          *bucket[XG__BUCKETS];
     xg__update        *updates;            /* the latest */
@@ -4980,6 +5792,7 @@ XG_API_DEF xg_stats xg_tape_stats(const xg_tape *tape)
     stats.reserved = tape->arena.reserved;
     stats.nodes = (size_t)tape->count;
     stats.flops = tape->flops;
+    stats.winograd = tape->winograd;
     return stats;
 }
 
@@ -7067,6 +7880,8 @@ static void xg__run_trio(xg_tensor *y, xg__conv_kind kind, xg_shape x, xg_shape 
     job.pw = kind == XG__CONV ? y->in[1]->data : kind == XG__CONV_DX ? y->in[0]->data : NULL;
     job.pg = kind == XG__CONV ? NULL : y->in[1]->data;
     job.y = y->data;
+    job.winograd = xg__winograd_chosen(&job, y->tape->config.winograd);
+    y->tape->winograd += job.winograd;
     y->tape->flops += 2.0 * (double)xg_shape_size(w) * (double)x.n * (double)g.h * (double)g.w;
 
     const xg__kernels *kernels = y->tape->kernels;
