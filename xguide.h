@@ -2907,18 +2907,18 @@ static void XG_(turn_square)(const XG_(source) *s, size_t first, size_t rows, si
 static void XG_(turn)(const XG_(source) *s, xg_real *to, size_t pitch, size_t panel, xg_real *room)
 {
     size_t r, e, i;
-    for (r = 0; r < s->runs; r++) {
-        for (e = 0; e < s->run[r].length; e += XG__LANES) {
-            const size_t columns = xg__min(XG__LANES, s->run[r].length - e);
-            const size_t from = s->run[r].from + e;
-            xg_real *line = to + (s->run[r].to + e) * pitch;
-            for (i = 0; i < s->offsets; i += XG__LANES) {
-                const size_t rows = xg__min(XG__LANES, s->offsets - i);
-                xg_real *place = line + (panel ? i / XG__NR * panel + i % XG__NR : i);
+    for (i = 0; i < s->offsets; i += XG__LANES) {
+        const size_t rows = xg__min(XG__LANES, s->offsets - i);
+        xg_real *column = to + (panel ? i / XG__NR * panel + i % XG__NR : i);
+        for (r = 0; r < s->runs; r++) {
+            const size_t from = s->run[r].from, length = s->run[r].length;
+            xg_real *place = column + s->run[r].to * pitch;
+            for (e = 0; e < length; e += XG__LANES, place += XG__LANES * pitch) {
+                const size_t columns = xg__min(XG__LANES, length - e);
                 if (s->stride && rows == XG__LANES && columns == XG__LANES) {
-                    XG_(transpose)(s->base + s->offset[i] + from, s->stride, place, pitch);
+                    XG_(transpose)(s->base + s->offset[i] + from + e, s->stride, place, pitch);
                 } else {
-                    XG_(turn_square)(s, i, rows, from, columns, place, pitch, panel != 0, room);
+                    XG_(turn_square)(s, i, rows, from + e, columns, place, pitch, panel != 0, room);
                 }
             }
         }
