@@ -3169,6 +3169,46 @@ static void XG_(stage_offsets)(const XG_(window) *w, const XG_(stage) *s, XG_(sp
     }
 }
 
+/* The stage of a weight gradient can hold channels as neighbours instead, in panels: then what a tap
+ * sees of all pixels is a column panel as it stands, and each number is transposed once, not once a
+ * tap. Rows and pixels lie as in the image, with any stride. */
+static XG_(stage) XG_(stage_across)(const XG_(window) *w, XG_(span) pixels)
+{
+    const int first = (int)pixels.minor / w->gw;
+    const int last = (int)(pixels.minor + pixels.minors - 1) / w->gw;
+    XG_(stage) stage;
+    stage.phases_y = stage.phases_x = 1;
+    stage.top = first * w->stride + w->ty.first;
+    stage.left = w->tx.first;
+    stage.rows = (last - first) * w->stride + (w->ty.count - 1) * w->ty.delta + 1;
+    stage.width = (w->gw - 1) * w->stride + (w->tx.count - 1) * w->tx.delta + 1;
+    stage.image = (size_t)stage.rows * (size_t)stage.width;
+    stage.phase = stage.image * pixels.majors;
+    return stage;
+}
+
+/* Lists the runs of an image that such a stage holds, without rows that no tap sees; returns how
+ * many. */
+static size_t XG_(across_runs)(const XG_(window) *w, const XG_(stage) *s, size_t images,
+                               XG_(run) *run)
+{
+    const int begin = XG_(clamp)(-s->left, 0, s->width);
+    const int end = XG_(clamp)(w->w - s->left, begin, s->width);
+    size_t count = 0, i;
+    int r;
+    for (i = 0; i < images; i++) {
+        for (r = 0; r < s->rows; r++) {
+            const int y = s->top + r;
+            if (y < 0 || y >= w->h || begin == end) continue;
+            if (w->ty.count == 1 && r % w->stride != 0) continue;
+            run[count].from = i * w->image + (size_t)y * (size_t)w->w + (size_t)(begin + s->left);
+            run[count].to = i * s->image + (size_t)r * (size_t)s->width + (size_t)begin;
+            run[count++].length = (size_t)(end - begin);
+        }
+    }
+    return count;
+}
+
 /* Pixel x of row y of image i, both counted from the block's first, lies at origin + i * image +
  * y * row + x. The origin may be below 0, modulo 2^64: a block need not begin at a row's start. */
 typedef struct XG_(map) { size_t origin, image, row; } XG_(map);
@@ -3282,6 +3322,7 @@ typedef struct XG_(plan) {
     size_t c, o, taps;         /* of one group                                                    */
     XG_(window) window;
     bool unpacked;             /* columns are read from the stage (see better_unpacked)           */
+    bool across;               /* columns are (tap, c), read from the stage (see stage_across)    */
     size_t problems;           /* matrices, groups (times phases in y for input gradients)        */
     int phases;                /* input gradients: phases in x, which are one unit's; otherwise 1 */
     int py, px;                /* a phase (see set_phase), its first tap and the step to the next */
@@ -3373,8 +3414,16 @@ static void XG_(plan_desk)(XG_(plan) *p)
     for (i = 0; i < p->phases * p->phases; i++) {
         if (dx) XG_(set_phase)(p, i / p->phases, i % p->phases);
         k = xg__max(k, XG_(longest)(&p->k));
-        if (dw) stage = XG_(stage_size)(&p->window, &p->k, (p->turned ? p->rows : p->cols).group);
-        else if (p->conv != NULL) {
+        if (p->across) {
+            const XG_(stage) s = XG_(stage_across)(&p->window, XG_(block)(&p->k, 0));
+            const size_t more = (size_t)(p->window.stride * s.width) * p->k.group;
+            p->panel = (s.phase + more) * XG__NR;
+            stage = panels * p->panel;
+            width = p->taps * XG_(round_up)(cols, XG__NR);
+            list = xg__max(list, (size_t)(s.rows + p->window.stride) * p->k.group);
+        } else if (dw) {
+            stage = XG_(stage_size)(&p->window, &p->k, (p->turned ? p->rows : p->cols).group);
+        } else if (p->conv != NULL) {
             stage = xg__max(stage, XG_(stage_size)(&p->window, &p->cols, p->k.group));
         }
         if (p->unpacked) width = xg__max(width, XG_(stage_size)(&p->window, &p->cols, 1));
@@ -3383,11 +3432,11 @@ static void XG_(plan_desk)(XG_(plan) *p)
     if (p->weights > 0) list = xg__max(list, p->o);
     list = xg__max(list, k) + 8;
     p->list = 4 * list;
-    p->panel = k * XG__NR + XG__LANES;
+    if (!p->across) p->panel = k * XG__NR + XG__LANES;
     p->sums_stride = XG_(round_up)(width, XG__NR);
     p->sums_size = rows * p->sums_stride;
     p->at_cols = XG_(after)(0, in_place ? 0 : rows * k + XG__LANES, room);
-    p->at_sums = XG_(after)(p->at_cols, p->unpacked ? 0 : panels * p->panel, room);
+    p->at_sums = XG_(after)(p->at_cols, p->unpacked || p->across ? 0 : panels * p->panel, room);
     p->at_stage = XG_(after)(p->at_sums, p->sums_size * (size_t)p->phases, room);
     p->at_tile = XG_(after)(p->at_stage, stage + XG__NR + XG__LANES, room);
     p->at_step = XG_(after)(p->at_tile, XG__MR * XG__NR + 2 * XG__LANES * XG__LANES, room);
@@ -3416,7 +3465,8 @@ XG__INLINE size_t XG_(units)(const XG_(plan) *p)
 static void XG_(plan_units)(XG_(plan) *p, int workers)
 {
     const double rows = (double)p->rows.major * (double)p->rows.minor;
-    const double cols = (double)p->cols.major * (double)p->cols.minor;
+    const size_t taps = p->across ? p->taps : 1;
+    const double cols = (double)p->cols.major * (double)p->cols.minor * (double)taps;
     const double work = rows * cols * (double)p->k.major * (double)p->k.minor * (double)p->problems;
     size_t row_target = XG__BLOCK_ROWS, col_target = XG__BLOCK_COLS;
     if (p->rows.major * p->rows.minor * p->cols.major * p->cols.minor == 0) p->problems = 0;
@@ -3426,6 +3476,7 @@ static void XG_(plan_units)(XG_(plan) *p, int workers)
         col_target = xg__min(xg__max(XG__BLOCK_AREA / p->rows.minor, col_target), 4096);
     }
     col_target = xg__max(col_target / (size_t)p->phases, 2 * XG__NR);
+    if (p->across) col_target = xg__max(col_target / taps, XG__NR);
     while (row_target < 1024 && cols * (double)row_target * 2 <= XG__BLOCK_AREA) row_target *= 2;
     for (;;) {
         size_t units, r, c;
@@ -3436,7 +3487,7 @@ static void XG_(plan_units)(XG_(plan) *p, int workers)
         c = XG_(longest)(&p->cols);
         if (workers < 2 || work < 5e5 * (double)units) break;
         if (units >= (work < 3e7 * (double)units ? 2 : 4) * (size_t)workers) break;
-        if (c >= 2 * XG__NR && (c > r || r < 64)) col_target = c / 2;
+        if (c >= 2 * XG__NR && (c * taps > r || r < 64)) col_target = c / 2;
         else if (r >= 32) row_target = r / 2;
         else break;
     }
@@ -3546,9 +3597,11 @@ static void XG_(plan_conv)(XG_(plan) *p, const xg__conv_job *job, int workers)
         p->y = job->y;
         p->y_stride = p->c * p->taps;
         p->y_step = p->o * p->y_stride;
-        p->rows = p->turned ? XG_(axis)(c, taps) : XG_(axis)(1, o);
-        p->cols = p->turned ? XG_(axis)(1, o) : XG_(axis)(c, taps);
         p->k = XG_(axis)(job->n, job->oh * job->ow);
+        p->across = !p->window.plain && c >= XG__LANES && k > o;
+        p->turned = p->turned && !p->across;
+        p->rows = p->turned ? XG_(axis)(c, taps) : XG_(axis)(1, o);
+        p->cols = p->turned ? XG_(axis)(1, o) : p->across ? XG_(axis)(1, c) : XG_(axis)(c, taps);
     }
     XG_(plan_units)(p, workers);
 }
@@ -3631,6 +3684,38 @@ static XG_(source) XG_(g_source)(const XG_(plan) *p, size_t group, XG_(span) o, 
     channels.minor = 0;
     channels.minors = 1;
     return XG_(window_source)(&w, g, channels, pixels, true, false, d);
+}
+
+/* Fills the stage of a weight gradient with channels, and the list of where its pixels lie. */
+static void XG_(fill_across)(const XG_(plan) *p, size_t group, XG_(span) channels, XG_(span) pixels,
+                             const XG_(desk) *d)
+{
+    const XG_(window) *w = &p->window;
+    const XG_(stage) stage = XG_(stage_across)(w, pixels);
+    const size_t area = (size_t)w->h * (size_t)w->w, gw = (size_t)w->gw, stride = (size_t)w->stride;
+    const size_t panels = XG_(ceil_div)(channels.minors, XG__NR);
+    const bool margin = stage.top < 0 || stage.left < 0 || stage.top + stage.rows > w->h
+                     || stage.left + stage.width > w->w;
+    size_t *step = d->step, i, t;
+    XG_(matrix) m;
+    XG_(source) s;
+    m.base = p->conv->px + pixels.major * w->image + group * p->c * area;
+    m.step = 0;
+    m.stride = area;
+    m.along_k = true;
+    s = XG_(matrix_source)(&m, 0, channels.minor, channels.minors, 0, 0, d);
+    s.runs = XG_(across_runs)(w, &stage, pixels.majors, s.run);
+    for (i = 0; margin && i < panels; i++) {
+        memset(d->stage + i * p->panel, 0, stage.phase * XG__NR * sizeof(xg_real));
+    }
+    XG_(turn)(&s, d->stage, XG__NR, p->panel, d->squares);
+    for (i = 0; i < pixels.majors; i++) {
+        for (t = pixels.minor; t < pixels.minor + pixels.minors; t++) {
+            const size_t y = t / gw - pixels.minor / gw, x = t % gw;
+            const size_t line = i * (size_t)stage.rows + y * stride;
+            *step++ = (line * (size_t)stage.width + x * stride) * XG__NR;
+        }
+    }
 }
 
 static XG_(source) XG_(rows_source)(const XG_(plan) *p, size_t problem, XG_(span) rows, XG_(span) k,
@@ -3754,7 +3839,7 @@ static XG_(sink) XG_(sink_of)(const XG_(plan) *p, size_t problem, XG_(span) rows
         s.row_step = p->turned ? 1 : p->y_stride;
         s.step = p->turned ? p->y_stride : 1;
         s.base = p->y + problem * p->y_step + XG_(start)(&p->rows, rows) * s.row_step
-               + XG_(start)(&p->cols, cols) * s.step;
+               + XG_(start)(&p->cols, cols) * s.step * (p->across ? p->taps : 1);
         s.run[0].from = s.run[0].to = 0;
         s.run[0].length = XG_(length)(cols);
     } else {                   /* images */
@@ -3771,11 +3856,29 @@ static XG_(sink) XG_(sink_of)(const XG_(plan) *p, size_t problem, XG_(span) rows
     return s;
 }
 
+/* Brings sums to their place, from (tap, c) to (c, tap). */
+static void XG_(deliver_taps)(const XG_(plan) *p, const XG_(sink) *s, size_t rows, const xg_real *c)
+{
+    const size_t pitch = p->sums_stride / p->taps;
+    size_t i, e, t;
+    for (i = 0; i < rows; i++, c += p->sums_stride) {
+        xg_real *to = s->base + i * s->row_step;
+        for (e = 0; e < s->run[0].length; e++) {
+            for (t = 0; t < p->taps; t++) *to++ = c[t * pitch + e];
+        }
+    }
+}
+
 /* Brings sums to their place. */
-static void XG_(deliver)(const XG_(sink) *s, size_t rows, const xg_real *c, size_t c_stride,
+static void XG_(deliver)(const XG_(plan) *p, const XG_(sink) *s, size_t rows, const xg_real *c,
                          const XG_(desk) *d)
 {
+    const size_t c_stride = p->sums_stride;
     size_t i, r;
+    if (p->across) {
+        XG_(deliver_taps)(p, s, rows, c);
+        return;
+    }
     if (s->step != 1) {        /* transposed: row_step is 1 */
         XG_(matrix) m;
         XG_(source) sums;
@@ -3866,6 +3969,12 @@ static void XG_(pack)(const XG_(plan) *p, size_t group, XG_(span) rows, XG_(span
             XG_(copy)(&s, d->rows, product->k);
         }
     }
+    if (p->across) {
+        XG_(fill_across)(p, group, cols, k, d);
+        product->panel = p->panel;
+        product->step = d->step;
+        return;
+    }
     s = XG_(cols_source)(p, group, cols, k, d);
     product->b = p->unpacked ? d->stage : d->cols;
     product->panel = p->unpacked ? XG__NR : p->panel;
@@ -3892,6 +4001,24 @@ static XG_(spot) XG_(spot_of)(const XG_(plan) *p, size_t unit)
     return spot;
 }
 
+/* A block whose columns are (tap, c): every tap sees the same stage, a little further on. */
+static void XG_(multiply_taps)(const XG_(plan) *p, XG_(product) *product, XG_(span) pixels,
+                               const XG_(desk) *d)
+{
+    const XG_(window) *w = &p->window;
+    const XG_(stage) stage = XG_(stage_across)(w, pixels);
+    xg_real *c = product->c;
+    size_t t;
+    for (t = 0; t < p->taps; t++) {
+        const size_t y = t / (size_t)w->tx.count * (size_t)w->ty.delta;
+        const size_t x = t % (size_t)w->tx.count * (size_t)w->tx.delta;
+        product->b = d->stage + (y * (size_t)stage.width + x) * XG__NR;
+        product->c = c + t * (p->sums_stride / p->taps);
+        XG_(multiply)(product, d->tile);
+    }
+    product->c = c;
+}
+
 /* Sums up k blocks [i, end). */
 static void XG_(sum_blocks)(const XG_(plan) *p, const XG_(spot) *spot, size_t group, size_t i,
                             size_t end, xg_real *c, size_t c_stride, bool exact, const XG_(desk) *d)
@@ -3910,8 +4037,10 @@ static void XG_(sum_blocks)(const XG_(plan) *p, const XG_(spot) *spot, size_t gr
     product.exact = exact;
     product.first = true;
     for (; i < end; i++, product.first = false) {
-        XG_(pack)(p, group, spot->rows, spot->cols, XG_(block)(&p->k, i), &product, d);
-        XG_(multiply)(&product, d->tile);
+        const XG_(span) k = XG_(block)(&p->k, i);
+        XG_(pack)(p, group, spot->rows, spot->cols, k, &product, d);
+        if (p->across) XG_(multiply_taps)(p, &product, k, d);
+        else XG_(multiply)(&product, d->tile);
     }
 }
 
@@ -3924,7 +4053,7 @@ static void XG_(unit)(const XG_(plan) *p, size_t number, int worker)
     const XG_(desk) d = XG_(desk_of)(p, worker);
     xg_real *c = p->chunks > 1 ? XG_(chunk)(p, number) : d.sums;
     XG_(sink) s;
-    if (p->chunks == 1 && blocks > 0 && !p->unpacked) {
+    if (p->chunks == 1 && blocks > 0 && !p->unpacked && !p->across) {
         s = XG_(sink_of)(p, spot.problem, spot.rows, spot.cols, &d);
         if (s.step == 1 && s.runs == 1) {
             XG_(sum_blocks)(p, &spot, spot.problem, begin, end, s.base + s.run[0].to, s.row_step,
@@ -3936,7 +4065,7 @@ static void XG_(unit)(const XG_(plan) *p, size_t number, int worker)
     XG_(sum_blocks)(p, &spot, spot.problem, begin, end, c, p->sums_stride, false, &d);
     if (p->chunks > 1) return;
     s = XG_(sink_of)(p, spot.problem, spot.rows, spot.cols, &d);
-    XG_(deliver)(&s, XG_(length)(spot.rows), c, p->sums_stride, &d);
+    XG_(deliver)(p, &s, XG_(length)(spot.rows), c, &d);
 }
 
 /* Adds up a unit's chunks. */
@@ -3951,7 +4080,7 @@ static void XG_(join)(const XG_(plan) *p, size_t number, int worker)
     for (i = 1; i < p->chunks; i++) {
         XG_(put_run)(XG_(chunk)(p, number * p->chunks + i), sum, rows * p->sums_stride, true);
     }
-    XG_(deliver)(&s, rows, sum, p->sums_stride, &d);
+    XG_(deliver)(p, &s, rows, sum, &d);
 }
 
 /* A unit of an input gradient with a stride: some rows py, py + stride, ... of x, with all phases
