@@ -1654,6 +1654,8 @@ static const xg__kernels *xg__kernels_find(const char *name)
  *   bits_up, bits_down      by 23, the width of a mantissa
  *   bits_number     what the bits, read as a whole number with sign, are worth
  *   transpose       a square of XG__LANES rows into another
+ *   evens           every other number of a followed by b, from the first on
+ *   zip_low, zip_high       a0 b0 a1 b1 ...: the first half of that, the second
  *   wide_load (from numbers), wide_load_part, wide_read, wide_store (doubles), wide_add
  */
 
@@ -1696,6 +1698,10 @@ XG__INLINE void XG_(transpose)(const xg_real *from, size_t from_stride, xg_real 
     (void)to_stride;
     *to = *from;
 }
+
+XG__INLINE XG_(v) XG_(evens)(XG_(v) a, XG_(v) b)    { (void)b; return a; }
+XG__INLINE XG_(v) XG_(zip_low)(XG_(v) a, XG_(v) b)  { (void)b; return a; }
+XG__INLINE XG_(v) XG_(zip_high)(XG_(v) a, XG_(v) b) { (void)a; return b; }
 
 #ifdef XG_DOUBLE
 
@@ -1839,6 +1845,10 @@ XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to,
     vst1q_f32(to + 3 * to_stride, vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1])));
 }
 
+XG__INLINE XG_(v) XG_(evens)(XG_(v) a, XG_(v) b)    { return vuzp1q_f32(a, b); }
+XG__INLINE XG_(v) XG_(zip_low)(XG_(v) a, XG_(v) b)  { return vzip1q_f32(a, b); }
+XG__INLINE XG_(v) XG_(zip_high)(XG_(v) a, XG_(v) b) { return vzip2q_f32(a, b); }
+
 XG__INLINE XG_(w) XG_(widen)(XG_(v) a)
 {
     XG_(w) w;
@@ -1959,6 +1969,16 @@ XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to,
     wasm_v128_store(to + to_stride, wasm_i64x2_shuffle(a, b, 1, 3));
     wasm_v128_store(to + 2 * to_stride, wasm_i64x2_shuffle(c, d, 0, 2));
     wasm_v128_store(to + 3 * to_stride, wasm_i64x2_shuffle(c, d, 1, 3));
+}
+
+XG__INLINE XG_(v) XG_(evens)(XG_(v) a, XG_(v) b) { return wasm_i32x4_shuffle(a, b, 0, 2, 4, 6); }
+XG__INLINE XG_(v) XG_(zip_low)(XG_(v) a, XG_(v) b)
+{
+    return wasm_i32x4_shuffle(a, b, 0, 4, 1, 5);
+}
+XG__INLINE XG_(v) XG_(zip_high)(XG_(v) a, XG_(v) b)
+{
+    return wasm_i32x4_shuffle(a, b, 2, 6, 3, 7);
 }
 
 XG__INLINE XG_(w) XG_(widen)(XG_(v) a)
@@ -2099,6 +2119,22 @@ XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to,
         XG_(store)(row, _mm256_permute2f128_ps(u[i], u[i + 4], 0x20));
         XG_(store)(row + 4 * to_stride, _mm256_permute2f128_ps(u[i], u[i + 4], 0x31));
     }
+}
+
+XG__INLINE XG_(v) XG_(evens)(XG_(v) a, XG_(v) b)
+{
+    const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88)); /* a0 a2, b0 b2, ... */
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8));
+}
+
+XG__INLINE XG_(v) XG_(zip_low)(XG_(v) a, XG_(v) b)
+{
+    return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20);
+}
+
+XG__INLINE XG_(v) XG_(zip_high)(XG_(v) a, XG_(v) b)
+{
+    return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
 }
 
 XG__INLINE XG_(w) XG_(wide_read)(const double *p)
@@ -2255,6 +2291,25 @@ XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to,
         XG_(store)(row + 8 * to_stride, _mm512_shuffle_f32x4(a, b, 0xdd));
         XG_(store)(row + 12 * to_stride, _mm512_shuffle_f32x4(c, d, 0xdd));
     }
+}
+
+/* Number 16 + i of the choice is number i of b. */
+XG__INLINE XG_(v) XG_(evens)(XG_(v) a, XG_(v) b)
+{
+    return _mm512_permutex2var_ps(a, _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22,
+                                                       24, 26, 28, 30), b);
+}
+
+XG__INLINE XG_(v) XG_(zip_low)(XG_(v) a, XG_(v) b)
+{
+    return _mm512_permutex2var_ps(a, _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6,
+                                                       22, 7, 23), b);
+}
+
+XG__INLINE XG_(v) XG_(zip_high)(XG_(v) a, XG_(v) b)
+{
+    return _mm512_permutex2var_ps(a, _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29,
+                                                       14, 30, 15, 31), b);
 }
 
 XG__INLINE XG_(w) XG_(wide_read)(const double *p)
@@ -2689,15 +2744,18 @@ static void XG_(sum_each)(double *sum, const xg_real *x, size_t n)
 #if XG__LANES == 16            /* 32 registers: 24 sums, 3 vectors of columns, 1 number of a row  */
 #define XG__MR 8
 #define XG__NV 3
-#else                          /* 16 registers: 12 sums, 2 vectors of columns, 1 number of a row  */
-#define XG__MR 6
+#define XG__BLOCK_COLS 400     /* a unit's, unless it is cut finer for the workers' sake: packed, */
+#else                          /* they fill half of a second cache of 1 MB, or here of 512 KB     */
+#define XG__MR 6               /* 16 registers: 12 sums, 2 vectors of columns, 1 number of a row  */
 #define XG__NV 2
+#define XG__BLOCK_COLS 224
 #endif
 #define XG__NR (XG__NV * XG__LANES)
 
 #define XG__BLOCK_K    288     /* the longest k block: 32 channels of a 3x3 window                */
-#define XG__BLOCK_ROWS 512     /* a unit, unless it is cut finer for the workers' sake            */
-#define XG__BLOCK_COLS 400
+#define XG__BLOCK_ROWS 512     /* a unit's rows; those of one that has columns for each tap       */
+#define XG__BLOCK_ROWS_ACROSS 128
+#define XG__BLOCK_COLS_ACROSS 288
 #define XG__BLOCK_AREA 102400  /* outputs of a unit that has few rows or few columns              */
 #define XG__STRIP      16      /* rows of an input gradient's weights transposed at a time        */
 
@@ -2805,17 +2863,26 @@ XG__INLINE void XG_(copy_run)(const xg_real *from, xg_real *to, size_t length, s
     }
 }
 
-/* The same with every step-th number, spilling nothing. */
+/* A whole line of a panel. */
+XG__INLINE void XG_(copy_panel)(const xg_real *from, xg_real *to, size_t ahead)
+{
+    int e;
+    for (e = 0; e < XG__NR; e += 16) XG__PREFETCH(from + e, ahead);
+    XG__UNROLL
+    for (e = 0; e < XG__NR; e += XG__LANES) XG_(store)(to + e, XG_(load)(from + e));
+}
+
+/* The same with every step-th number. */
 XG__INLINE void XG_(copy_steps)(const xg_real *from, size_t step, xg_real *to, size_t length,
                                 size_t ahead)
 {
     size_t e;
-    int i;
     for (e = 0; e < length * step; e += 16) XG__PREFETCH(from + e, ahead);
     XG__PREFETCH(from + length * step - 1, ahead);
-    for (; length >= 8; length -= 8, to += 8, from += 8 * step) {
-        XG__UNROLL
-        for (i = 0; i < 8; i++) to[i] = from[(size_t)i * step];
+    if (step == 2) {           /* whole vectors only where the last number of a pair exists */
+        for (; length > XG__LANES; length -= XG__LANES, to += XG__LANES, from += 2 * XG__LANES) {
+            XG_(store)(to, XG_(evens)(XG_(load)(from), XG_(load)(from + XG__LANES)));
+        }
     }
     for (; length > 0; length--, from += step) *to++ = *from;
 }
@@ -2848,7 +2915,9 @@ static void XG_(copy)(const XG_(source) *s, xg_real *to, size_t pitch)
             }
         } else {
             for (run = s->run; run < end; run++) {
-                XG_(copy_run)(from + run->from, to + run->to, run->length, s->stride);
+                const xg_real *at = from + run->from;
+                if (run->length == XG__NR) XG_(copy_panel)(at, to + run->to, s->stride);
+                else XG_(copy_run)(at, to + run->to, run->length, s->stride);
             }
         }
     }
@@ -3169,9 +3238,9 @@ static void XG_(stage_offsets)(const XG_(window) *w, const XG_(stage) *s, XG_(sp
     }
 }
 
-/* The stage of a weight gradient can hold channels as neighbours instead, in panels: then what a tap
- * sees of all pixels is a column panel as it stands, and each number is transposed once, not once a
- * tap. Rows and pixels lie as in the image, with any stride. */
+/* The stage of a weight gradient can hold channels as neighbours instead, in panels: then what a
+ * tap sees of all pixels is a panel of columns as it stands, and each number is transposed once,
+ * not once a tap. Rows and pixels lie as in the image, with any stride. */
 static XG_(stage) XG_(stage_across)(const XG_(window) *w, XG_(span) pixels)
 {
     const int first = (int)pixels.minor / w->gw;
@@ -3187,8 +3256,7 @@ static XG_(stage) XG_(stage_across)(const XG_(window) *w, XG_(span) pixels)
     return stage;
 }
 
-/* Lists the runs of an image that such a stage holds, without rows that no tap sees; returns how
- * many. */
+/* Lists the runs of an image in such a stage, but no rows that no tap sees; returns how many. */
 static size_t XG_(across_runs)(const XG_(window) *w, const XG_(stage) *s, size_t images,
                                XG_(run) *run)
 {
@@ -3432,7 +3500,7 @@ static void XG_(plan_desk)(XG_(plan) *p)
     if (p->weights > 0) list = xg__max(list, p->o);
     list = xg__max(list, k) + 8;
     p->list = 4 * list;
-    if (!p->across) p->panel = k * XG__NR + XG__LANES;
+    if (!p->across) p->panel = k * XG__NR + 16;      /* not all in the same sets of a cache */
     p->sums_stride = XG_(round_up)(width, XG__NR);
     p->sums_size = rows * p->sums_stride;
     p->at_cols = XG_(after)(0, in_place ? 0 : rows * k + XG__LANES, room);
@@ -3476,8 +3544,13 @@ static void XG_(plan_units)(XG_(plan) *p, int workers)
         col_target = xg__min(xg__max(XG__BLOCK_AREA / p->rows.minor, col_target), 4096);
     }
     col_target = xg__max(col_target / (size_t)p->phases, 2 * XG__NR);
-    if (p->across) col_target = xg__max(col_target / taps, XG__NR);
-    while (row_target < 1024 && cols * (double)row_target * 2 <= XG__BLOCK_AREA) row_target *= 2;
+    if (p->across) {
+        row_target = XG__BLOCK_ROWS_ACROSS;
+        col_target = xg__max(XG__BLOCK_COLS_ACROSS / taps, XG__NR);
+    } else {
+        const double most = XG__BLOCK_AREA / 2;
+        while (row_target < 1024 && cols * (double)row_target <= most) row_target *= 2;
+    }
     for (;;) {
         size_t units, r, c;
         p->rows = XG_(cut_axis)(p->rows, row_target, XG__MR);
@@ -3859,12 +3932,12 @@ static XG_(sink) XG_(sink_of)(const XG_(plan) *p, size_t problem, XG_(span) rows
 /* Brings sums to their place, from (tap, c) to (c, tap). */
 static void XG_(deliver_taps)(const XG_(plan) *p, const XG_(sink) *s, size_t rows, const xg_real *c)
 {
-    const size_t pitch = p->sums_stride / p->taps;
+    const size_t taps = p->taps, pitch = p->sums_stride / taps;
     size_t i, e, t;
     for (i = 0; i < rows; i++, c += p->sums_stride) {
         xg_real *to = s->base + i * s->row_step;
-        for (e = 0; e < s->run[0].length; e++) {
-            for (t = 0; t < p->taps; t++) *to++ = c[t * pitch + e];
+        for (t = 0; t < taps; t++) {
+            for (e = 0; e < s->run[0].length; e++) to[e * taps + t] = c[t * pitch + e];
         }
     }
 }
@@ -3898,6 +3971,31 @@ static void XG_(deliver)(const XG_(plan) *p, const XG_(sink) *s, size_t rows, co
     }
 }
 
+/* Where pixel gx of a grid row lies in the sums of a phase, of which a channel's begin at c. */
+XG__INLINE const xg_real *XG_(phase_at)(const XG_(phase) *phase, size_t c, size_t image, size_t row,
+                                        int gx)
+{
+    const XG_(map) *map = &phase->map;
+    return phase->base + (c + map->origin + image * map->image + row * map->row + (size_t)gx);
+}
+
+/* even[0] odd[0] even[1] odd[1] ..., n numbers. */
+XG__INLINE void XG_(deliver_pairs)(const xg_real *even, const xg_real *odd, xg_real *to, size_t n)
+{
+    for (; n >= 2 * XG__LANES; n -= 2 * XG__LANES, to += 2 * XG__LANES) {
+        const XG_(v) a = XG_(load)(even), b = XG_(load)(odd);
+        XG_(store)(to, XG_(zip_low)(a, b));
+        XG_(store)(to + XG__LANES, XG_(zip_high)(a, b));
+        even += XG__LANES;
+        odd += XG__LANES;
+    }
+    for (; n >= 2; n -= 2) {
+        *to++ = *even++;
+        *to++ = *odd++;
+    }
+    if (n > 0) *to = *even;
+}
+
 /* Pixels [gx, gx + n) of a grid row, of all phases in x, to a row of x. Sums begin at number c. */
 static void XG_(deliver_row)(const XG_(plan) *p, const XG_(phase) *phase, size_t c, size_t image,
                              size_t row, int gx, int n, xg_real *to)
@@ -3907,14 +4005,19 @@ static void XG_(deliver_row)(const XG_(plan) *p, const XG_(phase) *phase, size_t
     bool holes = false;
     int px, e;
     for (e = gx * s; e < reach; e += 16) XG__PREFETCH(to + e, area);
+    if (s == 2 && phase[0].base != NULL && phase[1].base != NULL) {
+        XG_(deliver_pairs)(XG_(phase_at)(&phase[0], c, image, row, gx),
+                           XG_(phase_at)(&phase[1], c, image, row, gx), to + gx * 2,
+                           (size_t)(reach - gx * 2));
+        return;
+    }
     for (px = 0; px < s; px++) holes = holes || phase[px].base == NULL;
     if (holes) memset(to + gx * s, 0, (size_t)(reach - gx * s) * sizeof *to);
     for (px = 0; px < s; px++) {
-        const XG_(map) *map = &phase[px].map;
-        const size_t at = c + map->origin + image * map->image + row * map->row + (size_t)gx;
         const xg_real *from = phase[px].base;
         if (from == NULL) continue;
-        for (from += at, e = gx * s + px; e < reach; e += s) to[e] = *from++;
+        from = XG_(phase_at)(&phase[px], c, image, row, gx);
+        for (e = gx * s + px; e < reach; e += s) to[e] = *from++;
     }
 }
 
@@ -4184,6 +4287,8 @@ static void XG_(conv)(const xg__conv_job *job, const xg__team *team)
 #undef XG__NR
 #undef XG__BLOCK_K
 #undef XG__BLOCK_ROWS
+#undef XG__BLOCK_ROWS_ACROSS
+#undef XG__BLOCK_COLS_ACROSS
 #undef XG__BLOCK_COLS
 #undef XG__BLOCK_AREA
 #undef XG__STRIP
