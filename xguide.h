@@ -2555,6 +2555,8 @@ XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to,
     }
 }
 
+/* Number 16 + i of the choice is number i of b. */
+
 XG__INLINE XG_(w) XG_(wide_read)(const double *p)
 {
     XG_(w) w;
@@ -3287,15 +3289,18 @@ static void XG_(place_pairs)(const xg__pool_job *job, const xg_real *g, const xg
 #if XG__LANES == 16            /* 32 registers: 24 sums, 3 vectors of columns, 1 number of a row  */
 #define XG__MR 8
 #define XG__NV 3
-#else                          /* 16 registers: 12 sums, 2 vectors of columns, 1 number of a row  */
-#define XG__MR 6
+#define XG__BLOCK_COLS 400     /* a unit's, unless it is cut finer for the workers' sake: packed, */
+#else                          /* they fill half of a second cache of 1 MB, or here of 512 KB     */
+#define XG__MR 6               /* 16 registers: 12 sums, 2 vectors of columns, 1 number of a row  */
 #define XG__NV 2
+#define XG__BLOCK_COLS 224
 #endif
 #define XG__NR (XG__NV * XG__LANES)
 
 #define XG__BLOCK_K    288     /* the longest k block: 32 channels of a 3x3 window                */
-#define XG__BLOCK_ROWS 512     /* a unit, unless it is cut finer for the workers' sake            */
-#define XG__BLOCK_COLS 400
+#define XG__BLOCK_ROWS 512     /* a unit's rows; those of one that has columns for each tap       */
+#define XG__BLOCK_ROWS_ACROSS 128
+#define XG__BLOCK_COLS_ACROSS 288
 #define XG__BLOCK_AREA 102400  /* outputs of a unit that has few rows or few columns              */
 #define XG__STRIP      16      /* rows of an input gradient's weights transposed at a time        */
 
@@ -3403,17 +3408,26 @@ XG__INLINE void XG_(copy_run)(const xg_real *from, xg_real *to, size_t length, s
     }
 }
 
-/* The same with every step-th number, spilling nothing. */
+/* A whole line of a panel. */
+XG__INLINE void XG_(copy_panel)(const xg_real *from, xg_real *to, size_t ahead)
+{
+    int e;
+    for (e = 0; e < XG__NR; e += 16) XG__PREFETCH(from + e, ahead);
+    XG__UNROLL
+    for (e = 0; e < XG__NR; e += XG__LANES) XG_(store)(to + e, XG_(load)(from + e));
+}
+
+/* The same with every step-th number. */
 XG__INLINE void XG_(copy_steps)(const xg_real *from, size_t step, xg_real *to, size_t length,
                                 size_t ahead)
 {
     size_t e;
-    int i;
     for (e = 0; e < length * step; e += 16) XG__PREFETCH(from + e, ahead);
     XG__PREFETCH(from + length * step - 1, ahead);
-    for (; length >= 8; length -= 8, to += 8, from += 8 * step) {
-        XG__UNROLL
-        for (i = 0; i < 8; i++) to[i] = from[(size_t)i * step];
+    if (step == 2) {           /* whole vectors only where the last number of a pair exists */
+        for (; length > XG__LANES; length -= XG__LANES, to += XG__LANES, from += 2 * XG__LANES) {
+            XG_(store)(to, XG_(evens)(XG_(load)(from), XG_(load)(from + XG__LANES)));
+        }
     }
     for (; length > 0; length--, from += step) *to++ = *from;
 }
@@ -3446,7 +3460,9 @@ static void XG_(copy)(const XG_(source) *s, xg_real *to, size_t pitch)
             }
         } else {
             for (run = s->run; run < end; run++) {
-                XG_(copy_run)(from + run->from, to + run->to, run->length, s->stride);
+                const xg_real *at = from + run->from;
+                if (run->length == XG__NR) XG_(copy_panel)(at, to + run->to, s->stride);
+                else XG_(copy_run)(at, to + run->to, run->length, s->stride);
             }
         }
     }
@@ -3505,18 +3521,18 @@ static void XG_(turn_square)(const XG_(source) *s, size_t first, size_t rows, si
 static void XG_(turn)(const XG_(source) *s, xg_real *to, size_t pitch, size_t panel, xg_real *room)
 {
     size_t r, e, i;
-    for (r = 0; r < s->runs; r++) {
-        for (e = 0; e < s->run[r].length; e += XG__LANES) {
-            const size_t columns = xg__min(XG__LANES, s->run[r].length - e);
-            const size_t from = s->run[r].from + e;
-            xg_real *line = to + (s->run[r].to + e) * pitch;
-            for (i = 0; i < s->offsets; i += XG__LANES) {
-                const size_t rows = xg__min(XG__LANES, s->offsets - i);
-                xg_real *place = line + (panel ? i / XG__NR * panel + i % XG__NR : i);
+    for (i = 0; i < s->offsets; i += XG__LANES) {
+        const size_t rows = xg__min(XG__LANES, s->offsets - i);
+        xg_real *column = to + (panel ? i / XG__NR * panel + i % XG__NR : i);
+        for (r = 0; r < s->runs; r++) {
+            const size_t from = s->run[r].from, length = s->run[r].length;
+            xg_real *place = column + s->run[r].to * pitch;
+            for (e = 0; e < length; e += XG__LANES, place += XG__LANES * pitch) {
+                const size_t columns = xg__min(XG__LANES, length - e);
                 if (s->stride && rows == XG__LANES && columns == XG__LANES) {
-                    XG_(transpose)(s->base + s->offset[i] + from, s->stride, place, pitch);
+                    XG_(transpose)(s->base + s->offset[i] + from + e, s->stride, place, pitch);
                 } else {
-                    XG_(turn_square)(s, i, rows, from, columns, place, pitch, panel != 0, room);
+                    XG_(turn_square)(s, i, rows, from + e, columns, place, pitch, panel != 0, room);
                 }
             }
         }
@@ -3767,6 +3783,45 @@ static void XG_(stage_offsets)(const XG_(window) *w, const XG_(stage) *s, XG_(sp
     }
 }
 
+/* The stage of a weight gradient can hold channels as neighbours instead, in panels: then what a
+ * tap sees of all pixels is a panel of columns as it stands, and each number is transposed once,
+ * not once a tap. Rows and pixels lie as in the image, with any stride. */
+static XG_(stage) XG_(stage_across)(const XG_(window) *w, XG_(span) pixels)
+{
+    const int first = (int)pixels.minor / w->gw;
+    const int last = (int)(pixels.minor + pixels.minors - 1) / w->gw;
+    XG_(stage) stage;
+    stage.phases_y = stage.phases_x = 1;
+    stage.top = first * w->stride + w->ty.first;
+    stage.left = w->tx.first;
+    stage.rows = (last - first) * w->stride + (w->ty.count - 1) * w->ty.delta + 1;
+    stage.width = (w->gw - 1) * w->stride + (w->tx.count - 1) * w->tx.delta + 1;
+    stage.image = (size_t)stage.rows * (size_t)stage.width;
+    stage.phase = stage.image * pixels.majors;
+    return stage;
+}
+
+/* Lists the runs of an image in such a stage, but no rows that no tap sees; returns how many. */
+static size_t XG_(across_runs)(const XG_(window) *w, const XG_(stage) *s, size_t images,
+                               XG_(run) *run)
+{
+    const int begin = XG_(clamp)(-s->left, 0, s->width);
+    const int end = XG_(clamp)(w->w - s->left, begin, s->width);
+    size_t count = 0, i;
+    int r;
+    for (i = 0; i < images; i++) {
+        for (r = 0; r < s->rows; r++) {
+            const int y = s->top + r;
+            if (y < 0 || y >= w->h || begin == end) continue;
+            if (w->ty.count == 1 && r % w->stride != 0) continue;
+            run[count].from = i * w->image + (size_t)y * (size_t)w->w + (size_t)(begin + s->left);
+            run[count].to = i * s->image + (size_t)r * (size_t)s->width + (size_t)begin;
+            run[count++].length = (size_t)(end - begin);
+        }
+    }
+    return count;
+}
+
 /* Pixel x of row y of image i, both counted from the block's first, lies at origin + i * image +
  * y * row + x. The origin may be below 0, modulo 2^64: a block need not begin at a row's start. */
 typedef struct XG_(map) { size_t origin, image, row; } XG_(map);
@@ -3880,6 +3935,7 @@ typedef struct XG_(plan) {
     size_t c, o, taps;         /* of one group                                                    */
     XG_(window) window;
     bool unpacked;             /* columns are read from the stage (see better_unpacked)           */
+    bool across;               /* columns are (tap, c), read from the stage (see stage_across)    */
     size_t problems;           /* matrices, groups (times phases in y for input gradients)        */
     int phases;                /* input gradients: phases in x, which are one unit's; otherwise 1 */
     int py, px;                /* a phase (see set_phase), its first tap and the step to the next */
@@ -3971,8 +4027,16 @@ static void XG_(plan_desk)(XG_(plan) *p)
     for (i = 0; i < p->phases * p->phases; i++) {
         if (dx) XG_(set_phase)(p, i / p->phases, i % p->phases);
         k = xg__max(k, XG_(longest)(&p->k));
-        if (dw) stage = XG_(stage_size)(&p->window, &p->k, (p->turned ? p->rows : p->cols).group);
-        else if (p->conv != NULL) {
+        if (p->across) {
+            const XG_(stage) s = XG_(stage_across)(&p->window, XG_(block)(&p->k, 0));
+            const size_t more = (size_t)(p->window.stride * s.width) * p->k.group;
+            p->panel = (s.phase + more) * XG__NR;
+            stage = panels * p->panel;
+            width = p->taps * XG_(round_up)(cols, XG__NR);
+            list = xg__max(list, (size_t)(s.rows + p->window.stride) * p->k.group);
+        } else if (dw) {
+            stage = XG_(stage_size)(&p->window, &p->k, (p->turned ? p->rows : p->cols).group);
+        } else if (p->conv != NULL) {
             stage = xg__max(stage, XG_(stage_size)(&p->window, &p->cols, p->k.group));
         }
         if (p->unpacked) width = xg__max(width, XG_(stage_size)(&p->window, &p->cols, 1));
@@ -3981,11 +4045,11 @@ static void XG_(plan_desk)(XG_(plan) *p)
     if (p->weights > 0) list = xg__max(list, p->o);
     list = xg__max(list, k) + 8;
     p->list = 4 * list;
-    p->panel = k * XG__NR + XG__LANES;
+    if (!p->across) p->panel = k * XG__NR + 16;      /* not all in the same sets of a cache */
     p->sums_stride = XG_(round_up)(width, XG__NR);
     p->sums_size = rows * p->sums_stride;
     p->at_cols = XG_(after)(0, in_place ? 0 : rows * k + XG__LANES, room);
-    p->at_sums = XG_(after)(p->at_cols, p->unpacked ? 0 : panels * p->panel, room);
+    p->at_sums = XG_(after)(p->at_cols, p->unpacked || p->across ? 0 : panels * p->panel, room);
     p->at_stage = XG_(after)(p->at_sums, p->sums_size * (size_t)p->phases, room);
     p->at_tile = XG_(after)(p->at_stage, stage + XG__NR + XG__LANES, room);
     p->at_step = XG_(after)(p->at_tile, XG__MR * XG__NR + 2 * XG__LANES * XG__LANES, room);
@@ -4014,7 +4078,8 @@ XG__INLINE size_t XG_(units)(const XG_(plan) *p)
 static void XG_(plan_units)(XG_(plan) *p, int workers)
 {
     const double rows = (double)p->rows.major * (double)p->rows.minor;
-    const double cols = (double)p->cols.major * (double)p->cols.minor;
+    const size_t taps = p->across ? p->taps : 1;
+    const double cols = (double)p->cols.major * (double)p->cols.minor * (double)taps;
     const double work = rows * cols * (double)p->k.major * (double)p->k.minor * (double)p->problems;
     size_t row_target = XG__BLOCK_ROWS, col_target = XG__BLOCK_COLS;
     if (p->rows.major * p->rows.minor * p->cols.major * p->cols.minor == 0) p->problems = 0;
@@ -4024,7 +4089,13 @@ static void XG_(plan_units)(XG_(plan) *p, int workers)
         col_target = xg__min(xg__max(XG__BLOCK_AREA / p->rows.minor, col_target), 4096);
     }
     col_target = xg__max(col_target / (size_t)p->phases, 2 * XG__NR);
-    while (row_target < 1024 && cols * (double)row_target * 2 <= XG__BLOCK_AREA) row_target *= 2;
+    if (p->across) {
+        row_target = XG__BLOCK_ROWS_ACROSS;
+        col_target = xg__max(XG__BLOCK_COLS_ACROSS / taps, XG__NR);
+    } else {
+        const double most = XG__BLOCK_AREA / 2;
+        while (row_target < 1024 && cols * (double)row_target <= most) row_target *= 2;
+    }
     for (;;) {
         size_t units, r, c;
         p->rows = XG_(cut_axis)(p->rows, row_target, XG__MR);
@@ -4034,7 +4105,7 @@ static void XG_(plan_units)(XG_(plan) *p, int workers)
         c = XG_(longest)(&p->cols);
         if (workers < 2 || work < 5e5 * (double)units) break;
         if (units >= (work < 3e7 * (double)units ? 2 : 4) * (size_t)workers) break;
-        if (c >= 2 * XG__NR && (c > r || r < 64)) col_target = c / 2;
+        if (c >= 2 * XG__NR && (c * taps > r || r < 64)) col_target = c / 2;
         else if (r >= 32) row_target = r / 2;
         else break;
     }
@@ -4144,9 +4215,11 @@ static void XG_(plan_conv)(XG_(plan) *p, const xg__conv_job *job, int workers)
         p->y = job->y;
         p->y_stride = p->c * p->taps;
         p->y_step = p->o * p->y_stride;
-        p->rows = p->turned ? XG_(axis)(c, taps) : XG_(axis)(1, o);
-        p->cols = p->turned ? XG_(axis)(1, o) : XG_(axis)(c, taps);
         p->k = XG_(axis)(job->n, job->oh * job->ow);
+        p->across = !p->window.plain && c >= XG__LANES && k > o;
+        p->turned = p->turned && !p->across;
+        p->rows = p->turned ? XG_(axis)(c, taps) : XG_(axis)(1, o);
+        p->cols = p->turned ? XG_(axis)(1, o) : p->across ? XG_(axis)(1, c) : XG_(axis)(c, taps);
     }
     XG_(plan_units)(p, workers);
 }
@@ -4229,6 +4302,38 @@ static XG_(source) XG_(g_source)(const XG_(plan) *p, size_t group, XG_(span) o, 
     channels.minor = 0;
     channels.minors = 1;
     return XG_(window_source)(&w, g, channels, pixels, true, false, d);
+}
+
+/* Fills the stage of a weight gradient with channels, and the list of where its pixels lie. */
+static void XG_(fill_across)(const XG_(plan) *p, size_t group, XG_(span) channels, XG_(span) pixels,
+                             const XG_(desk) *d)
+{
+    const XG_(window) *w = &p->window;
+    const XG_(stage) stage = XG_(stage_across)(w, pixels);
+    const size_t area = (size_t)w->h * (size_t)w->w, gw = (size_t)w->gw, stride = (size_t)w->stride;
+    const size_t panels = XG_(ceil_div)(channels.minors, XG__NR);
+    const bool margin = stage.top < 0 || stage.left < 0 || stage.top + stage.rows > w->h
+                     || stage.left + stage.width > w->w;
+    size_t *step = d->step, i, t;
+    XG_(matrix) m;
+    XG_(source) s;
+    m.base = p->conv->px + pixels.major * w->image + group * p->c * area;
+    m.step = 0;
+    m.stride = area;
+    m.along_k = true;
+    s = XG_(matrix_source)(&m, 0, channels.minor, channels.minors, 0, 0, d);
+    s.runs = XG_(across_runs)(w, &stage, pixels.majors, s.run);
+    for (i = 0; margin && i < panels; i++) {
+        memset(d->stage + i * p->panel, 0, stage.phase * XG__NR * sizeof(xg_real));
+    }
+    XG_(turn)(&s, d->stage, XG__NR, p->panel, d->squares);
+    for (i = 0; i < pixels.majors; i++) {
+        for (t = pixels.minor; t < pixels.minor + pixels.minors; t++) {
+            const size_t y = t / gw - pixels.minor / gw, x = t % gw;
+            const size_t line = i * (size_t)stage.rows + y * stride;
+            *step++ = (line * (size_t)stage.width + x * stride) * XG__NR;
+        }
+    }
 }
 
 static XG_(source) XG_(rows_source)(const XG_(plan) *p, size_t problem, XG_(span) rows, XG_(span) k,
@@ -4352,7 +4457,7 @@ static XG_(sink) XG_(sink_of)(const XG_(plan) *p, size_t problem, XG_(span) rows
         s.row_step = p->turned ? 1 : p->y_stride;
         s.step = p->turned ? p->y_stride : 1;
         s.base = p->y + problem * p->y_step + XG_(start)(&p->rows, rows) * s.row_step
-               + XG_(start)(&p->cols, cols) * s.step;
+               + XG_(start)(&p->cols, cols) * s.step * (p->across ? p->taps : 1);
         s.run[0].from = s.run[0].to = 0;
         s.run[0].length = XG_(length)(cols);
     } else {                   /* images */
@@ -4369,11 +4474,29 @@ static XG_(sink) XG_(sink_of)(const XG_(plan) *p, size_t problem, XG_(span) rows
     return s;
 }
 
+/* Brings sums to their place, from (tap, c) to (c, tap). */
+static void XG_(deliver_taps)(const XG_(plan) *p, const XG_(sink) *s, size_t rows, const xg_real *c)
+{
+    const size_t taps = p->taps, pitch = p->sums_stride / taps;
+    size_t i, e, t;
+    for (i = 0; i < rows; i++, c += p->sums_stride) {
+        xg_real *to = s->base + i * s->row_step;
+        for (t = 0; t < taps; t++) {
+            for (e = 0; e < s->run[0].length; e++) to[e * taps + t] = c[t * pitch + e];
+        }
+    }
+}
+
 /* Brings sums to their place. */
-static void XG_(deliver)(const XG_(sink) *s, size_t rows, const xg_real *c, size_t c_stride,
+static void XG_(deliver)(const XG_(plan) *p, const XG_(sink) *s, size_t rows, const xg_real *c,
                          const XG_(desk) *d)
 {
+    const size_t c_stride = p->sums_stride;
     size_t i, r;
+    if (p->across) {
+        XG_(deliver_taps)(p, s, rows, c);
+        return;
+    }
     if (s->step != 1) {        /* transposed: row_step is 1 */
         XG_(matrix) m;
         XG_(source) sums;
@@ -4393,6 +4516,31 @@ static void XG_(deliver)(const XG_(sink) *s, size_t rows, const xg_real *c, size
     }
 }
 
+/* Where pixel gx of a grid row lies in the sums of a phase, of which a channel's begin at c. */
+XG__INLINE const xg_real *XG_(phase_at)(const XG_(phase) *phase, size_t c, size_t image, size_t row,
+                                        int gx)
+{
+    const XG_(map) *map = &phase->map;
+    return phase->base + (c + map->origin + image * map->image + row * map->row + (size_t)gx);
+}
+
+/* even[0] odd[0] even[1] odd[1] ..., n numbers. */
+XG__INLINE void XG_(deliver_pairs)(const xg_real *even, const xg_real *odd, xg_real *to, size_t n)
+{
+    for (; n >= 2 * XG__LANES; n -= 2 * XG__LANES, to += 2 * XG__LANES) {
+        const XG_(v) a = XG_(load)(even), b = XG_(load)(odd);
+        XG_(store)(to, XG_(mix_low)(a, b));
+        XG_(store)(to + XG__LANES, XG_(mix_high)(a, b));
+        even += XG__LANES;
+        odd += XG__LANES;
+    }
+    for (; n >= 2; n -= 2) {
+        *to++ = *even++;
+        *to++ = *odd++;
+    }
+    if (n > 0) *to = *even;
+}
+
 /* Pixels [gx, gx + n) of a grid row, of all phases in x, to a row of x. Sums begin at number c. */
 static void XG_(deliver_row)(const XG_(plan) *p, const XG_(phase) *phase, size_t c, size_t image,
                              size_t row, int gx, int n, xg_real *to)
@@ -4402,14 +4550,19 @@ static void XG_(deliver_row)(const XG_(plan) *p, const XG_(phase) *phase, size_t
     bool holes = false;
     int px, e;
     for (e = gx * s; e < reach; e += 16) XG__PREFETCH(to + e, area);
+    if (s == 2 && phase[0].base != NULL && phase[1].base != NULL) {
+        XG_(deliver_pairs)(XG_(phase_at)(&phase[0], c, image, row, gx),
+                           XG_(phase_at)(&phase[1], c, image, row, gx), to + gx * 2,
+                           (size_t)(reach - gx * 2));
+        return;
+    }
     for (px = 0; px < s; px++) holes = holes || phase[px].base == NULL;
     if (holes) memset(to + gx * s, 0, (size_t)(reach - gx * s) * sizeof *to);
     for (px = 0; px < s; px++) {
-        const XG_(map) *map = &phase[px].map;
-        const size_t at = c + map->origin + image * map->image + row * map->row + (size_t)gx;
         const xg_real *from = phase[px].base;
         if (from == NULL) continue;
-        for (from += at, e = gx * s + px; e < reach; e += s) to[e] = *from++;
+        from = XG_(phase_at)(&phase[px], c, image, row, gx);
+        for (e = gx * s + px; e < reach; e += s) to[e] = *from++;
     }
 }
 
@@ -4464,6 +4617,12 @@ static void XG_(pack)(const XG_(plan) *p, size_t group, XG_(span) rows, XG_(span
             XG_(copy)(&s, d->rows, product->k);
         }
     }
+    if (p->across) {
+        XG_(fill_across)(p, group, cols, k, d);
+        product->panel = p->panel;
+        product->step = d->step;
+        return;
+    }
     s = XG_(cols_source)(p, group, cols, k, d);
     product->b = p->unpacked ? d->stage : d->cols;
     product->panel = p->unpacked ? XG__NR : p->panel;
@@ -4490,6 +4649,24 @@ static XG_(spot) XG_(spot_of)(const XG_(plan) *p, size_t unit)
     return spot;
 }
 
+/* A block whose columns are (tap, c): every tap sees the same stage, a little further on. */
+static void XG_(multiply_taps)(const XG_(plan) *p, XG_(product) *product, XG_(span) pixels,
+                               const XG_(desk) *d)
+{
+    const XG_(window) *w = &p->window;
+    const XG_(stage) stage = XG_(stage_across)(w, pixels);
+    xg_real *c = product->c;
+    size_t t;
+    for (t = 0; t < p->taps; t++) {
+        const size_t y = t / (size_t)w->tx.count * (size_t)w->ty.delta;
+        const size_t x = t % (size_t)w->tx.count * (size_t)w->tx.delta;
+        product->b = d->stage + (y * (size_t)stage.width + x) * XG__NR;
+        product->c = c + t * (p->sums_stride / p->taps);
+        XG_(multiply)(product, d->tile);
+    }
+    product->c = c;
+}
+
 /* Sums up k blocks [i, end). */
 static void XG_(sum_blocks)(const XG_(plan) *p, const XG_(spot) *spot, size_t group, size_t i,
                             size_t end, xg_real *c, size_t c_stride, bool exact, const XG_(desk) *d)
@@ -4508,8 +4685,10 @@ static void XG_(sum_blocks)(const XG_(plan) *p, const XG_(spot) *spot, size_t gr
     product.exact = exact;
     product.first = true;
     for (; i < end; i++, product.first = false) {
-        XG_(pack)(p, group, spot->rows, spot->cols, XG_(block)(&p->k, i), &product, d);
-        XG_(multiply)(&product, d->tile);
+        const XG_(span) k = XG_(block)(&p->k, i);
+        XG_(pack)(p, group, spot->rows, spot->cols, k, &product, d);
+        if (p->across) XG_(multiply_taps)(p, &product, k, d);
+        else XG_(multiply)(&product, d->tile);
     }
 }
 
@@ -4522,7 +4701,7 @@ static void XG_(unit)(const XG_(plan) *p, size_t number, int worker)
     const XG_(desk) d = XG_(desk_of)(p, worker);
     xg_real *c = p->chunks > 1 ? XG_(chunk)(p, number) : d.sums;
     XG_(sink) s;
-    if (p->chunks == 1 && blocks > 0 && !p->unpacked) {
+    if (p->chunks == 1 && blocks > 0 && !p->unpacked && !p->across) {
         s = XG_(sink_of)(p, spot.problem, spot.rows, spot.cols, &d);
         if (s.step == 1 && s.runs == 1) {
             XG_(sum_blocks)(p, &spot, spot.problem, begin, end, s.base + s.run[0].to, s.row_step,
@@ -4534,7 +4713,7 @@ static void XG_(unit)(const XG_(plan) *p, size_t number, int worker)
     XG_(sum_blocks)(p, &spot, spot.problem, begin, end, c, p->sums_stride, false, &d);
     if (p->chunks > 1) return;
     s = XG_(sink_of)(p, spot.problem, spot.rows, spot.cols, &d);
-    XG_(deliver)(&s, XG_(length)(spot.rows), c, p->sums_stride, &d);
+    XG_(deliver)(p, &s, XG_(length)(spot.rows), c, &d);
 }
 
 /* Adds up a unit's chunks. */
@@ -4549,7 +4728,7 @@ static void XG_(join)(const XG_(plan) *p, size_t number, int worker)
     for (i = 1; i < p->chunks; i++) {
         XG_(put_run)(XG_(chunk)(p, number * p->chunks + i), sum, rows * p->sums_stride, true);
     }
-    XG_(deliver)(&s, rows, sum, p->sums_stride, &d);
+    XG_(deliver)(p, &s, rows, sum, &d);
 }
 
 /* A unit of an input gradient with a stride: some rows py, py + stride, ... of x, with all phases
@@ -5423,6 +5602,8 @@ static void XG_(conv)(const xg__conv_job *job, const xg__team *team)
 #undef XG__NR
 #undef XG__BLOCK_K
 #undef XG__BLOCK_ROWS
+#undef XG__BLOCK_ROWS_ACROSS
+#undef XG__BLOCK_COLS_ACROSS
 #undef XG__BLOCK_COLS
 #undef XG__BLOCK_AREA
 #undef XG__STRIP
