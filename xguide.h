@@ -3282,7 +3282,7 @@ static XG_(stage) XG_(stage_across)(const XG_(window) *w, XG_(span) pixels)
     return stage;
 }
 
-/* Lists the runs of an image in such a stage, but no rows that no tap sees; returns how many. */
+/* Lists the runs of an image in such a stage; returns how many. */
 static size_t XG_(across_runs)(const XG_(window) *w, const XG_(stage) *s, size_t images,
                                XG_(run) *run)
 {
@@ -3294,7 +3294,6 @@ static size_t XG_(across_runs)(const XG_(window) *w, const XG_(stage) *s, size_t
         for (r = 0; r < s->rows; r++) {
             const int y = s->top + r;
             if (y < 0 || y >= w->h || begin == end) continue;
-            if (w->ty.count == 1 && r % w->stride != 0) continue;
             run[count].from = i * w->image + (size_t)y * (size_t)w->w + (size_t)(begin + s->left);
             run[count].to = i * s->image + (size_t)r * (size_t)s->width + (size_t)begin;
             run[count++].length = (size_t)(end - begin);
@@ -3700,7 +3699,7 @@ static void XG_(plan_conv)(XG_(plan) *p, const xg__conv_job *job, int workers)
         p->y_stride = p->c * p->taps;
         p->y_step = p->o * p->y_stride;
         p->k = XG_(axis)(job->n, job->oh * job->ow);
-        p->across = !p->window.plain && c >= XG__LANES && k > o;
+        p->across = taps > 1 && c >= XG__LANES && k > o;
         p->turned = p->turned && !p->across;
         p->rows = p->turned ? XG_(axis)(c, taps) : XG_(axis)(1, o);
         p->cols = p->turned ? XG_(axis)(1, o) : p->across ? XG_(axis)(1, c) : XG_(axis)(c, taps);
