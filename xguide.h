@@ -3302,7 +3302,8 @@ static void XG_(place_pairs)(const xg__pool_job *job, const xg_real *g, const xg
 #define XG__BLOCK_ROWS_ACROSS 128
 #define XG__BLOCK_COLS_ACROSS 288
 #define XG__BLOCK_AREA 102400  /* outputs of a unit that has few rows or few columns              */
-#define XG__STRIP      16      /* rows of an input gradient's weights transposed at a time        */
+#define XG__STRIP      256     /* an input gradient's weights are transposed in pieces: at least  */
+#define XG__STRIP_O    128     /* so many numbers of c and taps, and so many of o                 */
 
 /* The processor reads ahead along a run of numbers, but not from one run to the next. */
 #if defined(__GNUC__) || defined(__clang__)
@@ -3539,6 +3540,26 @@ static void XG_(turn)(const XG_(source) *s, xg_real *to, size_t pitch, size_t pa
     }
 }
 
+/* What will be packed next: some rows of numbers. Multiplying one block fetches those of the next,
+ * a few lines a tile, so that packing does not wait for memory. */
+typedef struct XG_(soon) {
+    const xg_real *base;
+    size_t rows, stride, length;
+    size_t row, at;            /* how far it is                                                   */
+} XG_(soon);
+
+XG__INLINE void XG_(fetch)(XG_(soon) *s, size_t lines)
+{
+    for (; lines > 0 && s->row < s->rows; lines--) {
+        XG__PREFETCH(s->base + s->row * s->stride, s->at);
+        s->at += 16;
+        if (s->at >= s->length) {
+            s->at = 0;
+            s->row++;
+        }
+    }
+}
+
 /* 3.5.3 Multiplying. A packed block of rows times a packed block of columns: */
 typedef struct XG_(product) {
     size_t rows, columns, k;
@@ -3551,6 +3572,7 @@ typedef struct XG_(product) {
     size_t c_stride;
     bool first;                /* the first k block: store, later ones add                        */
     bool exact;                /* c has no room for vectors to reach beyond the last column       */
+    XG_(soon) soon;
 } XG_(product);
 
 /* The micro-kernel: c[i][j] (+)= sum over t of a[i][t] * b[step[t] + j]. It is called with
@@ -3630,6 +3652,9 @@ static void XG_(tile)(size_t rows, size_t vectors, const XG_(product) *p, const 
  * keeps the panels. Outputs are written along their rows. `room` is for one tile. */
 static void XG_(multiply)(const XG_(product) *p, xg_real *room)
 {
+    XG_(soon) soon = p->soon;
+    const size_t tiles = XG_(ceil_div)(p->rows, XG__MR) * XG_(ceil_div)(p->columns, XG__NR);
+    const size_t lines = soon.rows * XG_(ceil_div)(soon.length, 16) / tiles + 1;
     size_t i, j, r;
     for (i = 0; i < p->rows; i += XG__MR) {
         const size_t rows = xg__min(XG__MR, p->rows - i);
@@ -3640,6 +3665,7 @@ static void XG_(multiply)(const XG_(product) *p, xg_real *room)
             const size_t vectors = XG_(ceil_div)(columns, XG__LANES);
             const xg_real *b = p->b + j / XG__NR * p->panel;
             xg_real *c = p->c + i * p->c_stride + j;
+            XG_(fetch)(&soon, lines);
             if (!p->exact || columns % XG__LANES == 0) {
                 XG_(tile)(rows, vectors, p, a, b, c, p->c_stride, p->first, j == 0 ? ahead : 0);
                 continue;
@@ -3801,7 +3827,7 @@ static XG_(stage) XG_(stage_across)(const XG_(window) *w, XG_(span) pixels)
     return stage;
 }
 
-/* Lists the runs of an image in such a stage, but no rows that no tap sees; returns how many. */
+/* Lists the runs of an image in such a stage; returns how many. */
 static size_t XG_(across_runs)(const XG_(window) *w, const XG_(stage) *s, size_t images,
                                XG_(run) *run)
 {
@@ -3813,7 +3839,6 @@ static size_t XG_(across_runs)(const XG_(window) *w, const XG_(stage) *s, size_t
         for (r = 0; r < s->rows; r++) {
             const int y = s->top + r;
             if (y < 0 || y >= w->h || begin == end) continue;
-            if (w->ty.count == 1 && r % w->stride != 0) continue;
             run[count].from = i * w->image + (size_t)y * (size_t)w->w + (size_t)(begin + s->left);
             run[count].to = i * s->image + (size_t)r * (size_t)s->width + (size_t)begin;
             run[count++].length = (size_t)(end - begin);
@@ -4014,6 +4039,9 @@ XG__INLINE size_t XG_(after)(size_t at, size_t count, size_t size)
     return at + XG_(round_up)(count * size, 64);
 }
 
+/* How many rows of an input gradient's weights are transposed at a time. */
+XG__INLINE size_t XG_(strip)(const XG_(plan) *p) { return XG_(ceil_div)(XG__STRIP, p->taps); }
+
 /* Lays out a desk that is large enough for every phase. */
 static void XG_(plan_desk)(XG_(plan) *p)
 {
@@ -4041,7 +4069,7 @@ static void XG_(plan_desk)(XG_(plan) *p)
         }
         if (p->unpacked) width = xg__max(width, XG_(stage_size)(&p->window, &p->cols, 1));
     }
-    if (p->weights > 0) stage = xg__max(stage, XG__STRIP * p->o * p->taps);
+    if (p->weights > 0) stage = xg__max(stage, XG_(strip)(p) * p->taps * XG__STRIP_O);
     if (p->weights > 0) list = xg__max(list, p->o);
     list = xg__max(list, k) + 8;
     p->list = 4 * list;
@@ -4155,7 +4183,7 @@ static void XG_(plan_gemm)(XG_(plan) *p, const xg__gemm_job *job, int workers)
 
 /* Columns can be read from the stage, one grid row behind the other: then the padding between them
  * is computed too, in vain, and dropped in the end, but packing is spared, which few rows do not
- * repay. Guesses in cycles for a vector of columns: packing 6 a k, dropping 12 a row. */
+ * repay. Guesses in cycles for a vector of columns: packing 4 a k, dropping 12 a row. */
 static bool XG_(better_unpacked)(const XG_(plan) *p)
 {
     const XG_(window) *w = &p->window;
@@ -4164,7 +4192,7 @@ static bool XG_(better_unpacked)(const XG_(plan) *p)
     XG_(stage) s;
     if (w->plain || k < 1 || w->gw < 1) return false;
     s = XG_(stage_of)(w, XG_(block)(&pixel, 0));
-    return rows * (0.5 * k * (s.width - w->gw) / w->gw + 12) < 6 * k;
+    return rows * (0.5 * k * (s.width - w->gw) / w->gw + 12) < 4 * k;
 }
 
 /* An input gradient. Columns are packed in all phases or none; the one with most taps decides. */
@@ -4216,7 +4244,7 @@ static void XG_(plan_conv)(XG_(plan) *p, const xg__conv_job *job, int workers)
         p->y_stride = p->c * p->taps;
         p->y_step = p->o * p->y_stride;
         p->k = XG_(axis)(job->n, job->oh * job->ow);
-        p->across = !p->window.plain && c >= XG__LANES && k > o;
+        p->across = taps > 1 && c >= XG__LANES && k > o;
         p->turned = p->turned && !p->across;
         p->rows = p->turned ? XG_(axis)(c, taps) : XG_(axis)(1, o);
         p->cols = p->turned ? XG_(axis)(1, o) : p->across ? XG_(axis)(1, c) : XG_(axis)(c, taps);
@@ -4280,13 +4308,20 @@ static XG_(source) XG_(window_source)(const XG_(window) *w, const xg_real *x, XG
     return s;
 }
 
-/* Channels and taps that the window sees: of x, or for an input gradient of g. */
+/* What the window sees of a group: x, or for an input gradient g. */
+XG__INLINE const xg_real *XG_(seen)(const XG_(plan) *p, size_t group)
+{
+    const size_t area = (size_t)p->window.h * (size_t)p->window.w;
+    if (p->conv->kind == XG__CONV_DX) return p->conv->pg + group * p->o * area;
+    return p->conv->px + group * p->c * area;
+}
+
+/* Channels and taps of it. */
 static XG_(source) XG_(seen_source)(const XG_(plan) *p, size_t group, XG_(span) taps,
                                     XG_(span) pixels, bool along_k, const XG_(desk) *d)
 {
     const bool dx = p->conv->kind == XG__CONV_DX;
-    const size_t area = (size_t)p->window.h * (size_t)p->window.w;
-    const xg_real *x = dx ? p->conv->pg + group * p->o * area : p->conv->px + group * p->c * area;
+    const xg_real *x = XG_(seen)(p, group);
     return XG_(window_source)(&p->window, x, taps, pixels, along_k, dx, d);
 }
 
@@ -4402,29 +4437,49 @@ static void XG_(turn_weights)(const XG_(plan) *p, size_t group, size_t row, size
     XG_(turn)(&s, to, n, 0, d->squares);
 }
 
-/* Prepares a strip of rows: all taps are transposed, then each phase picks its own. */
+/* Copies the taps of a phase, a run of `length` numbers of o each, from a transposed piece. */
+static void XG_(pick_weights)(const XG_(plan) *p, XG_(span) k, size_t rows, const xg_real *from,
+                              size_t pitch, size_t length, xg_real *to)
+{
+    size_t c, t;
+    for (c = 0; c < rows; c++) {
+        for (t = k.minor; t < k.minor + k.minors; t++, to += k.majors) {
+            const int y = p->ky + (int)t / p->window.tx.count * p->tap_step;
+            const int x = p->kx + (int)t % p->window.tx.count * p->tap_step;
+            const size_t line = c * p->taps + (size_t)(y * p->conv->kw + x);
+            XG_(put_run)(from + line * pitch, to, length, false);
+        }
+    }
+}
+
+XG__INLINE size_t XG_(units_of_weights)(const XG_(plan) *p)
+{
+    return (size_t)p->conv->groups * XG_(ceil_div)(p->c, XG_(strip)(p))
+         * XG_(ceil_div)(p->o, XG__STRIP_O);
+}
+
+/* Prepares a piece, some rows by some o: all taps are transposed, then each phase picks its own. */
 static void XG_(unit_of_weights)(const XG_(plan) *p, size_t number, int worker)
 {
-    const size_t strips = XG_(ceil_div)(p->c, XG__STRIP), group = number / strips;
-    const size_t row = number % strips * XG__STRIP, rows = xg__min(p->c - row, XG__STRIP);
+    const size_t strip = XG_(strip)(p), strips = XG_(ceil_div)(p->c, strip);
+    const size_t pieces = XG_(ceil_div)(p->o, XG__STRIP_O);
+    const size_t group = number / pieces / strips, row = number / pieces % strips * strip;
+    const size_t rows = xg__min(p->c - row, strip);
+    const size_t o = number % pieces * XG__STRIP_O, n = xg__min(p->o - o, XG__STRIP_O);
     const XG_(desk) d = XG_(desk_of)(p, worker);
     XG_(plan) q = *p;
-    size_t b, c, t;
+    xg_real *line;
+    size_t b;
     int i;
-    XG_(turn_weights)(p, group, row, rows, 0, p->o, d.stage, &d);
+    XG_(turn_weights)(p, group, row, rows, o, n, d.stage, &d);
     for (i = 0; i < p->phases * p->phases; i++) {
         XG_(set_phase)(&q, i / p->phases, i % p->phases);
         for (b = 0; b < q.k.blocks; b++) {
             const XG_(span) k = XG_(block)(&q.k, b);
-            xg_real *to = XG_(weights_at)(&q, group, k) + row * XG_(length)(k);
-            for (c = 0; c < rows; c++) {
-                for (t = k.minor; t < k.minor + k.minors; t++, to += k.majors) {
-                    const int y = q.ky + (int)t / q.window.tx.count * q.tap_step;
-                    const int x = q.kx + (int)t % q.window.tx.count * q.tap_step;
-                    const size_t line = c * p->taps + (size_t)(y * p->conv->kw + x);
-                    XG_(put_run)(d.stage + line * p->o + k.major, to, k.majors, false);
-                }
-            }
+            const size_t from = xg__max(k.major, o), to = xg__min(k.major + k.majors, o + n);
+            if (from >= to) continue;
+            line = XG_(weights_at)(&q, group, k) + row * XG_(length)(k) + (from - k.major);
+            XG_(pick_weights)(&q, k, rows, d.stage + (from - o), n, to - from, line);
         }
     }
 }
@@ -4667,10 +4722,36 @@ static void XG_(multiply_taps)(const XG_(plan) *p, XG_(product) *product, XG_(sp
     product->c = c;
 }
 
+/* Foresees what follows k block i of a unit: its next one, or the first of the columns after it.
+ * Only of images that are packed as they are, piece by piece. */
+static XG_(soon) XG_(foresee)(const XG_(plan) *p, const XG_(spot) *spot, size_t group, size_t i,
+                              size_t begin, size_t end)
+{
+    const XG_(window) *w = &p->window;
+    XG_(span) cols = spot->cols, k;
+    XG_(soon) soon;
+    memset(&soon, 0, sizeof soon);
+    if (p->conv == NULL || !w->plain || p->conv->kind == XG__CONV_DW || p->cols.pieces < 2) {
+        return soon;
+    }
+    if (i + 1 == end) {
+        const size_t block = cols.major * p->cols.pieces + cols.minor / p->cols.piece + 1;
+        if (block >= p->cols.blocks) return soon;
+        cols = XG_(block)(&p->cols, block);
+    }
+    k = XG_(block)(&p->k, i + 1 == end ? begin : i + 1);
+    soon.rows = k.majors;
+    soon.stride = (size_t)w->h * (size_t)w->w;
+    soon.length = cols.minors;
+    soon.base = XG_(seen)(p, group) + k.major * soon.stride + cols.major * w->image + cols.minor;
+    return soon;
+}
+
 /* Sums up k blocks [i, end). */
 static void XG_(sum_blocks)(const XG_(plan) *p, const XG_(spot) *spot, size_t group, size_t i,
                             size_t end, xg_real *c, size_t c_stride, bool exact, const XG_(desk) *d)
 {
+    const size_t begin = i;
     XG_(product) product;
     product.rows = XG_(length)(spot->rows);
     product.columns = XG_(length)(spot->cols);
@@ -4687,6 +4768,7 @@ static void XG_(sum_blocks)(const XG_(plan) *p, const XG_(spot) *spot, size_t gr
     for (; i < end; i++, product.first = false) {
         const XG_(span) k = XG_(block)(&p->k, i);
         XG_(pack)(p, group, spot->rows, spot->cols, k, &product, d);
+        product.soon = XG_(foresee)(p, spot, group, i, begin, end);
         if (p->across) XG_(multiply_taps)(p, &product, k, d);
         else XG_(multiply)(&product, d->tile);
     }
@@ -4784,8 +4866,7 @@ static void XG_(run_plan)(XG_(plan) *p, const xg__team *team)
     const size_t units = XG_(units)(p);
     p->team = team;
     if (p->weights > 0) {
-        XG_(run_units)(p, (size_t)p->conv->groups * XG_(ceil_div)(p->c, XG__STRIP),
-                       XG_(unit_of_weights));
+        XG_(run_units)(p, XG_(units_of_weights)(p), XG_(unit_of_weights));
     }
     if (p->phases > 1) {
         XG_(run_units)(p, units, XG_(unit_of_phases));
@@ -5607,6 +5688,7 @@ static void XG_(conv)(const xg__conv_job *job, const xg__team *team)
 #undef XG__BLOCK_COLS
 #undef XG__BLOCK_AREA
 #undef XG__STRIP
+#undef XG__STRIP_O
 #undef XG__PREFETCH
 
 /* 3.7 The table of this level, and the end of its pass. */
