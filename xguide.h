@@ -245,7 +245,8 @@ XG_API void     xg_rng_shuffle(xg_rng *rng, int *items, int count); /* Fisher-Ya
  * ============================================================================================== */
 
 /* Convolutions with 3x3 weights and stride 1 can be computed with a quarter of the products (3.6).
- * Their last bits differ then; they are the same on all machines either way. */
+ * Their last bits differ then, but not from machine to machine; and they borrow up to four times
+ * the memory of their weights. */
 typedef enum xg_winograd {
     XG_WINOGRAD_AUTO,                              /* where it is faster; never with XG_DOUBLE    */
     XG_WINOGRAD_NEVER,
@@ -1654,7 +1655,8 @@ static bool xg__winograd_fits(const xg__conv_job *job)
 
 /* Guesses at the work of both ways, counted in products (measured): transforming a patch of a plane
  * costs as much as some hundred, and so does transforming the weights of a pair of planes, or in a
- * weight gradient their products, which no cache holds. There must be a margin. */
+ * weight gradient their products, which no cache holds. There must be a margin; and as scratch is
+ * up to four times the weights, these must not be huge. */
 static bool xg__winograd_pays(const xg__conv_job *job)
 {
     const bool dx = job->kind == XG__CONV_DX, dw = job->kind == XG__CONV_DW;
@@ -1663,7 +1665,7 @@ static bool xg__winograd_pays(const xg__conv_job *job)
     const double patches = job->n * down * across, pairs = (double)job->c * job->o;
     const double work = 36 * pairs * patches + (dw ? 800 : 550) * (job->c + job->o) * patches
                       + (dw ? 1200 : 700) * pairs;
-    return 9 * pairs * job->n * job->oh * job->ow > 1.25 * work;
+    return 9 * pairs * job->n * job->oh * job->ow > 1.25 * work && pairs <= 1024 * 1024;
 }
 
 static bool xg__winograd_chosen(const xg__conv_job *job, xg_winograd wish)
@@ -4257,7 +4259,7 @@ XG__INLINE void XG_(both_axes)(const int n, const int m, const bool turned, cons
 
 /* 3.6.2 Planning. Patches are counted through all images, row by row; number i of an image begins
  *       at pixel 4 * (i / across) - pad, 4 * (i % across) - pad of each of its planes. */
-typedef struct XG_(planes) {
+typedef struct XG_(planes) {   /* what patches are taken from                                     */
     const xg_real *base;
     size_t count;              /* of an image                                                     */
     int h, w, pad;
@@ -4275,7 +4277,8 @@ typedef struct XG_(winograd) {
     size_t out_step, in_step;  /* from the weights of one plane out (in) to the next              */
     bool flip;                 /* they are read backwards                                         */
     bool few;                  /* few patches: their transform is shared, else that of weights    */
-    XG_(cut) rows, patches, k; /* planes out; planes in (weight gradient: patches, see stretch)   */
+    XG_(cut) rows, patches;    /* rows: planes out                                                */
+    XG_(cut) k;                /* planes in; weight gradient: patches                             */
     size_t a_stride;           /* of transformed weights, or g                                    */
     size_t c_stride;           /* of products                                                     */
     size_t a_apart, b_apart, c_apart;          /* from the matrix of one point to the next        */
@@ -4291,6 +4294,7 @@ typedef struct XG_(winograd) {
 /* A patch: where it begins among the mixed rows, where its outputs go, how many there are. */
 typedef struct XG_(seat) { size_t from, to; int rows, columns; } XG_(seat);
 
+/* A worker's scratch. */
 typedef struct XG_(bench) {
     xg_real *a, *b, *c;        /* rows, columns and products of one unit                          */
     xg_real *lines, *zeros;    /* mixed rows; a row of zeros                                      */
@@ -4400,9 +4404,9 @@ static void XG_(plan_winograd_dw)(XG_(winograd) *p, const xg__conv_job *job)
     XG_(winograd_desk)(p, 0, 0, 0, lines, stretch, stretch);
 }
 
-/* Forward and input gradient. With many patches, all weights are transformed first, and a unit is a
- * block of patches with all its planes out; with few, all patches first, and a unit is a block of
- * planes out with all patches. */
+/* Forward and input gradient. What takes less room is transformed first, for all to share. With
+ * many patches, that is the weights, and a unit is a block of patches with all planes out; with
+ * few, it is the patches, and a unit is a block of planes out with all patches. */
 static void XG_(plan_winograd)(XG_(winograd) *p, const xg__conv_job *job, int workers)
 {
     size_t target = 64, a, b, c, lines;
@@ -4413,8 +4417,7 @@ static void XG_(plan_winograd)(XG_(winograd) *p, const xg__conv_job *job, int wo
     XG_(winograd_roles)(p, job);
     p->k = XG_(cut_axis)(XG_(axis)(1, (int)p->in.count), XG__BLOCK_K, 1);
     p->a_stride = XG_(round_up)(p->in.count, 32) + 16;
-    p->few = p->patches.minor * p->in.count < p->out_planes * p->in.count
-          && p->patches.minor <= 1024;
+    p->few = p->patches.minor < p->out_planes;
     if (workers > 1 && p->patches.minor < 8 * target * (size_t)workers) target = 32;
     p->patches = XG_(cut_axis)(p->patches, target, XG__NR);
     p->rows = XG_(cut_axis)(p->rows, XG__FEW, XG__MR);
@@ -4500,11 +4503,11 @@ XG__INLINE void XG_(across_rows)(const int side, const XG_(winograd) *p, const x
     }
 }
 
-/* Seats for patches [first, first + count); the last one's is repeated, to fill a vector. */
-static void XG_(find_seats)(const XG_(winograd) *p, size_t first, size_t count, XG_(seat) *seat)
+/* The seats of a block of patches; the last one is repeated, to fill a vector. */
+static void XG_(find_seats)(const XG_(winograd) *p, XG_(span) patches, XG_(seat) *seat)
 {
-    size_t i, line = 0, x = first % p->across, row = first / p->across, left = x;
-    for (i = 0; i < count; i++, seat++) {
+    size_t line = 0, row = patches.minor / p->across, x = patches.minor % p->across, left = x, i;
+    for (i = 0; i < patches.minors; i++, seat++) {
         const size_t y = row % p->down * 4, image = row / p->down * p->out_planes;
         seat->from = line + 4 * (x - left);
         seat->to = image * (size_t)p->oh * (size_t)p->ow + y * (size_t)p->ow + 4 * x;
@@ -4518,25 +4521,25 @@ static void XG_(find_seats)(const XG_(winograd) *p, size_t first, size_t count, 
     for (i = 0; i < XG__LANES; i++) seat[i] = seat[-1];
 }
 
-/* Patches [first, first + count) of one plane, a lane each. Number i goes to i / panel * step +
- * i % panel. */
+/* A block of patches of one plane, a lane each, whose seats are found. Number i goes to
+ * i / XG__NR * panel + i % XG__NR. */
 XG__INLINE void XG_(see_plane)(const int side, const XG_(winograd) *p, const XG_(planes) *s,
-                               size_t plane, size_t first, size_t count, const XG_(bench) *d,
-                               xg_real *to, size_t panel, size_t step, size_t apart)
+                               size_t plane, XG_(span) patches, const XG_(bench) *d, xg_real *to,
+                               size_t panel, size_t apart)
 {
-    const size_t last = first + count;
+    const size_t last = patches.minor + patches.minors;
     xg_real *lines = d->lines;
     size_t i, n;
-    for (i = first; i < last; i += n, lines += XG__PATCH * p->pitch) {
+    for (i = patches.minor; i < last; i += n, lines += XG__PATCH * p->pitch) {
         n = xg__min(p->across - i % p->across, last - i);
         XG_(mix_rows)(side, p, s, plane, i / p->across, i % p->across, n, d, lines);
     }
-    for (i = 0; i < count; i += XG__LANES) {
+    for (i = 0; i < patches.minors; i += XG__LANES) {
         const XG_(seat) *seat = d->seat + i;
         const size_t from = seat[0].from;
         const bool even = seat[XG__LANES - 1].from == from + 4 * (XG__LANES - 1);
         XG_(across_rows)(side, p, d->lines + (even ? from : 0), even ? 4 : 0, seat, d,
-                         to + i / panel * step + i % panel, apart);
+                         to + i / XG__NR * panel + i % XG__NR, apart);
     }
 }
 
@@ -4545,10 +4548,10 @@ static void XG_(see_planes)(const XG_(winograd) *p, XG_(span) patches, size_t be
                             const XG_(bench) *d, xg_real *to)
 {
     size_t c;
-    XG_(find_seats)(p, patches.minor, patches.minors, d->seat);
+    XG_(find_seats)(p, patches, d->seat);
     for (c = begin; c < end; c++) {
-        XG_(see_plane)(XG__PATCH, p, &p->in, c, patches.minor, patches.minors, d, to + c * XG__NR,
-                       XG__NR, p->in.count * XG__NR, p->b_apart);
+        XG_(see_plane)(XG__PATCH, p, &p->in, c, patches, d, to + c * XG__NR, p->in.count * XG__NR,
+                       p->b_apart);
     }
 }
 
@@ -4683,13 +4686,15 @@ static void XG_(answer)(const XG_(winograd) *p, size_t row, size_t rows, size_t 
 
 /* 3.6.5 Units. */
 
-/* What is transformed before all else: a block of weights, or of planes of a block of patches. */
+/* What is transformed before all else: weights of a block of planes out, or 16 planes of a block of
+ * patches. */
 static void XG_(winograd_first)(const XG_(winograd) *p, size_t number, int worker)
 {
     const XG_(bench) d = XG_(bench_of)(p, worker);
     if (p->few) {
-        const size_t block = number / p->in.count, plane = number % p->in.count;
-        XG_(see_planes)(p, XG_(block)(&p->patches, block), plane, plane + 1, &d,
+        const size_t groups = XG_(ceil_div)(p->in.count, 16), block = number / groups;
+        const size_t plane = number % groups * 16, end = xg__min(plane + 16, p->in.count);
+        XG_(see_planes)(p, XG_(block)(&p->patches, block), plane, end, &d,
                         p->team->scratch + block * p->b_block);
     } else {
         const XG_(span) rows = XG_(block)(&p->rows, number);
@@ -4722,7 +4727,7 @@ static void XG_(unit_of_planes)(const XG_(winograd) *p, size_t number, int worke
     XG_(see_all_weights)(p, rows.minor, rows.minors, &d, d.a);
     for (i = 0; i < p->patches.blocks; i++) {
         const XG_(span) patches = XG_(block)(&p->patches, i);
-        XG_(find_seats)(p, patches.minor, patches.minors, d.seat);
+        XG_(find_seats)(p, patches, d.seat);
         XG_(multiply_points)(p, rows.minors, patches.minors, d.a,
                              p->team->scratch + i * p->b_block, &d);
         XG_(answer)(p, rows.minor, rows.minors, patches.minors, &d);
@@ -4742,9 +4747,9 @@ static void XG_(unit_of_stretch)(const XG_(winograd) *p, size_t number, int work
                          p->team->scratch + p->at_b + number * panel);
         return;
     }
-    XG_(find_seats)(p, patches.minor, patches.minors, d.seat);
-    XG_(see_plane)(4, p, &p->g, plane, patches.minor, patches.minors, &d,
-                   p->team->scratch + plane * p->a_stride, XG__NR, XG__NR, p->a_apart);
+    XG_(find_seats)(p, patches, d.seat);
+    XG_(see_plane)(4, p, &p->g, plane, patches, &d, p->team->scratch + plane * p->a_stride, XG__NR,
+                   p->a_apart);
 }
 
 /* Its products at one point, for a block of rows. */
@@ -4821,7 +4826,8 @@ static void XG_(run_winograd)(XG_(winograd) *p, const xg__team *team)
         }
         XG_(winograd_run)(p, p->out_planes, XG_(unit_of_weights_out));
     } else if (p->few) {
-        XG_(winograd_run)(p, p->patches.blocks * p->in.count, XG_(winograd_first));
+        XG_(winograd_run)(p, p->patches.blocks * XG_(ceil_div)(p->in.count, 16),
+                          XG_(winograd_first));
         XG_(winograd_run)(p, p->rows.blocks, XG_(unit_of_planes));
     } else {
         XG_(winograd_run)(p, p->rows.blocks, XG_(winograd_first));
