@@ -4384,24 +4384,26 @@ static void XG_(winograd_desk)(XG_(winograd) *p, size_t a, size_t b, size_t c, s
 }
 
 /* Weight gradient. The sum over patches is cut into stretches; for each, x and g are transformed,
- * then the points are shared out. All of it is in shared scratch. */
+ * then the points are shared out. All of it is in shared scratch; but if there is one stretch only,
+ * rows are shared out, and products need not be kept. */
 static void XG_(plan_winograd_dw)(XG_(winograd) *p, const xg__conv_job *job)
 {
     size_t lines, stretch;
     XG_(winograd_roles)(p, job);
     p->k = XG_(cut_axis)(p->patches, XG__STRETCH, 1);
-    p->rows = XG_(cut_axis)(p->rows, 2 * XG__FEW, XG__MR);
+    p->few = p->k.blocks == 1;
+    p->rows = XG_(cut_axis)(p->rows, p->few ? XG__FEW : 2 * XG__FEW, XG__MR);
     stretch = XG_(longest)(&p->k);
     p->a_stride = XG_(round_up)(stretch, 16);
     p->c_stride = XG_(round_up)(p->in.count, XG__NR);
     p->a_apart = XG_(apart)(p->out_planes * p->a_stride);
     p->b_apart = XG_(apart)(p->c_stride * stretch);
-    p->c_apart = XG_(apart)(p->out_planes * p->c_stride);
+    p->c_apart = XG_(apart)((p->few ? XG_(longest)(&p->rows) : p->out_planes) * p->c_stride);
     p->at_b = XG__POINTS * p->a_apart;
     p->at_c = XG__POINTS * p->b_apart + p->at_b;
-    p->shared = XG__POINTS * p->c_apart + p->at_c;
+    p->shared = p->at_c + (p->few ? 0 : XG__POINTS * p->c_apart);
     lines = xg__max((stretch + p->across - 2) / p->across + 1, XG__LANES);
-    XG_(winograd_desk)(p, 0, 0, 0, lines, stretch, stretch);
+    XG_(winograd_desk)(p, 0, 0, p->few ? p->c_apart : 0, lines, stretch, stretch);
 }
 
 /* Forward and input gradient. What takes less room is transformed first, for all to share. With
@@ -4753,11 +4755,9 @@ static void XG_(unit_of_stretch)(const XG_(winograd) *p, size_t number, int work
 }
 
 /* Its products at one point, for a block of rows. */
-static void XG_(unit_of_point)(const XG_(winograd) *p, size_t number, int worker)
+static void XG_(multiply_stretch)(const XG_(winograd) *p, size_t point, XG_(span) rows, xg_real *c,
+                                  const XG_(bench) *d)
 {
-    const XG_(bench) d = XG_(bench_of)(p, worker);
-    const XG_(span) rows = XG_(block)(&p->rows, number / XG__POINTS);
-    const size_t point = number % XG__POINTS;
     XG_(product) product;
     product.rows = rows.minors;
     product.columns = p->in.count;
@@ -4766,27 +4766,56 @@ static void XG_(unit_of_point)(const XG_(winograd) *p, size_t number, int worker
     product.a_stride = p->a_stride;
     product.b = p->team->scratch + p->at_b + point * p->b_apart;
     product.panel = XG_(longest)(&p->k) * XG__NR;
-    product.step = d.step;
-    product.c = p->team->scratch + p->at_c + point * p->c_apart + rows.minor * p->c_stride;
+    product.step = d->step;
+    product.c = c;
     product.c_stride = p->c_stride;
     product.first = p->stretch == 0;
     product.exact = false;
-    XG_(multiply)(&product, d.room);
+    XG_(multiply)(&product, d->room);
 }
 
-/* After the last stretch: a row of the 3x3 answers. */
-static void XG_(unit_of_weights_out)(const XG_(winograd) *p, size_t row, int worker)
+static void XG_(unit_of_point)(const XG_(winograd) *p, size_t number, int worker)
 {
     const XG_(bench) d = XG_(bench_of)(p, worker);
-    const xg_real *from = p->team->scratch + p->at_c + row * p->c_stride;
+    const XG_(span) rows = XG_(block)(&p->rows, number / XG__POINTS);
+    const size_t point = number % XG__POINTS;
+    XG_(multiply_stretch)(p, point, rows, p->team->scratch + p->at_c + point * p->c_apart
+                          + rows.minor * p->c_stride, &d);
+}
+
+/* From products to a row of 3x3 weights' gradients. */
+static void XG_(answer_weights)(const XG_(winograd) *p, size_t row, const xg_real *from,
+                                const XG_(bench) *d)
+{
     xg_real *to = p->out + row * p->out_step;
     size_t c, l, t;
     for (c = 0; c < p->in.count; c += XG__LANES) {
         const size_t n = xg__min(XG__LANES, p->in.count - c);
-        XG_(both_axes)(XG__PATCH, 3, false, from + c, p->c_apart, d.room, XG__LANES);
+        XG_(both_axes)(XG__PATCH, 3, false, from + c, p->c_apart, d->room, XG__LANES);
         for (l = 0; l < n; l++) {
-            for (t = 0; t < 9; t++) *to++ = d.room[t * XG__LANES + l];
+            for (t = 0; t < 9; t++) *to++ = d->room[t * XG__LANES + l];
         }
+    }
+}
+
+/* After the last stretch: a row. */
+static void XG_(unit_of_answers)(const XG_(winograd) *p, size_t row, int worker)
+{
+    const XG_(bench) d = XG_(bench_of)(p, worker);
+    XG_(answer_weights)(p, row, p->team->scratch + p->at_c + row * p->c_stride, &d);
+}
+
+/* If there is one stretch only: all points of a block of rows, whose products stay in the cache. */
+static void XG_(unit_of_rows)(const XG_(winograd) *p, size_t number, int worker)
+{
+    const XG_(bench) d = XG_(bench_of)(p, worker);
+    const XG_(span) rows = XG_(block)(&p->rows, number);
+    size_t i;
+    for (i = 0; i < XG__POINTS; i++) {
+        XG_(multiply_stretch)(p, i, rows, d.c + i * p->c_apart, &d);
+    }
+    for (i = 0; i < rows.minors; i++) {
+        XG_(answer_weights)(p, rows.minor + i, d.c + i * p->c_stride, &d);
     }
 }
 
@@ -4815,16 +4844,22 @@ static void XG_(winograd_run)(const XG_(winograd) *p, size_t units,
     if (t.tasks > 0) p->team->parallel(p->team->user, (int)t.tasks, XG_(winograd_task), &t);
 }
 
+static void XG_(run_winograd_dw)(XG_(winograd) *p)
+{
+    const size_t panels = XG_(ceil_div)(p->in.count, XG__NR);
+    for (p->stretch = 0; p->stretch < p->k.blocks; p->stretch++) {
+        XG_(winograd_run)(p, panels + p->out_planes, XG_(unit_of_stretch));
+        if (p->few) XG_(winograd_run)(p, p->rows.blocks, XG_(unit_of_rows));
+        else XG_(winograd_run)(p, XG__POINTS * p->rows.blocks, XG_(unit_of_point));
+    }
+    if (!p->few) XG_(winograd_run)(p, p->out_planes, XG_(unit_of_answers));
+}
+
 static void XG_(run_winograd)(XG_(winograd) *p, const xg__team *team)
 {
     p->team = team;
     if (p->job->kind == XG__CONV_DW) {
-        const size_t panels = XG_(ceil_div)(p->in.count, XG__NR);
-        for (p->stretch = 0; p->stretch < p->k.blocks; p->stretch++) {
-            XG_(winograd_run)(p, panels + p->out_planes, XG_(unit_of_stretch));
-            XG_(winograd_run)(p, XG__POINTS * p->rows.blocks, XG_(unit_of_point));
-        }
-        XG_(winograd_run)(p, p->out_planes, XG_(unit_of_weights_out));
+        XG_(run_winograd_dw)(p);
     } else if (p->few) {
         XG_(winograd_run)(p, p->patches.blocks * XG_(ceil_div)(p->in.count, 16),
                           XG_(winograd_first));
