@@ -1653,18 +1653,17 @@ static bool xg__winograd_fits(const xg__conv_job *job)
         && job->groups == 1 && job->pad <= 2;
 }
 
-/* Guesses at the work of both ways, counted in products (measured): transforming a patch of a plane
- * costs as much as some hundred, and so does transforming the weights of a pair of planes, or in a
- * weight gradient their products, which no cache holds. There must be a margin; and as scratch is
- * up to four times the weights, these must not be huge. */
+/* Guesses at the work of both ways, counted in products (measured): to transform a patch of a plane
+ * costs as much as some hundred, and so does a pair of planes, whose weights are transformed. There
+ * must be a margin; and as scratch is up to four times the weights, these must not be huge. */
 static bool xg__winograd_pays(const xg__conv_job *job)
 {
     const bool dx = job->kind == XG__CONV_DX, dw = job->kind == XG__CONV_DW;
     const double down = ((dx ? job->h : job->oh) + 3) / 4;
     const double across = ((dx ? job->w : job->ow) + 3) / 4;
     const double patches = job->n * down * across, pairs = (double)job->c * job->o;
-    const double work = 36 * pairs * patches + (dw ? 800 : 550) * (job->c + job->o) * patches
-                      + (dw ? 1200 : 700) * pairs;
+    const double work = (36 * patches + 700) * pairs
+                      + (dw ? 700 : 550) * (job->c + job->o) * patches;
     return 9 * pairs * job->n * job->oh * job->ow > 1.25 * work && pairs <= 1024 * 1024;
 }
 
