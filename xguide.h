@@ -245,7 +245,8 @@ XG_API void     xg_rng_shuffle(xg_rng *rng, int *items, int count); /* Fisher-Ya
  * ============================================================================================== */
 
 /* Convolutions with 3x3 weights and stride 1 can be computed with a quarter of the products (3.6).
- * Their last bits differ then; they are the same on all machines either way. */
+ * Their last bits differ then, but not from machine to machine; and they borrow up to four times
+ * the memory of their weights. */
 typedef enum xg_winograd {
     XG_WINOGRAD_AUTO,                              /* where it is faster; never with XG_DOUBLE    */
     XG_WINOGRAD_NEVER,
@@ -280,6 +281,7 @@ typedef struct xg_stats {
     size_t peak;        /* the most that ever was in use at once */
     size_t reserved;    /* taken from the allocator */
     size_t nodes;       /* tensors on the tape now */
+    size_t reused;      /* parts of gradients that an earlier gradient had found (6.1.1) */
     double flops;       /* multiply-adds x 2 of matmul and convolutions since the tape was made */
     size_t winograd;    /* convolutions computed by Winograd's algorithm since then */
 } xg_stats;
@@ -1804,18 +1806,18 @@ static bool xg__winograd_fits(const xg__conv_job *job)
         && job->groups == 1 && job->pad <= 2;
 }
 
-/* Guesses at the work of both ways, counted in products (measured): transforming a patch of a plane
- * costs as much as some hundred, and so does transforming the weights of a pair of planes, or in a
- * weight gradient their products, which no cache holds. There must be a margin. */
+/* Guesses at the work of both ways, counted in products (measured): to transform a patch of a plane
+ * costs as much as some hundred, and so does a pair of planes, whose weights are transformed. There
+ * must be a margin; and as scratch is up to four times the weights, these must not be huge. */
 static bool xg__winograd_pays(const xg__conv_job *job)
 {
     const bool dx = job->kind == XG__CONV_DX, dw = job->kind == XG__CONV_DW;
     const double down = ((dx ? job->h : job->oh) + 3) / 4;
     const double across = ((dx ? job->w : job->ow) + 3) / 4;
     const double patches = job->n * down * across, pairs = (double)job->c * job->o;
-    const double work = 36 * pairs * patches + (dw ? 800 : 550) * (job->c + job->o) * patches
-                      + (dw ? 1200 : 700) * pairs;
-    return 9 * pairs * job->n * job->oh * job->ow > 1.25 * work;
+    const double work = (36 * patches + 700) * pairs
+                      + (dw ? 700 : 550) * (job->c + job->o) * patches;
+    return 9 * pairs * job->n * job->oh * job->ow > 1.25 * work && pairs <= 1024 * 1024;
 }
 
 static bool xg__winograd_chosen(const xg__conv_job *job, xg_winograd wish)
@@ -5074,7 +5076,7 @@ XG__INLINE void XG_(both_axes)(const int n, const int m, const bool turned, cons
 
 /* 3.6.2 Planning. Patches are counted through all images, row by row; number i of an image begins
  *       at pixel 4 * (i / across) - pad, 4 * (i % across) - pad of each of its planes. */
-typedef struct XG_(planes) {
+typedef struct XG_(planes) {   /* what patches are taken from                                     */
     const xg_real *base;
     size_t count;              /* of an image                                                     */
     int h, w, pad;
@@ -5092,7 +5094,8 @@ typedef struct XG_(winograd) {
     size_t out_step, in_step;  /* from the weights of one plane out (in) to the next              */
     bool flip;                 /* they are read backwards                                         */
     bool few;                  /* few patches: their transform is shared, else that of weights    */
-    XG_(cut) rows, patches, k; /* planes out; planes in (weight gradient: patches, see stretch)   */
+    XG_(cut) rows, patches;    /* rows: planes out                                                */
+    XG_(cut) k;                /* planes in; weight gradient: patches                             */
     size_t a_stride;           /* of transformed weights, or g                                    */
     size_t c_stride;           /* of products                                                     */
     size_t a_apart, b_apart, c_apart;          /* from the matrix of one point to the next        */
@@ -5108,6 +5111,7 @@ typedef struct XG_(winograd) {
 /* A patch: where it begins among the mixed rows, where its outputs go, how many there are. */
 typedef struct XG_(seat) { size_t from, to; int rows, columns; } XG_(seat);
 
+/* A worker's scratch. */
 typedef struct XG_(bench) {
     xg_real *a, *b, *c;        /* rows, columns and products of one unit                          */
     xg_real *lines, *zeros;    /* mixed rows; a row of zeros                                      */
@@ -5197,29 +5201,31 @@ static void XG_(winograd_desk)(XG_(winograd) *p, size_t a, size_t b, size_t c, s
 }
 
 /* Weight gradient. The sum over patches is cut into stretches; for each, x and g are transformed,
- * then the points are shared out. All of it is in shared scratch. */
+ * then the points are shared out. All of it is in shared scratch; but if there is one stretch only,
+ * rows are shared out, and products need not be kept. */
 static void XG_(plan_winograd_dw)(XG_(winograd) *p, const xg__conv_job *job)
 {
     size_t lines, stretch;
     XG_(winograd_roles)(p, job);
     p->k = XG_(cut_axis)(p->patches, XG__STRETCH, 1);
-    p->rows = XG_(cut_axis)(p->rows, 2 * XG__FEW, XG__MR);
+    p->few = p->k.blocks == 1;
+    p->rows = XG_(cut_axis)(p->rows, p->few ? XG__FEW : 2 * XG__FEW, XG__MR);
     stretch = XG_(longest)(&p->k);
     p->a_stride = XG_(round_up)(stretch, 16);
     p->c_stride = XG_(round_up)(p->in.count, XG__NR);
     p->a_apart = XG_(apart)(p->out_planes * p->a_stride);
     p->b_apart = XG_(apart)(p->c_stride * stretch);
-    p->c_apart = XG_(apart)(p->out_planes * p->c_stride);
+    p->c_apart = XG_(apart)((p->few ? XG_(longest)(&p->rows) : p->out_planes) * p->c_stride);
     p->at_b = XG__POINTS * p->a_apart;
     p->at_c = XG__POINTS * p->b_apart + p->at_b;
-    p->shared = XG__POINTS * p->c_apart + p->at_c;
+    p->shared = p->at_c + (p->few ? 0 : XG__POINTS * p->c_apart);
     lines = xg__max((stretch + p->across - 2) / p->across + 1, XG__LANES);
-    XG_(winograd_desk)(p, 0, 0, 0, lines, stretch, stretch);
+    XG_(winograd_desk)(p, 0, 0, p->few ? p->c_apart : 0, lines, stretch, stretch);
 }
 
-/* Forward and input gradient. With many patches, all weights are transformed first, and a unit is a
- * block of patches with all its planes out; with few, all patches first, and a unit is a block of
- * planes out with all patches. */
+/* Forward and input gradient. What takes less room is transformed first, for all to share. With
+ * many patches, that is the weights, and a unit is a block of patches with all planes out; with
+ * few, it is the patches, and a unit is a block of planes out with all patches. */
 static void XG_(plan_winograd)(XG_(winograd) *p, const xg__conv_job *job, int workers)
 {
     size_t target = 64, a, b, c, lines;
@@ -5230,8 +5236,7 @@ static void XG_(plan_winograd)(XG_(winograd) *p, const xg__conv_job *job, int wo
     XG_(winograd_roles)(p, job);
     p->k = XG_(cut_axis)(XG_(axis)(1, (int)p->in.count), XG__BLOCK_K, 1);
     p->a_stride = XG_(round_up)(p->in.count, 32) + 16;
-    p->few = p->patches.minor * p->in.count < p->out_planes * p->in.count
-          && p->patches.minor <= 1024;
+    p->few = p->patches.minor < p->out_planes;
     if (workers > 1 && p->patches.minor < 8 * target * (size_t)workers) target = 32;
     p->patches = XG_(cut_axis)(p->patches, target, XG__NR);
     p->rows = XG_(cut_axis)(p->rows, XG__FEW, XG__MR);
@@ -5317,11 +5322,11 @@ XG__INLINE void XG_(across_rows)(const int side, const XG_(winograd) *p, const x
     }
 }
 
-/* Seats for patches [first, first + count); the last one's is repeated, to fill a vector. */
-static void XG_(find_seats)(const XG_(winograd) *p, size_t first, size_t count, XG_(seat) *seat)
+/* The seats of a block of patches; the last one is repeated, to fill a vector. */
+static void XG_(find_seats)(const XG_(winograd) *p, XG_(span) patches, XG_(seat) *seat)
 {
-    size_t i, line = 0, x = first % p->across, row = first / p->across, left = x;
-    for (i = 0; i < count; i++, seat++) {
+    size_t line = 0, row = patches.minor / p->across, x = patches.minor % p->across, left = x, i;
+    for (i = 0; i < patches.minors; i++, seat++) {
         const size_t y = row % p->down * 4, image = row / p->down * p->out_planes;
         seat->from = line + 4 * (x - left);
         seat->to = image * (size_t)p->oh * (size_t)p->ow + y * (size_t)p->ow + 4 * x;
@@ -5335,25 +5340,25 @@ static void XG_(find_seats)(const XG_(winograd) *p, size_t first, size_t count, 
     for (i = 0; i < XG__LANES; i++) seat[i] = seat[-1];
 }
 
-/* Patches [first, first + count) of one plane, a lane each. Number i goes to i / panel * step +
- * i % panel. */
+/* A block of patches of one plane, a lane each, whose seats are found. Number i goes to
+ * i / XG__NR * panel + i % XG__NR. */
 XG__INLINE void XG_(see_plane)(const int side, const XG_(winograd) *p, const XG_(planes) *s,
-                               size_t plane, size_t first, size_t count, const XG_(bench) *d,
-                               xg_real *to, size_t panel, size_t step, size_t apart)
+                               size_t plane, XG_(span) patches, const XG_(bench) *d, xg_real *to,
+                               size_t panel, size_t apart)
 {
-    const size_t last = first + count;
+    const size_t last = patches.minor + patches.minors;
     xg_real *lines = d->lines;
     size_t i, n;
-    for (i = first; i < last; i += n, lines += XG__PATCH * p->pitch) {
+    for (i = patches.minor; i < last; i += n, lines += XG__PATCH * p->pitch) {
         n = xg__min(p->across - i % p->across, last - i);
         XG_(mix_rows)(side, p, s, plane, i / p->across, i % p->across, n, d, lines);
     }
-    for (i = 0; i < count; i += XG__LANES) {
+    for (i = 0; i < patches.minors; i += XG__LANES) {
         const XG_(seat) *seat = d->seat + i;
         const size_t from = seat[0].from;
         const bool even = seat[XG__LANES - 1].from == from + 4 * (XG__LANES - 1);
         XG_(across_rows)(side, p, d->lines + (even ? from : 0), even ? 4 : 0, seat, d,
-                         to + i / panel * step + i % panel, apart);
+                         to + i / XG__NR * panel + i % XG__NR, apart);
     }
 }
 
@@ -5362,10 +5367,10 @@ static void XG_(see_planes)(const XG_(winograd) *p, XG_(span) patches, size_t be
                             const XG_(bench) *d, xg_real *to)
 {
     size_t c;
-    XG_(find_seats)(p, patches.minor, patches.minors, d->seat);
+    XG_(find_seats)(p, patches, d->seat);
     for (c = begin; c < end; c++) {
-        XG_(see_plane)(XG__PATCH, p, &p->in, c, patches.minor, patches.minors, d, to + c * XG__NR,
-                       XG__NR, p->in.count * XG__NR, p->b_apart);
+        XG_(see_plane)(XG__PATCH, p, &p->in, c, patches, d, to + c * XG__NR, p->in.count * XG__NR,
+                       p->b_apart);
     }
 }
 
@@ -5500,13 +5505,15 @@ static void XG_(answer)(const XG_(winograd) *p, size_t row, size_t rows, size_t 
 
 /* 3.6.5 Units. */
 
-/* What is transformed before all else: a block of weights, or of planes of a block of patches. */
+/* What is transformed before all else: weights of a block of planes out, or 16 planes of a block of
+ * patches. */
 static void XG_(winograd_first)(const XG_(winograd) *p, size_t number, int worker)
 {
     const XG_(bench) d = XG_(bench_of)(p, worker);
     if (p->few) {
-        const size_t block = number / p->in.count, plane = number % p->in.count;
-        XG_(see_planes)(p, XG_(block)(&p->patches, block), plane, plane + 1, &d,
+        const size_t groups = XG_(ceil_div)(p->in.count, 16), block = number / groups;
+        const size_t plane = number % groups * 16, end = xg__min(plane + 16, p->in.count);
+        XG_(see_planes)(p, XG_(block)(&p->patches, block), plane, end, &d,
                         p->team->scratch + block * p->b_block);
     } else {
         const XG_(span) rows = XG_(block)(&p->rows, number);
@@ -5539,7 +5546,7 @@ static void XG_(unit_of_planes)(const XG_(winograd) *p, size_t number, int worke
     XG_(see_all_weights)(p, rows.minor, rows.minors, &d, d.a);
     for (i = 0; i < p->patches.blocks; i++) {
         const XG_(span) patches = XG_(block)(&p->patches, i);
-        XG_(find_seats)(p, patches.minor, patches.minors, d.seat);
+        XG_(find_seats)(p, patches, d.seat);
         XG_(multiply_points)(p, rows.minors, patches.minors, d.a,
                              p->team->scratch + i * p->b_block, &d);
         XG_(answer)(p, rows.minor, rows.minors, patches.minors, &d);
@@ -5559,17 +5566,15 @@ static void XG_(unit_of_stretch)(const XG_(winograd) *p, size_t number, int work
                          p->team->scratch + p->at_b + number * panel);
         return;
     }
-    XG_(find_seats)(p, patches.minor, patches.minors, d.seat);
-    XG_(see_plane)(4, p, &p->g, plane, patches.minor, patches.minors, &d,
-                   p->team->scratch + plane * p->a_stride, XG__NR, XG__NR, p->a_apart);
+    XG_(find_seats)(p, patches, d.seat);
+    XG_(see_plane)(4, p, &p->g, plane, patches, &d, p->team->scratch + plane * p->a_stride, XG__NR,
+                   p->a_apart);
 }
 
 /* Its products at one point, for a block of rows. */
-static void XG_(unit_of_point)(const XG_(winograd) *p, size_t number, int worker)
+static void XG_(multiply_stretch)(const XG_(winograd) *p, size_t point, XG_(span) rows, xg_real *c,
+                                  const XG_(bench) *d)
 {
-    const XG_(bench) d = XG_(bench_of)(p, worker);
-    const XG_(span) rows = XG_(block)(&p->rows, number / XG__POINTS);
-    const size_t point = number % XG__POINTS;
     XG_(product) product;
     product.rows = rows.minors;
     product.columns = p->in.count;
@@ -5578,27 +5583,56 @@ static void XG_(unit_of_point)(const XG_(winograd) *p, size_t number, int worker
     product.a_stride = p->a_stride;
     product.b = p->team->scratch + p->at_b + point * p->b_apart;
     product.panel = XG_(longest)(&p->k) * XG__NR;
-    product.step = d.step;
-    product.c = p->team->scratch + p->at_c + point * p->c_apart + rows.minor * p->c_stride;
+    product.step = d->step;
+    product.c = c;
     product.c_stride = p->c_stride;
     product.first = p->stretch == 0;
     product.exact = false;
-    XG_(multiply)(&product, d.room);
+    XG_(multiply)(&product, d->room);
 }
 
-/* After the last stretch: a row of the 3x3 answers. */
-static void XG_(unit_of_weights_out)(const XG_(winograd) *p, size_t row, int worker)
+static void XG_(unit_of_point)(const XG_(winograd) *p, size_t number, int worker)
 {
     const XG_(bench) d = XG_(bench_of)(p, worker);
-    const xg_real *from = p->team->scratch + p->at_c + row * p->c_stride;
+    const XG_(span) rows = XG_(block)(&p->rows, number / XG__POINTS);
+    const size_t point = number % XG__POINTS;
+    XG_(multiply_stretch)(p, point, rows, p->team->scratch + p->at_c + point * p->c_apart
+                          + rows.minor * p->c_stride, &d);
+}
+
+/* From products to a row of 3x3 weights' gradients. */
+static void XG_(answer_weights)(const XG_(winograd) *p, size_t row, const xg_real *from,
+                                const XG_(bench) *d)
+{
     xg_real *to = p->out + row * p->out_step;
     size_t c, l, t;
     for (c = 0; c < p->in.count; c += XG__LANES) {
         const size_t n = xg__min(XG__LANES, p->in.count - c);
-        XG_(both_axes)(XG__PATCH, 3, false, from + c, p->c_apart, d.room, XG__LANES);
+        XG_(both_axes)(XG__PATCH, 3, false, from + c, p->c_apart, d->room, XG__LANES);
         for (l = 0; l < n; l++) {
-            for (t = 0; t < 9; t++) *to++ = d.room[t * XG__LANES + l];
+            for (t = 0; t < 9; t++) *to++ = d->room[t * XG__LANES + l];
         }
+    }
+}
+
+/* After the last stretch: a row. */
+static void XG_(unit_of_answers)(const XG_(winograd) *p, size_t row, int worker)
+{
+    const XG_(bench) d = XG_(bench_of)(p, worker);
+    XG_(answer_weights)(p, row, p->team->scratch + p->at_c + row * p->c_stride, &d);
+}
+
+/* If there is one stretch only: all points of a block of rows, whose products stay in the cache. */
+static void XG_(unit_of_rows)(const XG_(winograd) *p, size_t number, int worker)
+{
+    const XG_(bench) d = XG_(bench_of)(p, worker);
+    const XG_(span) rows = XG_(block)(&p->rows, number);
+    size_t i;
+    for (i = 0; i < XG__POINTS; i++) {
+        XG_(multiply_stretch)(p, i, rows, d.c + i * p->c_apart, &d);
+    }
+    for (i = 0; i < rows.minors; i++) {
+        XG_(answer_weights)(p, rows.minor + i, d.c + i * p->c_stride, &d);
     }
 }
 
@@ -5627,18 +5661,25 @@ static void XG_(winograd_run)(const XG_(winograd) *p, size_t units,
     if (t.tasks > 0) p->team->parallel(p->team->user, (int)t.tasks, XG_(winograd_task), &t);
 }
 
+static void XG_(run_winograd_dw)(XG_(winograd) *p)
+{
+    const size_t panels = XG_(ceil_div)(p->in.count, XG__NR);
+    for (p->stretch = 0; p->stretch < p->k.blocks; p->stretch++) {
+        XG_(winograd_run)(p, panels + p->out_planes, XG_(unit_of_stretch));
+        if (p->few) XG_(winograd_run)(p, p->rows.blocks, XG_(unit_of_rows));
+        else XG_(winograd_run)(p, XG__POINTS * p->rows.blocks, XG_(unit_of_point));
+    }
+    if (!p->few) XG_(winograd_run)(p, p->out_planes, XG_(unit_of_answers));
+}
+
 static void XG_(run_winograd)(XG_(winograd) *p, const xg__team *team)
 {
     p->team = team;
     if (p->job->kind == XG__CONV_DW) {
-        const size_t panels = XG_(ceil_div)(p->in.count, XG__NR);
-        for (p->stretch = 0; p->stretch < p->k.blocks; p->stretch++) {
-            XG_(winograd_run)(p, panels + p->out_planes, XG_(unit_of_stretch));
-            XG_(winograd_run)(p, XG__POINTS * p->rows.blocks, XG_(unit_of_point));
-        }
-        XG_(winograd_run)(p, p->out_planes, XG_(unit_of_weights_out));
+        XG_(run_winograd_dw)(p);
     } else if (p->few) {
-        XG_(winograd_run)(p, p->patches.blocks * p->in.count, XG_(winograd_first));
+        XG_(winograd_run)(p, p->patches.blocks * XG_(ceil_div)(p->in.count, 16),
+                          XG_(winograd_first));
         XG_(winograd_run)(p, p->rows.blocks, XG_(unit_of_planes));
     } else {
         XG_(winograd_run)(p, p->rows.blocks, XG_(winograd_first));
@@ -5774,6 +5815,8 @@ struct xg_tensor {
     xg__attr   attr;
     const char *name;            /* "" when it has none */
     struct { int number; bool leads; xg_tensor *first, *second; } walk;   /* scratch of a reading */
+    struct { xg_tensor *cotangent, *part[2]; bool root; } past;    /* of the last gradient (6.1.1) */
+    struct { xg_tensor *base, *factor; int axis; } like;   /* base times a factor; or base is NULL */
 };
 
 /* A name given to a tensor. Owner NULL: by xg_name; otherwise a parameter store, for its leaves. */
@@ -5819,6 +5862,7 @@ struct xg_tape {
     int                open;               /* ... and what is made from this number on, its rule */
     xg_tensor         *recent[XG__RECENT]; /* cheap results that were read lately (4.8) */
     double             flops;
+    size_t             reused;
     size_t             winograd;            /* convolutions by 3.6 */
     xg__name          *names;              /* the latest */
     xg__name          *bucket[XG__BUCKETS];
@@ -5891,7 +5935,7 @@ static xg_tensor *xg__poison(xg_tape *tape)
     static const xg_tensor tapeless = {
         NULL, NULL, NULL, { NULL, NULL }, NULL, { 1, 1, 1, 1 }, XG_OP_leaf, -1, 0,
         false, true, false, false, false, 0, 0, 0, NULL, 0, { { 0, 0 } }, "",
-        { 0, false, NULL, NULL }
+        { 0, false, NULL, NULL }, { NULL, { NULL, NULL }, false }, { NULL, NULL, 0 }
     };
     return tape ? &tape->poison : (xg_tensor *)(uintptr_t)&tapeless;
 }
@@ -6055,6 +6099,7 @@ XG_API_DEF xg_stats xg_tape_stats(const xg_tape *tape)
     stats.reserved = tape->arena.reserved;
     stats.nodes = (size_t)tape->count;
     stats.flops = tape->flops;
+    stats.reused = tape->reused;
     stats.winograd = tape->winograd;
     return stats;
 }
@@ -9015,6 +9060,81 @@ static bool xg__walk_allowed(const char *reading, xg_tensor *y, xg_tensor *const
     return !poison;
 }
 
+/* 6.1.1 What an earlier sweep found. Rules are linear in the cotangent: what sent g0 on as part0
+ *     sends f g0 on as f part0, for a number f, and for a number f a sample where samples do not
+ *     meet on the way. So each node remembers the last gradient that passed it, and when a multiple
+ *     of the same cotangent comes along, its parts are taken over and no convolution runs. That
+ *     happens where a loss is built on a score that was explained: with one logit, or two classes
+ *     explained by their margin, the pass that trains the answer costs nothing but its weight
+ *     gradients. A sweep's root has the cotangent 1, of which anything is a multiple. */
+
+/* x times a factor, one number or one a sample, which x counts along an axis (0, or 2 as rows). */
+static xg_tensor *xg__scaled(xg_tensor *x, xg_tensor *factor, int axis)
+{
+    xg_shape s = xg_shape_of(factor);
+    xg_tensor *y = xg_mul(x, axis == 0 ? factor : xg_reshape(factor, xg_shape4(1, 1, s.n, 1)));
+    if (xg__is_poison(y)) return y;
+    y->like.base = x;
+    y->like.factor = factor;
+    y->like.axis = axis;
+    return y;
+}
+
+/* The factor between node's cotangent and the one that it remembers; NULL if there is none. */
+static xg_tensor *xg__past_factor(const xg_tensor *node, int *axis)
+{
+    xg_tensor *now = node->walk.first;
+    *axis = 0;
+    if (!node->past.cotangent || now == node->past.cotangent) return NULL;
+    if (node->past.root && xg_size(now) == (size_t)now->shape.n) return now;
+    *axis = now->like.axis;
+    return now->like.base == node->past.cotangent ? now->like.factor : NULL;
+}
+
+/* Whether a factor for each sample passes node to its operand i, and along which axis it goes on.
+ * A dense layer has its samples in the rows of a matrix. */
+static bool xg__samples_apart(const xg_tensor *node, int i, int samples, int *axis)
+{
+    xg_shape from = node->in[i]->shape, to = node->shape;
+    if (node->op == XG_OP_permute || node->op == XG_OP_flip || node->op == XG_OP_concat) return false;
+    if (node->op == XG_OP_matmul) return *axis == 2 && i == 0 && !node->attr.transpose.a;
+    if (node->op == XG_OP_reshape && from.n != to.n) {
+        bool rows = to.n == samples && from.h == samples && from.n * from.c == 1;
+        *axis = rows ? 2 : 0;
+        return rows || (from.n == samples && to.h == samples && to.n * to.c == 1);
+    }
+    return *axis == 0 && from.n == samples && to.n == samples;
+}
+
+/* Operand i's part, if an earlier sweep knows it but for a factor; else NULL. */
+static xg_tensor *xg__past_part(const xg_tensor *node, int i)
+{
+    int axis;
+    xg_tensor *part = node->past.part[i], *factor = xg__past_factor(node, &axis);
+    if (part && node->walk.first == node->past.cotangent) {
+        node->tape->reused++;
+        return part;
+    }
+    if (!part || !factor) return NULL;
+    int samples = factor->shape.n;
+    if (samples > 1 && !xg__samples_apart(node, i, samples, &axis)) return NULL;
+    node->tape->reused++;
+    return xg__scaled(part, factor, samples > 1 ? axis : 0);
+}
+
+/* The sum of two parts of x's cotangent. If an earlier sweep added the same two, but for a factor,
+ * it is that sum. */
+static xg_tensor *xg__walk_sum(const xg_tensor *x, xg_tensor *old, xg_tensor *part)
+{
+    xg_tensor *past = x->past.cotangent;
+    if (past && past->op == XG_OP_add && past->in[0] == old && past->in[1] == part) return past;
+    if (past && past->op == XG_OP_add && old->like.base && old->like.base == past->in[0] &&
+        part->like.base == past->in[1] && old->like.factor == part->like.factor) {
+        return xg__scaled(past, old->like.factor, old->like.axis);
+    }
+    return xg_add(old, part);
+}
+
 /* Does a part of a cotangent come by a way of its own, or from the inside of batch norm, say? */
 static bool xg__is_path(const xg_tensor *part)
 {
@@ -9025,7 +9145,7 @@ static bool xg__is_path(const xg_tensor *part)
  * needed for anything else, is added up at once: so they need not be kept. */
 static void xg__walk_add(xg_tensor *x, xg_tensor *part)
 {
-    xg_tensor *old = x->walk.first, *sum = old ? xg_add(old, part) : part;
+    xg_tensor *old = x->walk.first, *sum = old ? xg__walk_sum(x, old, part) : part;
     if (old && xg_size(x) >= XG__WORTH && xg__is_path(old) && xg__is_path(part)) sum->hub = true;
     xg__hold(sum);
     x->walk.first = sum;
@@ -9034,18 +9154,28 @@ static void xg__walk_add(xg_tensor *x, xg_tensor *part)
 }
 
 /* Sends node's cotangent on to its operands. A cotangent that an operation broadcast is summed back
- * here, once for all rules. */
+ * here, once for all rules. `rules` are NULL for the plain ones, which remember. */
 static void xg__walk_back(xg_tensor *node, const xg_rules *rules)
 {
     xg_tape *tape = node->tape;
     int first = tape->count;
+    bool remember = !rules && !tape->last_sweep && node->born == tape->arena.marks;
+    xg_tensor *parts[2] = { NULL, NULL };
+    xg_vjp rule = rules ? rules->vjp[node->op] : xg__room_of(node->op)->vjp;
     if (tape->last_sweep) tape->open = first;
     for (int i = 0; i < 2; i++) {
         xg_tensor *operand = node->in[i];
-        xg_vjp rule = rules->vjp[node->op];
         if (!rule || !operand || operand->walk.number != node->walk.number) continue;
-        xg_tensor *part = rule(node, i, node->walk.first);
-        if (part) xg__walk_add(operand, xg_sum_to(part, operand->shape));
+        xg_tensor *part = rules ? NULL : xg__past_part(node, i);
+        if (!part) part = rule(node, i, node->walk.first);
+        if (!part) continue;
+        parts[i] = xg_sum_to(part, operand->shape);
+        xg__walk_add(operand, parts[i]);
+    }
+    if (remember) {
+        node->past.cotangent = node->walk.first;
+        node->past.root = false;
+        for (int i = 0; i < 2; i++) node->past.part[i] = parts[i];
     }
     if (tape->last_sweep && !xg_failed(tape)) xg__end_unheld(tape, first);
 }
@@ -9058,12 +9188,15 @@ static void xg__walk(xg_tensor *y, xg_tensor *seed, xg_tensor *const *x, int cou
     xg_tape *tape = y->tape;
     xg_tensor *earliest = xg__walk_begin(tape, x, count);
     int number = tape->walks;
+    bool ones = seed == NULL;
+    if (ones) seed = xg_full(tape, y->shape, 1);
     for (int i = 0; i < count; i++) x[i]->walk.leads = true;
-    if (y->walk.number == number) xg__walk_add(y, seed);
+    if (y->walk.number == number && !xg_failed(tape)) xg__walk_add(y, seed);
     for (xg_tensor *node = y; node && node->id >= earliest->id; node = node->prev) {
         if (node->walk.number != number || !node->walk.first) continue;
         xg__walk_back(node, rules);
         if (xg_failed(tape)) return;
+        if (node == y) node->past.root = node->past.cotangent == seed && ones;
         if (!node->walk.leads) xg__let_go(node->walk.first);
     }
 }
@@ -9074,16 +9207,10 @@ static void xg__grads(xg_tensor *y, xg_tensor *seed, xg_tensor *const *x, int co
     xg_tape *tape = xg_tape_of(y);
     for (int i = 0; i < count; i++) out[i] = xg__poison(tape);
     if (!xg__walk_allowed("grads", y, x, count) || count < 1) return;
-    tape->last_sweep = last;
-    if (!seed) seed = xg_full(tape, y->shape, 1);
-    if (!xg_failed(tape) && !xg_shape_same(seed->shape, y->shape)) {
+    if (seed && !xg_shape_same(seed->shape, y->shape)) {
         xg_fail(tape, XG_ERR_SHAPE, "grads: the seed must be shaped like y");
     }
-    xg_rules plain;
-    if (!rules) {
-        plain = xg_rules_plain();
-        rules = &plain;
-    }
+    tape->last_sweep = last;
     if (!xg_failed(tape)) xg__walk(y, seed, x, count, rules);
     tape->last_sweep = false;
     tape->open = INT_MAX;

@@ -139,7 +139,7 @@ fi
 
 # Another machine, emulated: kernels and operations on NEON.
 if have aarch64-linux-gnu-gcc && have qemu-aarch64; then
-    for name in test_kernels test_small test_ops test_core; do
+    for name in test_kernels test_winograd test_small test_ops test_core; do
         suite "neon-$name" sh tests/neon.sh "$name"
     done
 else
@@ -148,7 +148,9 @@ fi
 
 # WebAssembly with SIMD, run by node.
 if have clang && have wasm-ld && have node && [ -e /usr/include/wasm32-wasi ]; then
-    for name in test_kernels test_small test_ops; do suite "wasm-$name" sh tests/wasm.sh "$name"; done
+    for name in test_kernels test_winograd test_small test_ops; do
+        suite "wasm-$name" sh tests/wasm.sh "$name"
+    done
 else
     skip wasm "clang, wasm-ld, node or wasi-libc is not installed"
 fi
