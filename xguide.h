@@ -4185,7 +4185,7 @@ static void XG_(plan_gemm)(XG_(plan) *p, const xg__gemm_job *job, int workers)
 
 /* Columns can be read from the stage, one grid row behind the other: then the padding between them
  * is computed too, in vain, and dropped in the end, but packing is spared, which few rows do not
- * repay. Guesses in cycles for a vector of columns: packing 4 a k, dropping 12 a row. */
+ * repay. Guesses in cycles for a vector of columns: packing 3 a k, dropping 12 a row. */
 static bool XG_(better_unpacked)(const XG_(plan) *p)
 {
     const XG_(window) *w = &p->window;
@@ -4194,7 +4194,7 @@ static bool XG_(better_unpacked)(const XG_(plan) *p)
     XG_(stage) s;
     if (w->plain || k < 1 || w->gw < 1) return false;
     s = XG_(stage_of)(w, XG_(block)(&pixel, 0));
-    return rows * (0.5 * k * (s.width - w->gw) / w->gw + 12) < 4 * k;
+    return rows * (0.5 * k * (s.width - w->gw) / w->gw + 12) < 3 * k;
 }
 
 /* An input gradient. Columns are packed in all phases or none; the one with most taps decides. */
