@@ -4950,7 +4950,7 @@ static void XG_(direct)(const xg__conv_job *job, const xg__team *team)
  * With p = 5/8 and q = 3/2, all powers stay near 1, which keeps the error at less than half of what
  * the usual 1 and 2 give; B and A are exact in binary. Measured on random numbers against sums in
  * double (tests/test_winograd.c), relative to the norm of the result: 5e-7 with 16 planes in, 8e-7
- * with 64, 1.5e-6 with 512 for convolutions and input gradients, 1.3e-6 for weight gradients of
+ * with 64, 1.5e-6 with 512 for convolutions and input gradients, 1.1e-6 for weight gradients of
  * 3136 patches; a single number is off by at most 1e-5 of the root mean square. (The direct way,
  * 3.5: 3e-7, and 3e-6.)
  *
