@@ -5441,6 +5441,7 @@ static void XG_(multiply_points)(const XG_(winograd) *p, size_t rows, size_t pat
 {
     XG_(product) product;
     size_t i, j;
+    memset(&product, 0, sizeof product);       /* nothing to foresee */
     product.rows = rows;
     product.columns = patches;
     product.a_stride = p->a_stride;
@@ -5576,6 +5577,7 @@ static void XG_(multiply_stretch)(const XG_(winograd) *p, size_t point, XG_(span
                                   const XG_(bench) *d)
 {
     XG_(product) product;
+    memset(&product, 0, sizeof product);
     product.rows = rows.minors;
     product.columns = p->in.count;
     product.k = XG_(block)(&p->k, p->stretch).minors;
