@@ -525,6 +525,9 @@ XG_API xg_tensor *xg_max_to(xg_tensor *x, xg_shape s);    /* maximum over every 
 XG_API xg_tensor *xg_topk_threshold(xg_tensor *x, int k);
 /* [n,1,1,1]: logits[i, label[i]] of logits [n,k,1,1]. A bad label is an ARGUMENT error. */
 XG_API xg_tensor *xg_pick(xg_tensor *logits, const int *label);
+/* [n,1,1,1]: of two classes' logits [n,2,1,1], the label's less the other's. Their cross-entropy is
+ * the mean of softplus(-margin): a loss and an explanation of one margin share a pass (6.1.1). */
+XG_API xg_tensor *xg_margin(xg_tensor *logits, const int *label);
 
 /* 5.8 Normalising and scoring. */
 XG_API xg_tensor *xg_softmax(xg_tensor *x);                /* over channels */
@@ -5816,9 +5819,9 @@ struct xg_tensor {
     int        seen;             /* scratch of a search */
     xg__attr   attr;
     const char *name;            /* "" when it has none */
-    struct { int number; bool leads; xg_tensor *first, *second; } walk;   /* scratch of a reading */
-    struct { xg_tensor *cotangent, *part[2]; bool root; } past;    /* of the last gradient (6.1.1) */
-    struct { xg_tensor *base, *factor; int axis; } like;   /* base times a factor; or base is NULL */
+    struct { int number; bool leads; xg_tensor *first, *second; } walk;  /* scratch of a reading */
+    struct { xg_tensor *cotangent, *part[2]; bool root; } past;   /* of the last gradient (6.1.1) */
+    struct { xg_tensor *base, *factor; int axis; } like;  /* base times a factor; or base is NULL */
 };
 
 /* A name given to a tensor. Owner NULL: by xg_name; otherwise a parameter store, for its leaves. */
@@ -8809,6 +8812,18 @@ XG_API_DEF xg_tensor *xg_pick(xg_tensor *logits, const int *label)
                      xg_shape4(s.n, 1, s.h, s.w));
 }
 
+XG_API_DEF xg_tensor *xg_margin(xg_tensor *logits, const int *label)
+{
+    xg_tape *tape = xg_tape_of(logits);
+    xg_shape s = xg_shape_of(logits);
+    if (!xg_failed(tape) && (s.c != 2 || s.h != 1 || s.w != 1)) {
+        xg_fail(tape, XG_ERR_SHAPE, "margin: there must be two logits for each sample, not "
+                "[%d %d %d %d]", s.n, s.c, s.h, s.w);
+    }
+    xg_tensor *sign = xg_affine(xg_one_hot(tape, label, s.n, 2), 2, -1);
+    return xg_sum_to(xg_mul(logits, sign), xg_shape4(s.n, 1, 1, 1));
+}
+
 /* ---- 5.8 fused ------------------------------------------------------------------------------- */
 
 /* softmax and log_softmax: less the maximum, which is stable; powers of that and their sum; the
@@ -9098,9 +9113,10 @@ static xg_tensor *xg__past_factor(const xg_tensor *node, int *axis)
 static bool xg__samples_apart(const xg_tensor *node, int i, int samples, int *axis)
 {
     xg_shape from = node->in[i]->shape, to = node->shape;
-    if (node->op == XG_OP_permute || node->op == XG_OP_flip || node->op == XG_OP_concat) return false;
-    if (node->op == XG_OP_matmul) return *axis == 2 && i == 0 && !node->attr.transpose.a;
-    if (node->op == XG_OP_reshape && from.n != to.n) {
+    xg_op op = node->op;
+    if (op == XG_OP_permute || op == XG_OP_flip || op == XG_OP_concat) return false;
+    if (op == XG_OP_matmul) return *axis == 2 && i == 0 && !node->attr.transpose.a;
+    if (op == XG_OP_reshape && from.n != to.n) {
         bool rows = to.n == samples && from.h == samples && from.n * from.c == 1;
         *axis = rows ? 2 : 0;
         return rows || (from.n == samples && to.h == samples && to.n * to.c == 1);

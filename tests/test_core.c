@@ -572,6 +572,147 @@ static void test_long_chains_do_not_wait_for_ever(void)
     xg_tape_free(t);
 }
 
+/* A guided step of ResNet-20 whose maps are large enough for results to be dropped and made again.
+ * With `reading`, every named result is read on the way, which pins it. */
+static uint64_t resnet_bits(bool reading, int workers, xg_stats *stats)
+{
+    xg_config config;
+    memset(&config, 0, sizeof config);
+    config.workers = workers;
+    config.parallel_user = &workers;
+    if (workers > 1) config.parallel_for = scrambled_for;
+    trainer a = trainer_new(&config);
+    int label[8] = { 0, 1, 2, 3, 4, 5, 6, 7 };
+    for (int step = 0; step < 2; step++) {
+        xg_mark mark = xg_tape_mark(a.tape);
+        xg_scope s = xg_scope_new(a.tape, a.params, &a.rng, true);
+        xg_rng data = xg_rng_seed(5);
+        xg_tensor *x = xg_randn(a.tape, xg_shape4(8, 3, 16, 16), &data);
+        xg_tensor *mask = xg_step(xg_randn(a.tape, xg_shape4(8, 1, 16, 16), &data));
+        xg_resnet_options o;
+        memset(&o, 0, sizeof o);
+        o.depth = 20;
+        xg_tensor *logits = xg_resnet(&s, x, &o);
+        for (int stage = 1; reading && stage <= 3; stage++) {
+            for (int part = 0; part < 6; part++) {
+                char name[32];
+                snprintf(name, sizeof name, part ? "layer%d.%d.bn%d" : "layer%d", stage, part / 2,
+                         part % 2 + 1);
+                double first = xg_item(xg_find(a.tape, name));
+                CHECK(first == first);
+            }
+        }
+        xg_tensor *map = xg_input_x_gradient(xg_pick(logits, label), x);
+        if (reading) xg_data(map);
+        xg_tensor *loss = xg_add(xg_cross_entropy(logits, label, NULL),
+                                 xg_affine(xg_guide(map, mask, NULL), 0.05, 0));
+        xg_optim sgd;
+        memset(&sgd, 0, sizeof sgd);
+        CHECK(xg_optim_step(&sgd, a.params, loss) == XG_ERR_OK);
+        double before = xg_item(logits);               /* what was dropped can still be read */
+        CHECK(before == before);
+        *stats = xg_tape_stats(a.tape);
+        xg_tape_release(a.tape, mark);
+    }
+    CHECK_OK(a.tape);
+    uint64_t bits = fingerprint(a.params);
+    trainer_free(&a);
+    return bits;
+}
+
+static void test_dropping_and_reading_change_no_bit(void)
+{
+    xg_stats dropped, read;
+    uint64_t bits = resnet_bits(false, 1, &dropped);
+    CHECK(resnet_bits(true, 1, &read) == bits);
+    CHECK(resnet_bits(false, 3, &read) == bits);
+}
+
+/* A guided gradient of a net with one output or two; the explained score is the one that the loss is
+ * built on, or (apart) an equal tensor that the loss does not know. */
+typedef struct shared_net { bool margin, norm, apart; } shared_net;
+
+static double shared_gradient(shared_net o, xg_tensor **grad, xg_tape *t, xg_params *p)
+{
+    xg_rng rng = xg_rng_seed(3);
+    xg_scope s = xg_scope_new(t, p, &rng, true);
+    int label[6] = { 0, 1, 1, 0, 1, 0 };
+    xg_tensor *x = xg_randn(t, xg_shape4(6, 2, 8, 8), &rng);
+    xg_tensor *mask = xg_step(xg_randn(t, xg_shape4(6, 1, 8, 8), &rng));
+    xg_cnn_options cnn;
+    memset(&cnn, 0, sizeof cnn);
+    cnn.width = 4;
+    cnn.layers = 2;
+    cnn.hidden = 5;
+    cnn.classes = o.margin ? 2 : 1;
+    cnn.batch_norm = o.norm;
+    xg_tensor *logits = xg_cnn(&s, x, &cnn), *target = xg_leaf(t, xg_shape4(6, 1, 1, 1), NULL);
+    for (int i = 0; i < 6; i++) xg_leaf_data(target)[i] = (xg_real)label[i];
+    xg_tensor *score = o.margin ? xg_margin(logits, label) : logits;
+    xg_tensor *right = o.margin ? xg_mean(xg_softplus(xg_neg(score))) : xg_bce_with_logits(score, target);
+    xg_tensor *explained = o.apart ? xg_affine(score, 1, 0) : score;
+    xg_tensor *map = xg_input_x_gradient(explained, x);
+    xg_tensor *loss = xg_add(right, xg_affine(xg_guide(map, mask, NULL), 0.3, 0));
+    xg_tensor *leaf[16];
+    int count = xg_params_leaves(p, t, leaf, 16);
+    xg_grads(loss, NULL, leaf, count, NULL, grad);
+    double flops = xg_tape_stats(t).flops;
+    CHECK(count > 0 && count < 16);
+    return flops;
+}
+
+/* What an earlier gradient found is taken over exactly where that is right: the same numbers, from
+ * fewer operations; with batch statistics, which tie samples together, only as far as they allow. */
+static void test_gradients_are_taken_over(void)
+{
+    for (int which = 0; which < 4; which++) {
+        shared_net o = { which % 2 == 1, which >= 2, false };
+        xg_tape *t = xg_tape_new(NULL), *u = xg_tape_new(NULL);
+        xg_params *p = xg_params_new(NULL), *q = xg_params_new(NULL);
+        xg_tensor *got[16], *want[16];
+        double flops = shared_gradient(o, got, t, p);
+        o.apart = true;
+        double all = shared_gradient(o, want, u, q);
+        CHECK(xg_tape_stats(t).reused > 0 && xg_tape_stats(u).reused == 0);
+        CHECK(flops < all);
+        for (int i = 0; i < xg_params_count(p); i++) {
+            double worst = 0, largest = 0;
+            if (!xg_params_trainable(p, i)) continue;
+            int k = 0;
+            for (int j = 0; j < i; j++) k += xg_params_trainable(p, j);
+            for (size_t j = 0; j < xg_size(got[k]); j++) {
+                double a = (double)xg_data(got[k])[j], b = (double)xg_data(want[k])[j];
+                worst = fmax(worst, fabs(a - b));
+                largest = fmax(largest, fabs(b));
+            }
+            CHECK(largest > 0 && worst <= TOL(2e-5, 1e-12) * largest);
+        }
+        CHECK_OK(t);
+        CHECK_OK(u);
+        xg_tape_free(t);
+        xg_tape_free(u);
+        xg_params_free(p);
+        xg_params_free(q);
+    }
+}
+
+static void test_margin_is_cross_entropy(void)
+{
+    xg_tape *t = xg_tape_new(NULL);
+    xg_rng rng = xg_rng_seed(4);
+    int label[5] = { 1, 0, 0, 1, 1 };
+    xg_tensor *z = xg_randn(t, xg_shape4(5, 2, 1, 1), &rng), *m = xg_margin(z, label);
+    for (int i = 0; i < 5; i++) {
+        double own = (double)xg_data(z)[2 * i + label[i]], other = (double)xg_data(z)[2 * i + 1 - label[i]];
+        CHECK_NEAR(xg_data(m)[i], own - other, TOL(1e-6, 1e-15));
+    }
+    CHECK_NEAR(xg_item(xg_mean(xg_softplus(xg_neg(m)))), xg_item(xg_cross_entropy(z, label, NULL)),
+               TOL(1e-6, 1e-14));
+    xg_margin(xg_full(t, xg_shape4(5, 3, 1, 1), 0), label);
+    CHECK(xg_tape_error(t)->code == XG_ERR_SHAPE);
+    xg_tape_free(t);
+}
+
 static void test_random_numbers(void)
 {
     xg_rng a = xg_rng_seed(42), b = xg_rng_seed(42), c = xg_rng_seed(43);
@@ -613,5 +754,8 @@ TEST_MAIN(
     TEST(test_names_of_things)
     TEST(test_waiting_results_keep_old_numbers)
     TEST(test_long_chains_do_not_wait_for_ever)
+    TEST(test_dropping_and_reading_change_no_bit)
+    TEST(test_gradients_are_taken_over)
+    TEST(test_margin_is_cross_entropy)
     TEST(test_random_numbers)
 )
