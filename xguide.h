@@ -1,4 +1,4 @@
-/* xguide.h 0.1.0 - train neural networks with explanations.      Public domain or MIT (see the end)
+/* xguide.h 0.2.0 - train neural networks with explanations.      Public domain or MIT (see the end)
  *
  * One file. In exactly one source file:
  *
@@ -90,15 +90,17 @@
  * HOW IT WORKS, IN TEN SENTENCES
  *
  *  1. Every tensor is n x c x h x w, row-major; a missing axis has extent 1.
- *  2. Calling an operation records it on the tape of its operands and runs it; pointwise ones wait
- *     until somebody asks for their numbers, and then run as one expression.
+ *  2. Calling an operation records it on the tape of its operands and runs it; pointwise ones and
+ *     sums wait until somebody asks for their numbers, and then run together: all that batch norm
+ *     does to a channel, in any order of derivative, passes over it while it is in the cache.
  *  3. To differentiate, the tape is read backwards: each operation has a rule that says, in the
  *     same operations, what its operands' share of a cotangent is. So gradients land on the same
  *     tape, and can be differentiated again. There is no list of backward functions.
  *  4. What a rule says is a table entry. Other tables read the same tape in other ways: guided
  *     backprop, B-cos explanations. Two more readings walk forwards: interval bounds, contextual
  *     decomposition. All of them make ordinary tensors.
- *  5. Memory is an arena: mark, work, release. Nothing is freed one by one, nothing is counted.
+ *  5. Memory is an arena: mark, work, release. Nothing is freed by the caller one by one; what is
+ *     quick to make again is not kept, and the last sweep of a step frees what it has read.
  *  6. The first error stays on the tape as a sentence. Later operations return a poison tensor that
  *     reads as NaN, so checking once at the end of a step is enough; the optimiser refuses to step.
  *  7. A model is a function of a scope and a batch; weights are found by name, made on first use.
@@ -161,9 +163,9 @@
 /* Patch: a fix that changes no documented behaviour. Minor: additions; old code compiles and means
  * the same, trained bits may change. Major: something public was renamed, removed or re-defined. */
 #define XG_VERSION_MAJOR 0
-#define XG_VERSION_MINOR 1
+#define XG_VERSION_MINOR 2
 #define XG_VERSION_PATCH 0
-#define XG_VERSION "0.1.0"
+#define XG_VERSION "0.2.0"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -364,8 +366,8 @@ XG_API const char *xg_name_of(const xg_tensor *x);                     /* its na
  * ============================================================================================== */
 
 /* 5.0 The list of all primitive operations: X(name, operands, kernel, gradient, formula).
- *     kernel    map: pointwise, zip: broadcasting pair, fan: repetition (these wait until their
- *               numbers are asked for), sum: a sum over axes (takes operands that wait),
+ *     kernel    map: pointwise, zip: broadcasting pair, fan: repetition, sum: a sum over axes
+ *               (these wait until their numbers are asked for), view: the operand's own numbers,
  *               own: anything else, with xg__shape_NAME and xg__run_NAME
  *     gradient  rule: xg__vjp_NAME, none: piecewise constant */
 #define XG_OPS(X)                                                                                  \
