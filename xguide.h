@@ -6267,10 +6267,9 @@ static xg_tensor *xg__record(const xg_tensor *description, bool waits)
  *     the other: its numbers come from memory once and stay in the cache for all sweeps. What has
  *     such numbers in common is a unit, here a channel, elsewhere a sample. Within a sweep, chunks
  *     of rows pass through the steps one by one in the first-level cache, and only y is stored (and
- *     what a later sweep of the unit would have to make again at length). A
- *     chain of ten operations reads its sources once, and what nobody asks for costs neither time
- *     nor memory. Each operation still runs its own kernel on each number: the bits are those of
- *     one operation after the other. */
+ *     what a later sweep of the unit would have to make again at length). A chain of ten operations
+ *     reads its sources once, and what nobody asks for costs neither time nor memory. Each step
+ *     runs its own kernel on each number: the bits are those of one operation after the other. */
 
 enum {
     XG__CHUNK = 1024,           /* numbers that are worked on at once; a multiple of 16 */
