@@ -4466,8 +4466,9 @@ XG__INLINE size_t XG_(units_of_weights)(const XG_(plan) *p)
 }
 
 /* Prepares a piece, some rows by some o: all taps are transposed, then each phase picks its own. */
-static void XG_(unit_of_weights)(const XG_(plan) *p, size_t number, int worker)
+static void XG_(unit_of_weights)(const void *plan, size_t number, int worker)
 {
+    const XG_(plan) *p = (const XG_(plan) *)plan;
     const size_t strip = XG_(strip)(p), strips = XG_(ceil_div)(p->c, strip);
     const size_t pieces = XG_(ceil_div)(p->o, XG__STRIP_O);
     const size_t group = number / pieces / strips, row = number / pieces % strips * strip;
@@ -4782,8 +4783,9 @@ static void XG_(sum_blocks)(const XG_(plan) *p, const XG_(spot) *spot, size_t gr
 }
 
 /* A unit, or a chunk of one. If a row's outputs are neighbours, sums are made where they belong. */
-static void XG_(unit)(const XG_(plan) *p, size_t number, int worker)
+static void XG_(unit)(const void *plan, size_t number, int worker)
 {
+    const XG_(plan) *p = (const XG_(plan) *)plan;
     const size_t chunk = number % p->chunks, blocks = p->k.blocks;
     const size_t begin = chunk * blocks / p->chunks, end = (chunk + 1) * blocks / p->chunks;
     const XG_(spot) spot = XG_(spot_of)(p, number / p->chunks);
@@ -4806,8 +4808,9 @@ static void XG_(unit)(const XG_(plan) *p, size_t number, int worker)
 }
 
 /* Adds up a unit's chunks. */
-static void XG_(join)(const XG_(plan) *p, size_t number, int worker)
+static void XG_(join)(const void *plan, size_t number, int worker)
 {
+    const XG_(plan) *p = (const XG_(plan) *)plan;
     const XG_(spot) spot = XG_(spot_of)(p, number);
     const XG_(desk) d = XG_(desk_of)(p, worker);
     const XG_(sink) s = XG_(sink_of)(p, spot.problem, spot.rows, spot.cols, &d);
@@ -4822,8 +4825,9 @@ static void XG_(join)(const XG_(plan) *p, size_t number, int worker)
 
 /* A unit of an input gradient with a stride: some rows py, py + stride, ... of x, with all phases
  * in x. These are delivered together, while the lines that they share are in the cache. */
-static void XG_(unit_of_phases)(const XG_(plan) *p, size_t number, int worker)
+static void XG_(unit_of_phases)(const void *plan, size_t number, int worker)
 {
+    const XG_(plan) *p = (const XG_(plan) *)plan;
     const XG_(spot) spot = XG_(spot_of)(p, number);
     const size_t group = spot.problem / (size_t)p->phases;
     const int py = (int)(spot.problem % (size_t)p->phases);
@@ -4842,11 +4846,11 @@ static void XG_(unit_of_phases)(const XG_(plan) *p, size_t number, int worker)
 
 /* 3.5.9 The four of the table. */
 
-/* What a team runs: each task is a range of units. */
+/* What a team runs: each task is a range of units of a plan. */
 typedef struct XG_(tasks) {
-    const XG_(plan) *plan;
+    const void *plan;
     size_t units, tasks;
-    void (*unit)(const XG_(plan) *plan, size_t number, int worker);
+    void (*unit)(const void *plan, size_t number, int worker);
 } XG_(tasks);
 
 static void XG_(task)(void *context, int task, int worker)
@@ -4857,15 +4861,15 @@ static void XG_(task)(void *context, int task, int worker)
     for (; i < end; i++) t->unit(t->plan, i, worker);
 }
 
-static void XG_(run_units)(const XG_(plan) *p, size_t units,
-                           void (*unit)(const XG_(plan) *plan, size_t number, int worker))
+static void XG_(run_units)(const xg__team *team, const void *plan, size_t units,
+                           void (*unit)(const void *plan, size_t number, int worker))
 {
     XG_(tasks) t;
-    t.plan = p;
+    t.plan = plan;
     t.units = units;
-    t.tasks = xg__min(units, p->team->workers > 1 ? 16 * (size_t)p->team->workers : 1);
+    t.tasks = xg__min(units, team->workers > 1 ? 16 * (size_t)team->workers : 1);
     t.unit = unit;
-    if (t.tasks > 0) p->team->parallel(p->team->user, (int)t.tasks, XG_(task), &t);
+    if (t.tasks > 0) team->parallel(team->user, (int)t.tasks, XG_(task), &t);
 }
 
 static void XG_(run_plan)(XG_(plan) *p, const xg__team *team)
@@ -4873,14 +4877,14 @@ static void XG_(run_plan)(XG_(plan) *p, const xg__team *team)
     const size_t units = XG_(units)(p);
     p->team = team;
     if (p->weights > 0) {
-        XG_(run_units)(p, XG_(units_of_weights)(p), XG_(unit_of_weights));
+        XG_(run_units)(p->team, p, XG_(units_of_weights)(p), XG_(unit_of_weights));
     }
     if (p->phases > 1) {
-        XG_(run_units)(p, units, XG_(unit_of_phases));
+        XG_(run_units)(p->team, p, units, XG_(unit_of_phases));
         return;
     }
-    XG_(run_units)(p, units * p->chunks, XG_(unit));
-    if (p->chunks > 1) XG_(run_units)(p, units, XG_(join));
+    XG_(run_units)(p->team, p, units * p->chunks, XG_(unit));
+    if (p->chunks > 1) XG_(run_units)(p->team, p, units, XG_(join));
 }
 
 static size_t XG_(scratch)(const XG_(plan) *p, int workers)
@@ -5513,8 +5517,9 @@ static void XG_(answer)(const XG_(winograd) *p, size_t row, size_t rows, size_t 
 
 /* What is transformed before all else: weights of a block of planes out, or 16 planes of a block of
  * patches. */
-static void XG_(winograd_first)(const XG_(winograd) *p, size_t number, int worker)
+static void XG_(winograd_first)(const void *plan, size_t number, int worker)
 {
+    const XG_(winograd) *p = (const XG_(winograd) *)plan;
     const XG_(bench) d = XG_(bench_of)(p, worker);
     if (p->few) {
         const size_t groups = XG_(ceil_div)(p->in.count, 16), block = number / groups;
@@ -5529,8 +5534,9 @@ static void XG_(winograd_first)(const XG_(winograd) *p, size_t number, int worke
 }
 
 /* A block of patches with all planes out. */
-static void XG_(unit_of_patches)(const XG_(winograd) *p, size_t number, int worker)
+static void XG_(unit_of_patches)(const void *plan, size_t number, int worker)
 {
+    const XG_(winograd) *p = (const XG_(winograd) *)plan;
     const XG_(bench) d = XG_(bench_of)(p, worker);
     const XG_(span) patches = XG_(block)(&p->patches, number);
     size_t i;
@@ -5544,8 +5550,9 @@ static void XG_(unit_of_patches)(const XG_(winograd) *p, size_t number, int work
 }
 
 /* A block of planes out with all patches. */
-static void XG_(unit_of_planes)(const XG_(winograd) *p, size_t number, int worker)
+static void XG_(unit_of_planes)(const void *plan, size_t number, int worker)
 {
+    const XG_(winograd) *p = (const XG_(winograd) *)plan;
     const XG_(bench) d = XG_(bench_of)(p, worker);
     const XG_(span) rows = XG_(block)(&p->rows, number);
     size_t i;
@@ -5561,8 +5568,9 @@ static void XG_(unit_of_planes)(const XG_(winograd) *p, size_t number, int worke
 
 /* Weight gradient: the stretch's patches of some planes of x, to panels of columns; or of a plane
  * of g, to a row. */
-static void XG_(unit_of_stretch)(const XG_(winograd) *p, size_t number, int worker)
+static void XG_(unit_of_stretch)(const void *plan, size_t number, int worker)
 {
+    const XG_(winograd) *p = (const XG_(winograd) *)plan;
     const XG_(bench) d = XG_(bench_of)(p, worker);
     const XG_(span) patches = XG_(block)(&p->k, p->stretch);
     const size_t panels = XG_(ceil_div)(p->in.count, XG__NR);
@@ -5598,8 +5606,9 @@ static void XG_(multiply_stretch)(const XG_(winograd) *p, size_t point, XG_(span
     XG_(multiply)(&product, d->room);
 }
 
-static void XG_(unit_of_point)(const XG_(winograd) *p, size_t number, int worker)
+static void XG_(unit_of_point)(const void *plan, size_t number, int worker)
 {
+    const XG_(winograd) *p = (const XG_(winograd) *)plan;
     const XG_(bench) d = XG_(bench_of)(p, worker);
     const XG_(span) rows = XG_(block)(&p->rows, number / XG__POINTS);
     const size_t point = number % XG__POINTS;
@@ -5623,15 +5632,17 @@ static void XG_(answer_weights)(const XG_(winograd) *p, size_t row, const xg_rea
 }
 
 /* After the last stretch: a row. */
-static void XG_(unit_of_answers)(const XG_(winograd) *p, size_t row, int worker)
+static void XG_(unit_of_answers)(const void *plan, size_t row, int worker)
 {
+    const XG_(winograd) *p = (const XG_(winograd) *)plan;
     const XG_(bench) d = XG_(bench_of)(p, worker);
     XG_(answer_weights)(p, row, p->team->scratch + p->at_c + row * p->c_stride, &d);
 }
 
 /* If there is one stretch only: all points of a block of rows, whose products stay in the cache. */
-static void XG_(unit_of_rows)(const XG_(winograd) *p, size_t number, int worker)
+static void XG_(unit_of_rows)(const void *plan, size_t number, int worker)
 {
+    const XG_(winograd) *p = (const XG_(winograd) *)plan;
     const XG_(bench) d = XG_(bench_of)(p, worker);
     const XG_(span) rows = XG_(block)(&p->rows, number);
     size_t i;
@@ -5643,40 +5654,15 @@ static void XG_(unit_of_rows)(const XG_(winograd) *p, size_t number, int worker)
     }
 }
 
-typedef struct XG_(winograd_tasks) {
-    const XG_(winograd) *plan;
-    size_t units, tasks;
-    void (*unit)(const XG_(winograd) *plan, size_t number, int worker);
-} XG_(winograd_tasks);
-
-static void XG_(winograd_task)(void *context, int task, int worker)
-{
-    const XG_(winograd_tasks) *t = (const XG_(winograd_tasks) *)context;
-    const size_t end = ((size_t)task + 1) * t->units / t->tasks;
-    size_t i = (size_t)task * t->units / t->tasks;
-    for (; i < end; i++) t->unit(t->plan, i, worker);
-}
-
-static void XG_(winograd_run)(const XG_(winograd) *p, size_t units,
-                              void (*unit)(const XG_(winograd) *plan, size_t number, int worker))
-{
-    XG_(winograd_tasks) t;
-    t.plan = p;
-    t.units = units;
-    t.tasks = xg__min(units, p->team->workers > 1 ? 16 * (size_t)p->team->workers : 1);
-    t.unit = unit;
-    if (t.tasks > 0) p->team->parallel(p->team->user, (int)t.tasks, XG_(winograd_task), &t);
-}
-
 static void XG_(run_winograd_dw)(XG_(winograd) *p)
 {
     const size_t panels = XG_(ceil_div)(p->in.count, XG__NR);
     for (p->stretch = 0; p->stretch < p->k.blocks; p->stretch++) {
-        XG_(winograd_run)(p, panels + p->out_planes, XG_(unit_of_stretch));
-        if (p->few) XG_(winograd_run)(p, p->rows.blocks, XG_(unit_of_rows));
-        else XG_(winograd_run)(p, XG__POINTS * p->rows.blocks, XG_(unit_of_point));
+        XG_(run_units)(p->team, p, panels + p->out_planes, XG_(unit_of_stretch));
+        if (p->few) XG_(run_units)(p->team, p, p->rows.blocks, XG_(unit_of_rows));
+        else XG_(run_units)(p->team, p, XG__POINTS * p->rows.blocks, XG_(unit_of_point));
     }
-    if (!p->few) XG_(winograd_run)(p, p->out_planes, XG_(unit_of_answers));
+    if (!p->few) XG_(run_units)(p->team, p, p->out_planes, XG_(unit_of_answers));
 }
 
 static void XG_(run_winograd)(XG_(winograd) *p, const xg__team *team)
@@ -5685,12 +5671,12 @@ static void XG_(run_winograd)(XG_(winograd) *p, const xg__team *team)
     if (p->job->kind == XG__CONV_DW) {
         XG_(run_winograd_dw)(p);
     } else if (p->few) {
-        XG_(winograd_run)(p, p->patches.blocks * XG_(ceil_div)(p->in.count, 16),
+        XG_(run_units)(p->team, p, p->patches.blocks * XG_(ceil_div)(p->in.count, 16),
                           XG_(winograd_first));
-        XG_(winograd_run)(p, p->rows.blocks, XG_(unit_of_planes));
+        XG_(run_units)(p->team, p, p->rows.blocks, XG_(unit_of_planes));
     } else {
-        XG_(winograd_run)(p, p->rows.blocks, XG_(winograd_first));
-        XG_(winograd_run)(p, p->patches.blocks, XG_(unit_of_patches));
+        XG_(run_units)(p->team, p, p->rows.blocks, XG_(winograd_first));
+        XG_(run_units)(p->team, p, p->patches.blocks, XG_(unit_of_patches));
     }
 }
 
@@ -7047,7 +7033,7 @@ static bool xg__force(xg_tensor *x)
  * has ended. */
 static xg_tensor *xg__leaf_behind(xg_tensor *x)
 {
-    while (x && x->op != XG_OP_leaf) x = xg__room_of(x->op)->manner == XG__VIEW ? x->in[0] : NULL;
+    while (x && x->op != XG_OP_leaf) x = xg__is_view(x) ? x->in[0] : NULL;
     return x;
 }
 
