@@ -118,25 +118,33 @@ def difference(a, b):
     return abs(a - b) / max(abs(a), abs(b), 1e-30)
 
 
-def compare(ours, theirs, quick):
-    """Medians of blocks that alternate, five to 25 of them; three where they are long."""
+def compare(ours, theirs, quick, blocks):
+    """Medians of blocks that alternate: so many, or five to 25 of them, three where they are long."""
     times = [], []
     warm = 1e-3 * (float(ours.ask("go", 900)[0]) + float(theirs.ask("go", 900)[0]))
-    count, start = 1 if quick else 3 if warm > 5 else 5, time.monotonic()
-    while len(times[0]) < count or (not quick and len(times[0]) < 25 and time.monotonic() - start < 4):
+    count, start = blocks or (1 if quick else 3 if warm > 5 else 5), time.monotonic()
+    more = 25 if not quick and not blocks else 0
+    while len(times[0]) < count or (len(times[0]) < more and time.monotonic() - start < 4):
         times[0].append(float(ours.ask("go", 900)[0]))
         times[1].append(float(theirs.ask("go", 900)[0]))
     return statistics.median(times[0]), statistics.median(times[1])
 
 
-class Table:
-    """Rows on the screen and in the file as they come; the best peer of each workload at the end."""
+def key(row):
+    """What a row is about: workload, batch, threads and peer."""
+    return row[0], int(row[1]), int(row[2]), row[4]
 
-    def __init__(self, path):
-        self.file = open(path, "w", newline="")
-        self.csv = csv.writer(self.file)
-        self.csv.writerow(FIELDS)
-        self.rows = []
+
+class Table:
+    """Rows on the screen and in the file as they come; the best peer of each workload at the end. With
+    `keep`, rows that the file has already stay until they are measured anew."""
+
+    def __init__(self, path, keep):
+        self.path, self.rows = path, []
+        if keep and path.exists():
+            with open(path, newline="") as file:
+                self.rows = [row for row in csv.reader(file) if row != FIELDS]
+        self.write()
         print(f"{'work':14} {'batch':>5} {'threads':>7} {'xguide ms':>10}  {'peer':22} {'peer ms':>10} "
               f"{'ratio':>6}  difference of loss, gradient")
 
@@ -144,10 +152,19 @@ class Table:
         print(f"{work:14} {batch:5} {threads:7} {mine:10.3f}  {peer:22} {other:10.3f} {other / mine:6.2f}"
               f"  {note}{'' if counts else '  DIFFERENT: not counted'}", flush=True)
         if counts:
-            row = [work, batch, threads, f"{mine:.4f}", peer, version, f"{other:.4f}", f"{other / mine:.3f}"]
-            self.rows.append(row)
-            self.csv.writerow(row)
-            self.file.flush()
+            row = [work, str(batch), str(threads), f"{mine:.4f}", peer, version, f"{other:.4f}",
+                   f"{other / mine:.3f}"]
+            self.rows = [old for old in self.rows if key(old) != key(row)] + [row]
+            self.write()
+
+    def write(self):
+        """The whole file, in the order of the list of workloads, never half of it."""
+        order = [work for work, _ in WORKS]
+        self.rows.sort(key=lambda r: (order.index(r[0]) if r[0] in order else len(order), key(r)))
+        fresh = self.path.with_suffix(".part")
+        with open(fresh, "w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([FIELDS] + self.rows)
+        fresh.replace(self.path)
 
     def fail(self, work, batch, threads, peer, why):
         print(f"{work:14} {batch:5} {threads:7} {'':10}  {peer:22} failed: {why}", flush=True)
@@ -157,9 +174,9 @@ class Table:
         groups = {}
         for row in self.rows:
             groups.setdefault(tuple(row[:3]), []).append(row)
-        for key, rows in groups.items():
+        for about, rows in groups.items():
             row = min(rows, key=lambda r: float(r[7]))
-            print(f"{key[0]:14} {key[1]:5} {key[2]:7} {float(row[7]):6.2f}  {row[4]} {row[5]}")
+            print(f"{about[0]:14} {about[1]:>5} {about[2]:>7} {float(row[7]):6.2f}  {row[4]} {row[5]}")
 
 
 def measure(args, table, work, batch, threads, cores):
@@ -180,7 +197,7 @@ def measure(args, table, work, batch, threads, cores):
                 version = peer.ready(900)
                 got = [float(v) for v in peer.ask("check", 900)]
                 loss, slope = (difference(a, b) for a, b in zip(expected, got))
-                mine, other = compare(ours, peer, args.quick)
+                mine, other = compare(ours, peer, args.quick, args.blocks)
                 table.add(work, batch, threads, mine, name, version, other, f"{loss:.0e} {slope:.0e}",
                           max(loss, slope) <= AGREE)
             except Failed as why:
@@ -265,13 +282,15 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("filter", nargs="?", help="only workloads whose name contains this")
     parser.add_argument("--quick", action="store_true", help="one block for each; nothing that compiles")
+    parser.add_argument("--blocks", type=int, help="so many blocks for each, instead of by their length")
+    parser.add_argument("--keep", action="store_true", help="keep the file's other rows: a table in parts")
     parser.add_argument("--threads", type=int, help="only on so many threads; default one, then two")
     parser.add_argument("--batch", type=int, help="this batch instead of the table's")
     parser.add_argument("--peer", help="only peers whose name contains this")
     parser.add_argument("--build", default="build", help="where build/bench is; default build")
     args = parser.parse_args()
     allowed = sorted(os.sched_getaffinity(0))
-    table = Table(pathlib.Path(args.build) / "peers.csv")
+    table = Table(pathlib.Path(args.build) / "peers.csv", args.keep)
     for work, batches in WORKS:
         if args.filter and args.filter not in work:
             continue
