@@ -408,11 +408,11 @@ XG_API const char *xg_name_of(const xg_tensor *x);                     /* its na
     X(conv2d_dw,      2, own, rule, "T(x,.,g)")                                                    \
     X(avgpool,        1, own, rule, "mean over windows")                                           \
     X(avgpool_t,      1, own, rule, "its transpose")                                               \
-    X(argpool,        1, own, none, "where each window's maximum stands")                          \
+    X(argpool,        1, late, none, "where each window's maximum stands")                         \
     X(upsample,       1, own, rule, "bilinear interpolation")                                      \
     X(upsample_t,     1, own, rule, "its transpose")                                               \
-    X(gather,         2, own, rule, "x[index]")                                                    \
-    X(scatter,        2, own, rule, "its transpose")                                               \
+    X(gather,         2, late, rule, "x[index]")                                                   \
+    X(scatter,        2, late, rule, "its transpose")                                              \
     X(argmax,         1, own, none, "first best channel")                                          \
     X(max_to,         1, own, rule, "maximum over axes")                                           \
     X(topk_threshold, 1, own, none, "between k-th and next largest")                               \
@@ -1597,10 +1597,11 @@ typedef struct xg__kernels {
     void   (*sum_each)(double *sum, const xg_real *x, size_t n);    /* sum[i] += x[i] */
     void   (*square_lanes)(double *lane, const xg_real *x, size_t n);  /* lane[i % 16] += x[i]^2 */
     xg__update_row update[3];                                       /* by vectors of state */
-    /* Of one plane: the mean of each window, the index of its maximum. Then of windows of 2x2 side
-     * by side: the numbers at an index, and the plane that has them there. */
+    /* Of one plane: the mean of each window; the index of its maximum, and unless y is NULL the
+     * maximum. Then of windows of 2x2 side by side: the numbers at an index, and the plane that
+     * has them there. */
     void   (*avgpool)(const xg__pool_job *job, const xg_real *x, xg_real *y);
-    void   (*argpool)(const xg__pool_job *job, const xg_real *x, xg_real *index);
+    void   (*argpool)(const xg__pool_job *job, const xg_real *x, xg_real *index, xg_real *y);
     void   (*pick_pairs)(const xg__pool_job *job, const xg_real *x, const xg_real *index,
                          xg_real *y);
     void   (*place_pairs)(const xg__pool_job *job, const xg_real *g, const xg_real *index,
@@ -3099,29 +3100,38 @@ XG__INLINE XG_(v) XG_(tap)(const xg_real *p, int offset, const xg_window *k, siz
 }
 
 /* Every window of a plane: `one` makes y's number of a window that may be clipped; `some` those of
- * n that are not, the first in column c. Their rows are [r, end). */
-XG__INLINE void XG_(each_window)(const xg__pool_job *job, const xg_real *x, xg_real *y,
-    xg_real (*one)(const xg__pool_job *job, const xg_real *x, int r, int end, int ox),
+ * n that are not, the first in column c. Their rows are [r, end). z: another result, or NULL. */
+XG__INLINE void XG_(each_window)(const xg__pool_job *job, const xg_real *x, xg_real *y, xg_real *z,
+    void (*one)(const xg__pool_job *job, const xg_real *x, int r, int end, int ox, xg_real *y,
+                xg_real *z),
     void (*some)(const xg__pool_job *job, const xg_real *x, int r, int end, int c, size_t n,
-                 xg_real *y))
+                 xg_real *y, xg_real *z))
 {
     int oy, ox, r, end;
-    for (oy = 0; oy < job->oh; oy++, y += job->ow) {
+    for (oy = 0; oy < job->oh; oy++) {
         xg__clip(oy, job->window.kh, job->h, job->window, &r, &end);
-        for (ox = 0; ox < job->inner; ox++) y[ox] = one(job, x, r, end, ox);
-        for (; ox + XG__LANES <= job->outer; ox += XG__LANES) {
-            some(job, x, r, end, ox * job->window.stride - job->window.pad, XG__LANES, y + ox);
+        for (ox = 0; ox < job->ow;) {
+            const int c = ox * job->window.stride - job->window.pad;
+            size_t n = 1;
+            if (ox < job->inner || ox >= job->outer) {
+                one(job, x, r, end, ox, y, z);
+            } else if (ox + XG__LANES <= job->outer) {
+                n = XG__LANES;
+                some(job, x, r, end, c, XG__LANES, y, z);
+            } else {
+                n = (size_t)(job->outer - ox);
+                some(job, x, r, end, c, n, y, z);
+            }
+            ox += (int)n;
+            y += n;
+            if (z != NULL) z += n;
         }
-        if (ox < job->outer) {
-            some(job, x, r, end, ox * job->window.stride - job->window.pad,
-                 (size_t)(job->outer - ox), y + ox);
-        }
-        for (ox = job->outer; ox < job->ow; ox++) y[ox] = one(job, x, r, end, ox);
     }
 }
 
 /* Means: sums in double, of the numbers in their order; what is clipped counts as 0. */
-static xg_real XG_(avgpool_one)(const xg__pool_job *job, const xg_real *x, int r, int end, int ox)
+static void XG_(avgpool_one)(const xg__pool_job *job, const xg_real *x, int r, int end, int ox,
+                             xg_real *y, xg_real *z)
 {
     int first, stop, c;
     double sum = 0;
@@ -3129,11 +3139,12 @@ static xg_real XG_(avgpool_one)(const xg__pool_job *job, const xg_real *x, int r
     for (; r < end; r += job->window.dilation) {
         for (c = first; c < stop; c += job->window.dilation) sum += (double)x[r * job->w + c];
     }
-    return (xg_real)(sum * job->share);
+    *y = (xg_real)(sum * job->share);
+    (void)z;
 }
 
 XG__INLINE void XG_(avgpool_some)(const xg__pool_job *job, const xg_real *x, int r, int end, int c,
-                                  size_t n, xg_real *y)
+                                  size_t n, xg_real *y, xg_real *z)
 {
     const xg_window k = job->window;
     xg_real room[XG__LANES];
@@ -3149,15 +3160,17 @@ XG__INLINE void XG_(avgpool_some)(const xg__pool_job *job, const xg_real *x, int
     }
     XG_(wide_store)(total, sum);
     for (i = 0; i < n; i++) y[i] = (xg_real)(total[i] * job->share);
+    (void)z;
 }
 
 static void XG_(avgpool)(const xg__pool_job *job, const xg_real *x, xg_real *y)
 {
-    XG_(each_window)(job, x, y, XG_(avgpool_one), XG_(avgpool_some));
+    XG_(each_window)(job, x, y, NULL, XG_(avgpool_one), XG_(avgpool_some));
 }
 
-/* Maxima: the place of each. */
-static xg_real XG_(argpool_one)(const xg__pool_job *job, const xg_real *x, int r, int end, int ox)
+/* Maxima: the place of each, and if y is not NULL the maximum. */
+static void XG_(argpool_one)(const xg__pool_job *job, const xg_real *x, int r, int end, int ox,
+                             xg_real *index, xg_real *y)
 {
     int first, stop, c, best;
     xg__clip(ox, job->window.kw, job->w, job->window, &first, &stop);
@@ -3168,45 +3181,53 @@ static xg_real XG_(argpool_one)(const xg__pool_job *job, const xg_real *x, int r
             if (x[at] > x[best] || x[at] != x[at]) best = at;          /* a NaN wins */
         }
     }
-    return (xg_real)best;
+    *index = (xg_real)best;
+    if (y != NULL) *y = x[best];
 }
 
-/* Where t, found at `at`, beats the best so far. The first of equals wins, and the last NaN: it
- * counts as infinite afterwards, which no number exceeds. */
-XG__INLINE void XG_(contest)(XG_(v) t, XG_(v) at, XG_(v) *best, XG_(v) *index)
+/* The best so far of each window, and where it is. */
+typedef struct XG_(lead) { XG_(v) best, bar, at; } XG_(lead);
+
+/* Where t, found at `at`, clears the bar, it is the best. The first of equals wins, and the last
+ * NaN: then the bar is infinite, and no number exceeds it. */
+XG__INLINE void XG_(contest)(XG_(v) t, XG_(v) at, XG_(lead) *lead)
 {
-    const XG_(m) keep = XG_(less_equal)(t, *best);             /* never holds for NaN */
-    *best = XG_(select)(keep, *best, XG_(min)(t, XG_(set1)((xg_real)INFINITY)));
-    *index = XG_(select)(keep, *index, at);
+    const XG_(m) keep = XG_(less_equal)(t, lead->bar);         /* never holds for NaN */
+    lead->best = XG_(select)(keep, lead->best, t);
+    lead->bar = XG_(select)(keep, lead->bar, XG_(min)(t, XG_(set1)((xg_real)INFINITY)));
+    lead->at = XG_(select)(keep, lead->at, at);
 }
 
 XG__INLINE void XG_(argpool_some)(const xg__pool_job *job, const xg_real *x, int r, int end, int c,
-                                  size_t n, xg_real *y)
+                                  size_t n, xg_real *index, xg_real *y)
 {
     const xg_window k = job->window;
     const XG_(v) lane = XG_(ramp)(k.stride);
-    XG_(v) best = XG_(set1)(-(xg_real)INFINITY), a, b;
-    XG_(v) index = XG_(add)(lane, XG_(set1)((xg_real)(r * job->w + c)));
+    XG_(lead) lead;
+    XG_(v) a, b;
     int dx;
+    lead.best = lead.bar = XG_(set1)(-(xg_real)INFINITY);
+    lead.at = XG_(add)(lane, XG_(set1)((xg_real)(r * job->w + c)));
     for (; r < end; r += k.dilation) {
         const int start = r * job->w + c;
         XG_(v) at = XG_(add)(lane, XG_(set1)((xg_real)start));
         if (k.kw == 2 && k.stride == 2 && k.dilation == 1) {   /* the most frequent by far */
             XG_(load_two)(x + start, n, &a, &b);
-            XG_(contest)(XG_(evens)(a, b), at, &best, &index);
-            XG_(contest)(XG_(odds)(a, b), XG_(add)(at, XG_(set1)(1)), &best, &index);
+            XG_(contest)(XG_(evens)(a, b), at, &lead);
+            XG_(contest)(XG_(odds)(a, b), XG_(add)(at, XG_(set1)(1)), &lead);
             continue;
         }
         for (dx = 0; dx < k.kw; dx++, at = XG_(add)(at, XG_(set1)((xg_real)k.dilation))) {
-            XG_(contest)(XG_(tap)(x + start, dx * k.dilation, &k, n), at, &best, &index);
+            XG_(contest)(XG_(tap)(x + start, dx * k.dilation, &k, n), at, &lead);
         }
     }
-    XG_(store_most)(y, index, n);
+    XG_(store_most)(index, lead.at, n);
+    if (y != NULL) XG_(store_most)(y, lead.best, n);
 }
 
-static void XG_(argpool)(const xg__pool_job *job, const xg_real *x, xg_real *index)
+static void XG_(argpool)(const xg__pool_job *job, const xg_real *x, xg_real *index, xg_real *y)
 {
-    XG_(each_window)(job, x, index, XG_(argpool_one), XG_(argpool_some));
+    XG_(each_window)(job, x, index, y, XG_(argpool_one), XG_(argpool_some));
 }
 
 /* Of each window of 2x2, the number at its index. */
@@ -5865,10 +5886,10 @@ struct xg_tape {
     xg_real            nan;                /* what poison reads as */
 };
 
-/* LATER: pointwise, or a sum; waits until somebody asks for its numbers (4.6). NOW: runs at once.
- * VIEW: has the numbers of its operand. */
+/* LATER: waits until somebody asks for its numbers: pointwise or a sum (4.6), or with a run of its
+ * own, which asks for its operands' numbers. NOW: runs at once. VIEW: has those of its operand. */
 typedef enum xg__manner {
-    XG__LATER_MAP, XG__LATER_ZIP, XG__LATER_SUM, XG__NOW, XG__VIEW
+    XG__LATER_MAP, XG__LATER_ZIP, XG__LATER_SUM, XG__LATER_OWN, XG__NOW, XG__VIEW
 } xg__manner;
 
 /* What the tape knows of an operation; the table of rooms stands at the end of [5]. */
@@ -6332,6 +6353,7 @@ static int xg__extent(xg_shape s, int axis)
 }
 
 static bool xg__force(xg_tensor *x);
+static void xg__retire(xg_tensor *x);
 
 /* Nobody else sees what a last sweep makes on its way: when the last who holds it lets go, its
  * memory is free (4.8). */
@@ -6353,6 +6375,11 @@ static bool xg__is_sum(const xg_tensor *x)
 }
 
 static bool xg__is_view(const xg_tensor *x) { return xg__room_of(x->op)->manner == XG__VIEW; }
+
+static bool xg__runs_late(const xg_tensor *x)
+{
+    return xg__room_of(x->op)->manner == XG__LATER_OWN;
+}
 
 /* Gives x, which waited, its numbers. If it is older than the last mark, a release will take them
  * back. */
@@ -6410,7 +6437,7 @@ static bool xg__has_units(const xg__program *p) { return !xg_shape_same(p->domai
 static xg__part xg__part_of(const xg__program *p, const xg_tensor *x)
 {
     if (x != p->result && (x->data || x->hub || p->limit < 1)) return XG__SOURCE;
-    if (xg__is_view(x)) return XG__SOURCE;
+    if (xg__is_view(x) || xg__runs_late(x)) return XG__SOURCE;
     if (xg__is_sum(x)) {
         bool fits = xg__has_units(p) && xg_shape_same(x->shape, p->unit);
         return fits && xg_shape_same(x->in[0]->shape, p->domain) ? XG__SUM : XG__SOURCE;
@@ -6800,6 +6827,14 @@ static xg_real *xg__piece_kept(const xg__program *p, const xg__piece *c, int kee
     return c->keep + (size_t)keep * p->rows * p->row + c->summed;
 }
 
+/* The step that makes the result. */
+static const xg__step *xg__program_last(const xg__program *p)
+{
+    const xg__step *s = p->step;
+    while (s->node != p->result) s++;
+    return s;
+}
+
 static void xg__piece_load(const xg__program *p, const xg__sweep *sweep, xg__piece *c)
 {
     for (int i = 0; i < sweep->uses; i++) {
@@ -6972,11 +7007,60 @@ enum { XG__CHEAP = 12, XG__WORTH = 16384 };    /* steps; numbers of what is wort
 
 static bool xg__program_cheap(const xg__program *p)
 {
-    int weight = 0;
-    for (int i = 0; i < p->steps; i++) if (p->step[i].node == p->result) weight = p->step[i].weight;
-    bool cheap = p->out && weight <= XG__CHEAP && !xg__is_dear(p->result->op);
+    const xg_tensor *x = p->result;
+    const xg__step *last = xg__program_last(p);
+    bool cheap = last->part == XG__ROWS && last->weight <= XG__CHEAP && !xg__is_dear(x->op);
     for (int i = 0; i < p->sources; i++) cheap = cheap && !p->source[i].x->cheap;
     return cheap;
+}
+
+/* Who reads an operand that waits plane by plane can take the planes as they are made, if that is
+ * quick: then they are never all in memory. */
+typedef struct xg__planes {
+    const xg_tensor *x;
+    size_t      size;                          /* of a plane */
+    bool        made;                          /* by the program, when asked for; else in memory */
+    xg__program program;
+} xg__planes;
+
+/* Opens the planes of x; false without memory. */
+static bool xg__planes_open(xg__planes *planes, xg_tensor *x)
+{
+    xg__program *p = &planes->program;
+    planes->x = x;
+    planes->size = (size_t)x->shape.h * (size_t)x->shape.w;
+    planes->made = !x->data && !xg__is_view(x) && !xg__is_sum(x) && !xg__runs_late(x)
+                && xg__program_open(p, x) && !xg__has_units(p) && xg__program_cheap(p)
+                && p->row % planes->size == 0 && (p->group == 1 || p->row == planes->size);
+    return planes->made || xg__force(x);
+}
+
+/* Before a worker asks for its first plane. */
+static void xg__planes_begin(const xg__planes *planes, xg__piece *c)
+{
+    c->unit = 0;
+    c->keep = NULL;
+    c->rows = 1;
+    if (planes->made) xg__piece_begin(&planes->program, c);
+}
+
+/* A plane. At `room`, there is room for one. */
+static const xg_real *xg__planes_at(const xg__planes *planes, xg__piece *c, size_t number,
+                                    xg_real *room)
+{
+    const xg__program *p = &planes->program;
+    const size_t start = number * planes->size;
+    if (!planes->made) return planes->x->data + start;
+    const xg_real **made = &c->place[xg__program_last(p) - p->step];
+    c->row = start / p->row;
+    for (size_t at = 0; at < planes->size; at += c->n) {
+        c->at = start % p->row + at;
+        c->n = xg__min(planes->size - at, XG__CHUNK);
+        xg__piece_run(p, &p->sweep[0], c);
+        if (c->n == planes->size) return *made;
+        memcpy(room + at, *made, c->n * sizeof *room);
+    }
+    return room;
 }
 
 /* Runs what x waits for. */
@@ -7020,13 +7104,17 @@ static bool xg__force(xg_tensor *x)
 {
     if (x->data) return true;
     if (xg__is_view(x)) return xg__share(x);
-    if (!xg__is_sum(x) || xg__separable(x->in[0]->shape, x->shape)) return xg__force_program(x);
-    if (!xg__force(x->in[0])) return false;
+    bool late = xg__runs_late(x);
+    if (!late && (!xg__is_sum(x) || xg__separable(x->in[0]->shape, x->shape))) {
+        return xg__force_program(x);
+    }
+    if (!late && !xg__force(x->in[0])) return false;
     xg_tensor made = *x;
     made.data = xg__take_numbers(x);
     if (!made.data) return false;
     xg__room_of(x->op)->run(&made);
-    return xg__settle(x, made.data);
+    for (int i = 0; i < 2 && late; i++) if (x->in[i]) xg__retire(x->in[i]);
+    return !xg_failed(x->tape) && xg__settle(x, made.data);
 }
 
 /* The leaf whose numbers x shows, itself or by way of reshapings; NULL if there is none, or if x
@@ -7070,7 +7158,8 @@ static bool xg__spread_copies(xg_tape *tape)
 /* 4.7 Emit, the one door. Every operation passes here: checked, recorded, and run unless it may
  *     wait. */
 
-/* How many operations wait in a chain that ends with y. */
+/* How many operations wait in a chain that ends with y. Those with a run of their own count as
+ * many: each runs inside the next. */
 static int xg__chain_length(const xg_tensor *y)
 {
     int longest = 0;
@@ -7086,7 +7175,7 @@ static xg_tensor *xg__record_waiting(xg_tensor *y, xg__manner manner)
 {
     xg_tensor *a = y->in[0], *b = y->in[1];
     bool waits = manner != XG__VIEW || !a->data;
-    y->depth = xg__chain_length(y);
+    y->depth = xg__chain_length(y) + (manner == XG__LATER_OWN ? XG__DEPTH / 8 : 0);
     xg_tensor *made = xg__record(y, true);
     if (!made) return NULL;
     xg__hold(a);
@@ -7096,8 +7185,6 @@ static xg_tensor *xg__record_waiting(xg_tensor *y, xg__manner manner)
     if (waits && b) b->awaited = true;
     return (waits && made->depth < XG__DEPTH) || xg__force(made) ? made : NULL;
 }
-
-static void xg__retire(xg_tensor *x);
 
 /* Records y and runs it. */
 static xg_tensor *xg__record_run(const xg_tensor *y, const xg__room *room)
@@ -7561,10 +7648,16 @@ static xg_tensor *xg__vjp_affine(xg_tensor *y, int i, xg_tensor *g)
 }
 
 XG_API_DEF xg_tensor *xg_relu(xg_tensor *x) { return xg__emit1(XG_OP_relu, x); }
+/* y > 0 exactly where x > 0. What came to y by way of y's maxima is gated there, where it is fewer
+ * numbers: elsewhere it is 0 anyway. */
 static xg_tensor *xg__vjp_relu(xg_tensor *y, int i, xg_tensor *g)
 {
     (void)i;
-    return xg_gate(g, y);                      /* y > 0 exactly where x > 0 */
+    xg_tensor *at = g->op == XG_OP_scatter ? g->in[1] : NULL, *maxima = at ? at->next : NULL;
+    if (maxima && maxima->op == XG_OP_gather && maxima->in[0] == y && maxima->in[1] == at) {
+        return xg_scatter(xg_gate(g->in[0], maxima), at, y->shape);
+    }
+    return xg_gate(g, y);
 }
 
 XG_API_DEF xg_tensor *xg_clamp(xg_tensor *x, double lo, double hi)
@@ -7738,9 +7831,12 @@ static void xg__run_sum_to(xg_tensor *y)
                  xg__sum_columns, &job);
 }
 
-/* A sum of everything is taken sample by sample first: that can be divided among workers. */
+/* A sum of everything is taken sample by sample first: that can be divided among workers. Where
+ * whole planes are summed, what was scattered over them has the same sum. */
 XG_API_DEF xg_tensor *xg_sum_to(xg_tensor *x, xg_shape s)
 {
+    if (x && xg_shape_same(x->shape, s)) return x;
+    if (x && x->op == XG_OP_scatter && x->in[0] && s.h == 1 && s.w == 1) x = x->in[0];
     if (x && xg_shape_same(x->shape, s)) return x;
     if (x && xg_shape_size(s) == 1 && x->shape.n > 1 && xg_size(x) > (size_t)x->shape.n) {
         x = xg__emit_to(XG_OP_sum_to, x, NULL, xg_shape4(x->shape.n, 1, 1, 1));
@@ -8293,21 +8389,14 @@ static xg__pool_job xg__pool_of(xg_window k, xg_shape in, xg_shape out)
     return job;
 }
 
-/* avgpool and argpool; the kernel is of the job's operation. */
-static void xg__pool_planes(const xg__plane_job *job, size_t begin, size_t end,
-                            void (*kernel)(const xg__pool_job *, const xg_real *, xg_real *))
-{
-    xg__pool_job pool = xg__pool_of(job->y->attr.conv.window, job->x->shape, job->y->shape);
-    for (size_t plane = begin; plane < end; plane++) {
-        kernel(&pool, job->x->data + plane * xg__plane(job->x),
-               job->y->data + plane * xg__plane(job->y));
-    }
-}
-
 static void xg__avgpool_planes(const void *context, size_t begin, size_t end)
 {
     const xg__plane_job *job = (const xg__plane_job *)context;
-    xg__pool_planes(job, begin, end, job->y->tape->kernels->avgpool);
+    xg__pool_job pool = xg__pool_of(job->y->attr.conv.window, job->x->shape, job->y->shape);
+    for (size_t plane = begin; plane < end; plane++) {
+        job->y->tape->kernels->avgpool(&pool, job->x->data + plane * xg__plane(job->x),
+                                       job->y->data + plane * xg__plane(job->y));
+    }
 }
 
 static void xg__run_avgpool(xg_tensor *y)
@@ -8393,17 +8482,51 @@ static bool xg__shape_argpool(xg_tensor *y)
     return xg__shape_pool(y);
 }
 
-static void xg__argpool_planes(const void *context, size_t begin, size_t end)
+/* Where the maxima are, and unless y is NULL the maxima. Planes that wait are taken as they are
+ * made (4.6.2), each into its worker's room. */
+typedef struct xg__argpool_job {
+    const xg__kernels *kernels;
+    xg__planes   planes;
+    xg__pool_job pool;
+    xg_real     *index, *y, *room;
+} xg__argpool_job;
+
+static void xg__argpool_planes(const void *context, size_t begin, size_t end, int worker)
 {
-    const xg__plane_job *job = (const xg__plane_job *)context;
-    xg__pool_planes(job, begin, end, job->y->tape->kernels->argpool);
+    const xg__argpool_job *job = (const xg__argpool_job *)context;
+    size_t count = (size_t)job->pool.oh * (size_t)job->pool.ow;
+    xg_real *room = job->room + (size_t)worker * job->planes.size;
+    xg__piece piece;
+    xg__planes_begin(&job->planes, &piece);
+    for (size_t plane = begin; plane < end; plane++) {
+        const xg_real *x = xg__planes_at(&job->planes, &piece, plane, room);
+        job->kernels->argpool(&job->pool, x, job->index + plane * count,
+                              job->y ? job->y + plane * count : NULL);
+    }
 }
 
-static void xg__run_argpool(xg_tensor *y)
+static void xg__run_maxima(xg_tensor *x, const xg_tensor *index, xg_real *to_index, xg_real *y)
 {
-    xg_window k = y->attr.conv.window;
-    xg__for_planes(y, y, xg__plane(y) * (size_t)(k.kh * k.kw), xg__argpool_planes);
+    xg_tape *tape = x->tape;
+    xg_window k = index->attr.conv.window;
+    xg__argpool_job job;
+    if (!xg__planes_open(&job.planes, x)) return;
+    job.kernels = tape->kernels;
+    job.pool = xg__pool_of(k, x->shape, index->shape);
+    job.index = to_index;
+    job.y = y;
+    size_t cost = xg__plane(index) * (size_t)(k.kh * k.kw);
+    size_t room = job.planes.made ? (size_t)tape->config.workers * job.planes.size : 1;
+    xg__place place = xg__arena_mark(&tape->arena);
+    job.room = (xg_real *)xg__take(tape, room * sizeof *job.room);
+    if (job.room) {
+        size_t planes = (size_t)x->shape.n * (size_t)x->shape.c;
+        xg__share_out(tape, planes, cost, xg__argpool_planes, &job);
+    }
+    xg__arena_release(&tape->arena, place);
 }
+
+static void xg__run_argpool(xg_tensor *y) { xg__run_maxima(y->in[0], y, y->data, NULL); }
 
 XG_API_DEF xg_tensor *xg_argpool(xg_tensor *x, xg_window k)
 {
@@ -8598,6 +8721,13 @@ static bool xg__in_pairs(const xg_tensor *index, xg_shape s)
            k.pad == 0 && k.dilation == 1;
 }
 
+/* A max-pool: gather of x at argpool of the same x. */
+static bool xg__is_maxpool(const xg_tensor *node)
+{
+    return node->op == XG_OP_gather && node->in[1]->op == XG_OP_argpool &&
+           node->in[1]->in[0] == node->in[0];
+}
+
 static void xg__gather_planes(const void *context, size_t begin, size_t end)
 {
     const xg__plane_job *job = (const xg__plane_job *)context;
@@ -8623,8 +8753,22 @@ static void xg__pick_planes(const void *context, size_t begin, size_t end)
     }
 }
 
+/* A max-pool whose places are not known yet: both at once. */
+static void xg__run_maxpool(xg_tensor *y)
+{
+    xg_tensor *index = y->in[1];
+    xg_real *places = xg__take_numbers(index);
+    if (places) xg__run_maxima(y->in[0], index, places, y->data);
+    if (places && !xg_failed(y->tape)) xg__settle(index, places);
+}
+
 static void xg__run_gather(xg_tensor *y)
 {
+    if (xg__is_maxpool(y) && !y->in[1]->data) {
+        xg__run_maxpool(y);
+        return;
+    }
+    if (!xg__force(y->in[0]) || !xg__force(y->in[1])) return;
     bool pairs = xg__in_pairs(y->in[1], y->in[0]->shape);
     xg__for_planes(y, y, xg__plane(y), pairs ? xg__pick_planes : xg__gather_planes);
 }
@@ -8676,6 +8820,7 @@ static void xg__place_planes(const void *context, size_t begin, size_t end)
 
 static void xg__run_scatter(xg_tensor *y)
 {
+    if (!xg__force(y->in[0]) || !xg__force(y->in[1])) return;
     bool pairs = xg__in_pairs(y->in[1], y->shape);
     xg__for_planes(y, y, xg__plane(y) + xg__plane(y->in[0]),
                    pairs ? xg__place_planes : xg__scatter_planes);
@@ -8992,6 +9137,7 @@ static xg_tensor *xg__vjp_barrier(xg_tensor *y, int i, xg_tensor *g)
 #define XG__ROOM_sum(name) xg__shape_##name, xg__run_##name, XG__LATER_SUM, 0
 #define XG__ROOM_view(name) xg__shape_##name, NULL, XG__VIEW, 0
 #define XG__ROOM_own(name) xg__shape_##name, xg__run_##name, XG__NOW, 0
+#define XG__ROOM_late(name) xg__shape_##name, xg__run_##name, XG__LATER_OWN, 0
 #define XG__RULE_rule(name) xg__vjp_##name
 #define XG__RULE_none(name) NULL
 
@@ -9143,7 +9289,7 @@ static xg_tensor *xg__walk_sum(const xg_tensor *x, xg_tensor *old, xg_tensor *pa
 /* Does a part of a cotangent come by a way of its own, or from the inside of batch norm, say? */
 static bool xg__is_path(const xg_tensor *part)
 {
-    return part->data || part->hub || part->op == XG_OP_gate;
+    return part->data || part->hub || part->op == XG_OP_gate || xg__runs_late(part);
 }
 
 /* Adds a part to a tensor's cotangent. The gradient of a leaf in a last sweep, where parts are not
@@ -9313,13 +9459,6 @@ static void xg__no_rule(const xg_tensor *node, const char *reading)
 {
     xg_fail(node->tape, XG_ERR_RULE, "%s: %s has no rule here; use it on nets made of convolution, "
             "dense, addition, scaling, ReLU and pooling", reading, xg_op_name(node->op));
-}
-
-/* A max-pool: gather of x at argpool of the same x. */
-static bool xg__is_maxpool(const xg_tensor *node)
-{
-    return node->op == XG_OP_gather && node->in[1]->op == XG_OP_argpool &&
-           node->in[1]->in[0] == node->in[0];
 }
 
 /* Which operand of a bilinear operation varies: 0 or 1, or -1 for both. */

@@ -223,6 +223,50 @@ static void test_known_index(void)
     }
 }
 
+/* ReLU of something cheap: nothing; a number a channel; a plane a sample, or a row. */
+static xg_tensor *cheap_relu(xg_tensor *x, xg_tensor *bias)
+{
+    return xg_relu(xg_affine(bias ? xg_add(x, bias) : x, 0.5, 0));
+}
+
+static size_t differ(xg_tensor *a, xg_tensor *b)
+{
+    const xg_real *u = xg_data(a), *v = xg_data(b);
+    size_t bad = 0, size = xg_size(a);
+    for (size_t i = 0; i < size; i++) bad += !same_number(u[i], v[i]);
+    return bad;
+}
+
+/* A pool that makes its planes on the way, and gates its gradient in front of the planes, does what it
+ * does on planes in memory, at places that are data. */
+static void test_planes_on_the_way(void)
+{
+    for (int which = 0; which < 4 * POOLS; which++) {
+        xg_tape *t = xg_tape_new(NULL);
+        const pool_case *k = &pools[which / 4];
+        xg_shape bias[4] = { { 1, 1, 1, 1 }, { 1, 3, 1, 1 }, { 2, 1, k->h, k->w }, { 1, 1, 1, k->w } };
+        xg_tensor *x = ties(t, 27, xg_shape4(2, 3, k->h, k->w)), *b = NULL;
+        if (which % 4) b = ties(t, 28, bias[which % 4]);
+        xg_tensor *way = cheap_relu(x, b), *memory = cheap_relu(x, b);
+        size_t before = xg_tape_stats(t).bytes;
+        xg_tensor *fast = xg_maxpool(way, window_of(k));
+        xg_tensor *at = xg_argpool(way, window_of(k)), *g = ties(t, 29, xg_shape_of(fast));
+        CHECK(xg_data(fast) != NULL);
+        size_t size = xg_size(x) * sizeof(xg_real), pooled = xg_size(fast) * sizeof(xg_real);
+        if (which == 1) CHECK(xg_tape_stats(t).bytes - before < size + 3 * pooled);
+        xg_data(memory);
+        at = xg_leaf(t, xg_shape_of(at), xg_data(at));
+        CHECK(differ(fast, xg_gather(memory, at)) == 0);
+        xg_tensor *in[2] = { x, b }, *out[2], *seed = g;
+        xg_grads(fast, seed, in, b ? 2 : 1, NULL, out);
+        xg_tensor *back = xg_affine(xg_gate(xg_scatter(g, at, xg_shape_of(x)), memory), 0.5, 0);
+        CHECK(differ(out[0], back) == 0);
+        if (b) CHECK(differ(out[1], xg_sum_to(xg_affine(back, 1, 0), xg_shape_of(b))) == 0);
+        CHECK_OK(t);
+        xg_tape_free(t);
+    }
+}
+
 /* ---- selection, softmax, copies ---------------------------------------------------------------- */
 
 static xg_tensor *channels_at(xg_tape *t, int which)
@@ -303,6 +347,7 @@ TEST_MAIN(
     TEST(test_pools)
     TEST(test_avgpool)
     TEST(test_known_index)
+    TEST(test_planes_on_the_way)
     TEST(test_optimisers)
     TEST(test_not_finite)
     TEST(test_old_weights)
