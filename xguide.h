@@ -95,7 +95,8 @@
  *     does to a channel, in any order of derivative, passes over it while it is in the cache.
  *  3. To differentiate, the tape is read backwards: each operation has a rule that says, in the
  *     same operations, what its operands' share of a cotangent is. So gradients land on the same
- *     tape, and can be differentiated again. There is no list of backward functions.
+ *     tape, and can be differentiated again. There is no list of backward functions. A product
+ *     that the tape has already, or a gradient that it has but for a factor, is taken over.
  *  4. What a rule says is a table entry. Other tables read the same tape in other ways: guided
  *     backprop, B-cos explanations. Two more readings walk forwards: interval bounds, contextual
  *     decomposition. All of them make ordinary tensors.
@@ -284,6 +285,7 @@ typedef struct xg_stats {
     size_t reserved;    /* taken from the allocator */
     size_t nodes;       /* tensors on the tape now */
     size_t reused;      /* parts of gradients that an earlier gradient had found (6.1.1) */
+    size_t shared;      /* products asked for that the tape had already (4.7) */
     double flops;       /* multiply-adds x 2 of matmul and convolutions since the tape was made */
     size_t winograd;    /* convolutions computed by Winograd's algorithm since then */
 } xg_stats;
@@ -577,7 +579,8 @@ XG_API void xg_grads(xg_tensor *y, xg_tensor *seed, xg_tensor *const *x, int cou
 /* Interval bounds: for every x between lo and hi (both shaped like x), y lies between *out_lo
  * and *out_hi (Gowal 2018; IBP-Ex of Heo 2023). Knows affine maps, products with constants,
  * convolution, pooling and monotone functions; anything else between x and y is a RULE error
- * that names it. */
+ * that names it. With lo = xg_sub(x, r) and hi = xg_add(x, r) the first layer's centre is not
+ * computed: it is what the net made of x. */
 XG_API void xg_bounds(xg_tensor *y, xg_tensor *x, xg_tensor *lo, xg_tensor *hi,
                       xg_tensor **out_lo, xg_tensor **out_hi);
 
@@ -612,7 +615,8 @@ XG_API void            xg_params_clear_error(xg_params *params);  /* carry on */
 XG_API int         xg_params_count(const xg_params *params);            /* how many */
 XG_API const char *xg_params_name(const xg_params *params, int i);     /* "layer1.0.conv1.weight" */
 XG_API xg_shape    xg_params_shape(const xg_params *params, int i);     /* its extents */
-XG_API xg_real    *xg_params_data(xg_params *params, int i);        /* its values, to read, write */
+XG_API xg_real    *xg_params_data(xg_params *params, int i);   /* its values, to read; to write when
+                                                    tapes have released what was computed of them */
 XG_API bool        xg_params_trainable(const xg_params *params, int i); /* no buffer, not frozen */
 XG_API int         xg_params_find(const xg_params *params, const char *name);   /* number, or -1 */
 XG_API size_t      xg_params_size(const xg_params *params);           /* trainable numbers in all */
@@ -5825,6 +5829,7 @@ struct xg_tensor {
     int        holds;            /* of what passes: those who still need it */
     int        born, given;      /* the arena's marks when it, and its numbers, were made */
     xg_tensor *sum;              /* the latest that waits for the sum of this one, or NULL */
+    xg_tensor *older;            /* of those that are known by what they are made of (4.7) */
     int        seen;             /* scratch of a search */
     xg__attr   attr;
     const char *name;            /* "" when it has none */
@@ -5860,7 +5865,7 @@ typedef struct xg__change {
     int        given;
 } xg__change;
 
-enum { XG__BUCKETS = 256, XG__MAX_WORKERS = 256, XG__RECENT = 3 };
+enum { XG__BUCKETS = 256, XG__KNOWN = 256, XG__MAX_WORKERS = 256, XG__RECENT = 3 };
 
 struct xg_tape {
     xg__arena          arena;
@@ -5876,8 +5881,9 @@ struct xg_tape {
     int                open;               /* ... and what is made from this number on, its rule */
     xg_tensor         *recent[XG__RECENT]; /* cheap results that were read lately (4.8) */
     double             flops;
-    size_t             reused;
+    size_t             reused, shared;
     size_t             winograd;            /* convolutions by 3.6 */
+    xg_tensor         *known[XG__KNOWN];    /* products by what they are made of (4.7) */
     xg__name          *names;              /* the latest */
     xg__name          *bucket[XG__BUCKETS];
     xg__update        *updates;            /* the latest */
@@ -5948,7 +5954,7 @@ static xg_tensor *xg__poison(xg_tape *tape)
 {
     static const xg_tensor tapeless = {
         NULL, NULL, NULL, { NULL, NULL }, NULL, { 1, 1, 1, 1 }, XG_OP_leaf, -1, 0,
-        false, true, false, false, false, 0, 0, 0, NULL, 0, { { 0, 0 } }, "",
+        false, true, false, false, false, 0, 0, 0, NULL, NULL, 0, { { 0, 0 } }, "",
         { 0, false, NULL, NULL }, { NULL, { NULL, NULL }, false }, { NULL, NULL, 0 }
     };
     return tape ? &tape->poison : (xg_tensor *)(uintptr_t)&tapeless;
@@ -6089,6 +6095,10 @@ static void xg__tape_rewind(xg_tape *tape, xg_mark mark, bool keep_mark)
     if (mark.last) mark.last->next = NULL;
     else tape->first = NULL;
     tape->count = mark.last ? mark.last->id + 1 : 0;
+    for (int i = 0; i < XG__KNOWN; i++) {
+        xg_tensor **known = &tape->known[i];
+        while (*known && (*known)->id >= tape->count) *known = (*known)->older;
+    }
     xg__place place;
     place.chunk = mark.chunk;
     place.spare = mark.spare;
@@ -6114,6 +6124,7 @@ XG_API_DEF xg_stats xg_tape_stats(const xg_tape *tape)
     stats.nodes = (size_t)tape->count;
     stats.flops = tape->flops;
     stats.reused = tape->reused;
+    stats.shared = tape->shared;
     stats.winograd = tape->winograd;
     return stats;
 }
@@ -7186,6 +7197,52 @@ static xg_tensor *xg__record_waiting(xg_tensor *y, xg__manner manner)
     return (waits && made->depth < XG__DEPTH) || xg__force(made) ? made : NULL;
 }
 
+/* The same product asked for twice is computed once: products, and the reshapings that lead to
+ * them, are known by operation, operands and numbers. What only the last sweep of a step can see
+ * is not among them: it may end (4.8). */
+static bool xg__is_product(xg_op op)
+{
+    return op == XG_OP_matmul || op == XG_OP_conv2d || op == XG_OP_conv2d_dx ||
+           op == XG_OP_conv2d_dw;
+}
+
+static bool xg__is_known(xg_op op) { return xg__is_product(op) || op == XG_OP_reshape; }
+
+static xg_tensor **xg__known_place(const xg_tensor *y)
+{
+    unsigned hash = (unsigned)y->in[0]->id * 31u + (y->in[1] ? (unsigned)y->in[1]->id : 0u);
+    return &y->tape->known[(hash * 31u + (unsigned)y->op) % XG__KNOWN];
+}
+
+/* What the tape has that is made as y is to be; or NULL. */
+static xg_tensor *xg__known(const xg_tensor *y)
+{
+    for (xg_tensor *x = *xg__known_place(y); x; x = x->older) {
+        bool same = x->op == y->op && x->in[0] == y->in[0] && x->in[1] == y->in[1] &&
+                    xg_shape_same(x->shape, y->shape);
+        const xg_window *k = &x->attr.conv.window;
+        if (same && y->op == XG_OP_matmul) {
+            same = x->attr.transpose.a == y->attr.transpose.a &&
+                   x->attr.transpose.b == y->attr.transpose.b;
+        } else if (same && y->op != XG_OP_reshape) {
+            same = memcmp(k, &y->attr.conv.window, sizeof *k) == 0;
+        }
+        if (same) return x;
+    }
+    return NULL;
+}
+
+static void xg__know(xg_tensor *y)
+{
+    xg_tensor **place = xg__known_place(y);
+    if (y->passing) return;
+    y->older = *place;
+    *place = y;
+}
+
+/* Where a leaf gets other numbers, what was made of it is another thing. */
+static void xg__forget(xg_tape *tape) { memset(tape->known, 0, sizeof tape->known); }
+
 /* Records y and runs it. */
 static xg_tensor *xg__record_run(const xg_tensor *y, const xg__room *room)
 {
@@ -7216,15 +7273,21 @@ static xg_tensor *xg__emit(xg_op op, xg_tensor *a, xg_tensor *b, const xg__attr 
         xg__refuse(&y, XG_ERR_TAPE, "operands live on different tapes");
         return xg__poison(tape);
     }
-    bool ready = room->manner != XG__NOW || (xg__force(a) && (!b || xg__force(b)));
-    if (!ready || !room->shape(&y)) return xg__poison(tape);
+    if (!room->shape(&y)) return xg__poison(tape);
     if (!xg__shape_valid(y.shape)) {
         xg__refuse(&y, XG_ERR_SHAPE, "the result would be empty or too large");
         return xg__poison(tape);
     }
-    xg_tensor *made = room->manner == XG__NOW ? xg__record_run(&y, room)
-                                              : xg__record_waiting(&y, room->manner);
-    return !made || xg_failed(tape) ? xg__poison(tape) : made;
+    xg_tensor *made = xg__is_known(op) ? xg__known(&y) : NULL;
+    if (made) {
+        tape->shared += xg__is_product(op);
+        return made;
+    }
+    if (room->manner != XG__NOW) made = xg__record_waiting(&y, room->manner);
+    else if (xg__force(a) && (!b || xg__force(b))) made = xg__record_run(&y, room);
+    if (!made || xg_failed(tape)) return xg__poison(tape);
+    if (xg__is_known(op)) xg__know(made);
+    return made;
 }
 
 /* 4.8 What is not needed any more. */
@@ -7373,6 +7436,7 @@ XG_API_DEF xg_real *xg_leaf_data(xg_tensor *leaf)
 {
     if (!leaf || xg_failed(leaf->tape)) return NULL;
     if (leaf->op == XG_OP_leaf && !xg__is_poison(leaf)) {
+        if (leaf->next) xg__forget(leaf->tape);
         return xg__force_readers(leaf) ? leaf->data : NULL;
     }
     xg_fail(leaf->tape, XG_ERR_ARGUMENT, "leaf_data: only leaves can be written, this is the "
@@ -7507,6 +7571,7 @@ static bool xg__prepare_updates(xg_tape *tape, xg_tensor *const *leaf, int count
 
 static void xg__commit_updates(xg_tape *tape)
 {
+    xg__forget(tape);
     xg__update *oldest_first = NULL;
     while (tape->updates) {
         xg__update *update = tape->updates;
@@ -9497,19 +9562,37 @@ static xg_tensor *xg__side_of(const xg_tensor *node, xg_tensor *operand, bool se
     return second ? operand->walk.second : operand->walk.first;
 }
 
+/* The radius of x's pair, shaped like x, if that pair was made as x less and plus a radius. What a
+ * linear operation makes of such a box has the operation's own result as its centre: the pass that
+ * gave y has computed it, and the gradients of both meet there. Otherwise NULL. */
+static xg_tensor *xg__box_radius(const xg_tensor *x)
+{
+    const xg_tensor *lo = x->walk.first, *hi = x->walk.second;
+    bool box = lo->op == XG_OP_sub && hi->op == XG_OP_add && lo->in[0] == x && hi->in[0] == x &&
+               lo->in[1] == hi->in[1];
+    return box ? xg_expand(lo->in[1], x->shape) : NULL;
+}
+
+static void xg__bounds_about(xg_tensor *node, xg_tensor *centre, xg_tensor *radius)
+{
+    node->walk.first = xg_sub(centre, radius);
+    node->walk.second = xg_add(centre, radius);
+}
+
 /* Bounds of a product with a constant: centre and radius, the radius through |constant|. */
 static void xg__bounds_bilinear(xg_tensor *node)
 {
     int moving = xg__only_moving(node);
     if (moving < 0) { xg__no_rule(node, "bounds of a product of two varying tensors"); return; }
-    xg_tensor *x = node->in[moving], *constant = node->in[1 - moving];
-    xg_tensor *centre = xg_affine(xg_add(x->walk.first, x->walk.second), 0.5, 0);
-    xg_tensor *radius = xg_affine(xg_sub(x->walk.second, x->walk.first), 0.5, 0);
-    xg_tensor *size = xg_abs(constant);
-    centre = moving ? xg__again(node, constant, centre) : xg__again(node, centre, constant);
+    xg_tensor *x = node->in[moving], *constant = node->in[1 - moving], *centre = node;
+    xg_tensor *radius = xg__box_radius(x), *size = xg_abs(constant);
+    if (!radius) {
+        centre = xg_affine(xg_add(x->walk.first, x->walk.second), 0.5, 0);
+        centre = moving ? xg__again(node, constant, centre) : xg__again(node, centre, constant);
+        radius = xg_affine(xg_sub(x->walk.second, x->walk.first), 0.5, 0);
+    }
     radius = moving ? xg__again(node, size, radius) : xg__again(node, radius, size);
-    node->walk.first = xg_sub(centre, radius);
-    node->walk.second = xg_add(centre, radius);
+    xg__bounds_about(node, centre, radius);
 }
 
 static void xg__bounds_node(xg_tensor *node)
@@ -9521,8 +9604,12 @@ static void xg__bounds_node(xg_tensor *node)
     }
     xg__kind kind = xg__kind_of(node->op);
     bool falls = node->op == XG_OP_affine && node->attr.number.p < 0;
+    bool alone = kind == XG__LINEAR && !node->in[1];
+    xg_tensor *radius = alone ? xg__box_radius(node->in[0]) : NULL;
     if (node->op == XG_OP_argpool) return;                 /* read by the max-pool that it serves */
-    if (xg__is_maxpool(node)) {
+    if (radius) {
+        xg__bounds_about(node, node, xg__again(node, radius, NULL));
+    } else if (xg__is_maxpool(node)) {
         node->walk.first = xg_maxpool(low[0], node->in[1]->attr.conv.window);
         node->walk.second = xg_maxpool(high[0], node->in[1]->attr.conv.window);
     } else if (kind == XG__LINEAR || kind == XG__RISING || node->op == XG_OP_affine ||

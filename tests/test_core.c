@@ -490,6 +490,102 @@ static void test_bounds_can_be_trained_through(void)
     xg_tape_free(t);
 }
 
+/* Worst difference of two tensors of one shape, as a share of the largest number of the second. */
+static double differs(xg_tensor *got, xg_tensor *want)
+{
+    double worst = 0, largest = 0;
+    for (size_t j = 0; j < xg_size(want); j++) {
+        double a = (double)xg_data(got)[j], b = (double)xg_data(want)[j];
+        if (!(fabs(a - b) <= worst)) worst = fabs(a - b);      /* a NaN is the worst */
+        largest = fmax(largest, fabs(b));
+    }
+    CHECK(largest > 0 && xg_shape_same(xg_shape_of(got), xg_shape_of(want)));
+    return worst / largest;
+}
+
+/* The gradient of worst logits of a box about x, and what it took. The box is given as x less and
+ * plus a radius, or as two tensors that say nothing of x. */
+static double box_gradient(bool about, bool dense, xg_tensor **grad, int *count, xg_tape *t, xg_params *p)
+{
+    xg_rng rng = xg_rng_seed(39);
+    xg_scope s = xg_scope_new(t, p, &rng, false);
+    xg_tensor *x = xg_randn(t, xg_shape4(3, 2, 6, 7), &rng), *out[2];
+    xg_tensor *radius = xg_affine(xg_abs(xg_randn(t, xg_shape4(3, 1, 6, 7), &rng)), 0.05, 0);
+    xg_mlp_options mlp;
+    memset(&mlp, 0, sizeof mlp);
+    mlp.hidden = 9;
+    xg_tensor *y = dense ? xg_mlp(&s, x, &mlp) : readable_net(&s, x, true);
+    xg_tensor *lo = xg_sub(x, radius), *hi = xg_add(x, radius);
+    xg_bounds(y, x, about ? lo : xg_affine(lo, 1, 0), about ? hi : xg_affine(hi, 1, 0), &out[0], &out[1]);
+    xg_tensor *loss = xg_add(xg_dot(y, y), xg_add(xg_dot(out[0], out[1]), xg_dot(out[1], out[1])));
+    xg_tensor *leaf[16];
+    *count = xg_params_leaves(p, t, leaf, 14);
+    leaf[*count] = x;
+    leaf[*count + 1] = radius;
+    *count += 2;
+    xg_grads(loss, NULL, leaf, *count, NULL, grad);
+    return xg_tape_stats(t).flops;
+}
+
+static void test_bounds_about_x_share_its_pass(void)
+{
+    for (int dense = 0; dense < 2; dense++) {
+        xg_tape *t = xg_tape_new(NULL), *u = xg_tape_new(NULL);
+        xg_params *p = xg_params_new(NULL), *q = xg_params_new(NULL);
+        xg_tensor *got[16], *want[16];
+        int count;
+        double flops = box_gradient(true, dense, got, &count, t, p);
+        CHECK(flops < box_gradient(false, dense, want, &count, u, q));
+        for (int i = 0; i < count; i++) CHECK(differs(got[i], want[i]) <= TOL(2e-5, 1e-12));
+        CHECK_OK(t);
+        CHECK_OK(u);
+        xg_tape_free(t);
+        xg_tape_free(u);
+        xg_params_free(p);
+        xg_params_free(q);
+    }
+}
+
+/* Products of the same operands are one; those of others, of other numbers, of leaves that have
+ * changed or tensors that are gone are not. */
+static void test_products_are_computed_once(void)
+{
+    xg_tape *t = xg_tape_new(NULL);
+    xg_rng rng = xg_rng_seed(49);
+    xg_window k = { 0, 0, 1, 1, 1, 1 }, wide = { 0, 0, 1, 2, 2, 1 };
+    xg_tensor *x = xg_randn(t, xg_shape4(2, 3, 5, 5), &rng), *w = xg_randn(t, xg_shape4(4, 3, 3, 3), &rng);
+    xg_tensor *m = xg_randn(t, xg_shape4(1, 1, 4, 4), &rng);
+    xg_tensor *y = xg_conv2d(x, w, k), *g = xg_conv2d(x, w, wide);
+    double flops = xg_tape_stats(t).flops;
+    CHECK(xg_shape_same(xg_shape_of(y), xg_shape_of(g)) && y != g);
+    CHECK(xg_conv2d(x, w, k) == y && xg_conv2d(x, w, wide) == g && xg_tape_stats(t).flops == flops);
+    CHECK(xg_tape_stats(t).shared == 2);
+    CHECK(xg_conv2d_dw(x, y, k, xg_shape_of(w)) == xg_conv2d_dw(x, y, k, xg_shape_of(w)));
+    CHECK(xg_conv2d_dw(x, y, k, xg_shape_of(w)) != xg_conv2d_dw(x, g, k, xg_shape_of(w)));
+    CHECK(xg_conv2d_dx(w, y, k, xg_shape_of(x)) == xg_conv2d_dx(w, y, k, xg_shape_of(x)));
+    CHECK(xg_matmul(m, m, false, true) != xg_matmul(m, m, true, false));
+    CHECK(xg_matmul(m, m, true, false) == xg_matmul(m, m, true, false));
+    CHECK(xg_reshape(x, xg_shape4(6, 1, 5, 5)) != xg_reshape(x, xg_shape4(1, 6, 5, 5)));
+    CHECK(xg_detach(x) != xg_detach(x) && xg_affine(x, 1, 0) != xg_affine(x, 1, 0));
+
+    size_t shared = xg_tape_stats(t).shared;
+    xg_mark mark = xg_tape_mark(t);
+    for (int i = 0; i < 3; i++) {                      /* what a release takes is not found again */
+        CHECK(xg_conv2d(x, w, k) == y);
+        xg_tensor *inner = xg_matmul(m, xg_randn(t, xg_shape4(1, 1, 4, 4), &rng), false, false);
+        CHECK(xg_tape_stats(t).shared == ++shared && xg_item(inner) == xg_item(inner));
+        xg_tape_release(t, mark);
+    }
+    double before = xg_item(xg_matmul(m, m, false, false));
+    xg_leaf_data(m)[0] += 1;
+    CHECK(xg_item(xg_matmul(m, m, false, false)) != before);
+    CHECK_OK(t);
+    xg_tape_reset(t);
+    xg_tensor *a = xg_full(t, xg_shape4(1, 1, 2, 2), 1);
+    CHECK_NEAR(xg_item(xg_matmul(a, a, false, false)), 2, 0);
+    xg_tape_free(t);
+}
+
 static void test_rule_tables(void)
 {
     static const xg_real in[] = { 1, -1, 2 };
@@ -675,17 +771,10 @@ static void test_gradients_are_taken_over(void)
         double all = shared_gradient(o, want, u, q);
         CHECK(xg_tape_stats(t).reused > 0 && xg_tape_stats(u).reused == 0);
         CHECK(flops < all);
-        for (int i = 0; i < xg_params_count(p); i++) {
-            double worst = 0, largest = 0;
+        for (int i = 0, k = 0; i < xg_params_count(p); i++) {
             if (!xg_params_trainable(p, i)) continue;
-            int k = 0;
-            for (int j = 0; j < i; j++) k += xg_params_trainable(p, j);
-            for (size_t j = 0; j < xg_size(got[k]); j++) {
-                double a = (double)xg_data(got[k])[j], b = (double)xg_data(want[k])[j];
-                worst = fmax(worst, fabs(a - b));
-                largest = fmax(largest, fabs(b));
-            }
-            CHECK(largest > 0 && worst <= TOL(2e-5, 1e-12) * largest);
+            CHECK(differs(got[k], want[k]) <= TOL(2e-5, 1e-12));
+            k++;
         }
         CHECK_OK(t);
         CHECK_OK(u);
@@ -750,6 +839,8 @@ TEST_MAIN(
     TEST(test_bounds_contain_the_net)
     TEST(test_split_adds_up)
     TEST(test_bounds_can_be_trained_through)
+    TEST(test_bounds_about_x_share_its_pass)
+    TEST(test_products_are_computed_once)
     TEST(test_rule_tables)
     TEST(test_names_of_things)
     TEST(test_waiting_results_keep_old_numbers)
