@@ -1526,6 +1526,7 @@ typedef void (*xg__zip_row)(const xg_real *a, size_t step_a, const xg_real *b, s
 typedef struct xg__gemm_job {
     int m, n, k, batch;
     bool ta, tb;
+    bool add;                  /* to what C holds */
     const xg_real *a, *b;
     xg_real *c;
     size_t step_a, step_b, step_c;
@@ -1539,6 +1540,7 @@ typedef struct xg__conv_job {
     xg__conv_kind kind;
     int n, c, h, w, o, kh, kw, oh, ow, stride, pad, dilation, groups;
     bool winograd;             /* by Winograd's algorithm (3.6), see 3.0.3 */
+    bool add;                  /* to what y holds: weight gradients only */
     const xg_real *px, *pw, *pg;
     xg_real *y;
 } xg__conv_job;
@@ -3301,6 +3303,7 @@ static void XG_(place_pairs)(const xg__pool_job *job, const xg_real *g, const xg
  *     gemm        i of op(A)   j of op(B)       k                (or columns of B by rows of A)
  *     conv        o            (n, oy, ox)      (c, ky, kx)
  *     conv_dx     c            (n, y, x)        (o, ky, kx)      by phases of the stride
+ *                 (n, oy, ox)  (c, ky, kx)      o                or by shares, where pixels are few
  *     conv_dw     o            (c, ky, kx)      (n, oy, ox)      (or rows and columns exchanged)
  *
  * Outputs are cut into units, a block of rows by a block of columns, and k into blocks. A unit is
@@ -3988,11 +3991,13 @@ typedef struct XG_(plan) {
     XG_(matrix) row_matrix, col_matrix;
     xg_real *y;                /* the output, if a matrix                                         */
     size_t y_step, y_stride;   /* from one problem, one line to the next                          */
+    bool add;                  /* sums are added to what the output holds                         */
     bool turned;               /* outputs are computed as their transpose: rows run along lines   */
     size_t c, o, taps;         /* of one group                                                    */
     XG_(window) window;
     bool unpacked;             /* columns are read from the stage (see better_unpacked)           */
     bool across;               /* columns are (tap, c), read from the stage (see stage_across)    */
+    bool folded;               /* an input gradient by shares of x (see plan_folded)              */
     size_t problems;           /* matrices, groups (times phases in y for input gradients)        */
     int phases;                /* input gradients: phases in x, which are one unit's; otherwise 1 */
     int py, px;                /* a phase (see set_phase), its first tap and the step to the next */
@@ -4085,9 +4090,11 @@ static void XG_(plan_desk)(XG_(plan) *p)
     size_t k = 0, stage = 0, width = cols, list = xg__max(rows, cols + panels);
     int i;
     for (i = 0; i < p->phases * p->phases; i++) {
-        if (dx) XG_(set_phase)(p, i / p->phases, i % p->phases);
+        if (dx && !p->folded) XG_(set_phase)(p, i / p->phases, i % p->phases);
         k = xg__max(k, XG_(longest)(&p->k));
-        if (p->across) {
+        if (p->folded) {
+            stage = cols * p->rows.minor;
+        } else if (p->across) {
             const XG_(stage) s = XG_(stage_across)(&p->window, XG_(block)(&p->k, 0));
             const size_t more = (size_t)(p->window.stride * s.width) * p->k.group;
             p->panel = (s.phase + more) * XG__NR;
@@ -4105,6 +4112,7 @@ static void XG_(plan_desk)(XG_(plan) *p)
     if (p->weights > 0) list = xg__max(list, p->o);
     list = xg__max(list, k) + 8;
     p->list = 4 * list;
+    if (p->add && p->turned) stage = xg__max(stage, XG__LANES * XG_(round_up)(rows, XG__LANES));
     if (!p->across) p->panel = k * XG__NR + 16;      /* not all in the same sets of a cache */
     p->sums_stride = XG_(round_up)(width, XG__NR);
     p->sums_size = rows * p->sums_stride;
@@ -4166,10 +4174,10 @@ static void XG_(plan_units)(XG_(plan) *p, int workers)
         if (workers < 2 || work < 5e5 * (double)units) break;
         if (units >= (work < 3e7 * (double)units ? 2 : 4) * (size_t)workers) break;
         if (c >= 2 * XG__NR && (c * taps > r || r < 64)) col_target = c / 2;
-        else if (r >= 32) row_target = r / 2;
+        else if (r >= 32 && !p->folded) row_target = r / 2;
         else break;
     }
-    if (p->conv != NULL && p->conv->kind == XG__CONV_DX
+    if (p->conv != NULL && p->conv->kind == XG__CONV_DX && !p->folded
         && (p->cols.blocks > 1 || p->phases > 1 || p->k.pieces > 1)) {
         p->weights = XG_(round_up)(p->problems / (size_t)p->phases * p->c * p->o * p->taps, 16);
     }
@@ -4203,6 +4211,7 @@ static void XG_(plan_gemm)(XG_(plan) *p, const xg__gemm_job *job, int workers)
     p->row_matrix = p->turned ? b : a;
     p->col_matrix = p->turned ? a : b;
     p->y = job->c;
+    p->add = job->add;
     p->y_step = job->step_c;
     p->y_stride = (size_t)job->n;
     p->phases = 1;
@@ -4225,6 +4234,25 @@ static bool XG_(better_unpacked)(const XG_(plan) *p)
     if (w->plain || k < 1 || w->gw < 1) return false;
     s = XG_(stage_of)(w, XG_(block)(&pixel, 0));
     return rows * (0.5 * k * (s.width - w->gw) / w->gw + 12) < 3 * k;
+}
+
+/* Weights must be transposed for an input gradient, which few pixels do not repay (measured: less
+ * than an eighth of the planes). These take weights as they lie: rows are pixels of g, columns
+ * (c, tap), and a sum over o is the share of x that a pixel of g has through a tap. Shares are
+ * added up in the end, tap by tap. */
+static bool XG_(plan_folded)(XG_(plan) *p, const xg__conv_job *job)
+{
+    const double pixels = (double)job->n * job->oh * job->ow;
+    p->folded = 8 * pixels <= (double)p->o && pixels <= XG__BLOCK_ROWS;
+    if (!p->folded) return false;
+    p->window = XG_(window_of_g)(job);
+    p->col_matrix.base = job->pw;
+    p->col_matrix.stride = p->c * p->taps;
+    p->col_matrix.step = p->o * p->col_matrix.stride;
+    p->rows = XG_(axis)(job->n, job->oh * job->ow);
+    p->cols = XG_(axis)((int)p->c, (int)p->taps);
+    p->k = XG_(axis)(1, (int)p->o);
+    return true;
 }
 
 /* An input gradient. Columns are packed in all phases or none; the one with most taps decides. */
@@ -4259,7 +4287,7 @@ static void XG_(plan_conv)(XG_(plan) *p, const xg__conv_job *job, int workers)
     p->problems = (size_t)job->groups;
     p->window = XG_(window_of)(job);
     if (job->kind == XG__CONV_DX) {
-        XG_(plan_dx)(p);
+        if (!XG_(plan_folded)(p, job)) XG_(plan_dx)(p);
     } else if (job->kind == XG__CONV) {
         p->row_matrix.base = job->pw;
         p->row_matrix.stride = p->c * p->taps;
@@ -4273,6 +4301,7 @@ static void XG_(plan_conv)(XG_(plan) *p, const xg__conv_job *job, int workers)
         const double k = (double)job->n * job->oh * job->ow, ct = (double)c * taps;
         p->turned = XG_(cost)(ct, o, k, true, true, true) < XG_(cost)(o, ct, k, true, true, false);
         p->y = job->y;
+        p->add = job->add;
         p->y_stride = p->c * p->taps;
         p->y_step = p->o * p->y_stride;
         p->k = XG_(axis)(job->n, job->oh * job->ow);
@@ -4357,9 +4386,9 @@ static XG_(source) XG_(seen_source)(const XG_(plan) *p, size_t group, XG_(span) 
     return XG_(window_source)(&p->window, x, taps, pixels, along_k, dx, d);
 }
 
-/* Weight gradients: some channels of g. */
+/* Some channels of g. */
 static XG_(source) XG_(g_source)(const XG_(plan) *p, size_t group, XG_(span) o, XG_(span) pixels,
-                                 const XG_(desk) *d)
+                                 bool along_k, const XG_(desk) *d)
 {
     const XG_(window) w = XG_(window_of_g)(p->conv);
     const xg_real *g = p->conv->pg + group * p->o * (size_t)w.h * (size_t)w.w;
@@ -4368,7 +4397,7 @@ static XG_(source) XG_(g_source)(const XG_(plan) *p, size_t group, XG_(span) o, 
     channels.majors = o.minors;
     channels.minor = 0;
     channels.minors = 1;
-    return XG_(window_source)(&w, g, channels, pixels, true, false, d);
+    return XG_(window_source)(&w, g, channels, pixels, along_k, false, d);
 }
 
 /* Fills the stage of a weight gradient with channels, and the list of where its pixels lie. */
@@ -4411,18 +4440,19 @@ static XG_(source) XG_(rows_source)(const XG_(plan) *p, size_t problem, XG_(span
                                   XG_(start)(&p->k, k), XG_(length)(k), d);
     }
     if (p->turned) return XG_(seen_source)(p, problem, rows, k, true, d);
-    return XG_(g_source)(p, problem, rows, k, d);
+    if (p->folded) return XG_(g_source)(p, problem, k, rows, false, d);
+    return XG_(g_source)(p, problem, rows, k, true, d);
 }
 
 static XG_(source) XG_(cols_source)(const XG_(plan) *p, size_t problem, XG_(span) cols, XG_(span) k,
                                     const XG_(desk) *d)
 {
     if (p->col_matrix.base != NULL) {
-        return XG_(matrix_source)(&p->col_matrix, problem, cols.minor, cols.minors, k.minor,
-                                  k.minors, d);
+        return XG_(matrix_source)(&p->col_matrix, problem, XG_(start)(&p->cols, cols),
+                                  XG_(length)(cols), k.minor, k.minors, d);
     }
     if (p->conv->kind != XG__CONV_DW) return XG_(seen_source)(p, problem, k, cols, false, d);
-    if (p->turned) return XG_(g_source)(p, problem, cols, k, d);
+    if (p->turned) return XG_(g_source)(p, problem, cols, k, true, d);
     return XG_(seen_source)(p, problem, cols, k, true, d);
 }
 
@@ -4541,7 +4571,12 @@ static XG_(sink) XG_(sink_of)(const XG_(plan) *p, size_t problem, XG_(span) rows
     XG_(sink) s;
     s.run = d->run;
     s.runs = 1;
-    if (p->y != NULL) {        /* a matrix */
+    if (p->folded) {           /* planes of x */
+        s.step = (size_t)p->conv->h * (size_t)p->conv->w;
+        s.row_step = (size_t)p->conv->c * s.step;
+        s.base = p->conv->y + (problem * p->c + cols.major) * s.step;
+        s.run[0].length = XG_(length)(cols);
+    } else if (p->y != NULL) { /* a matrix */
         s.row_step = p->turned ? 1 : p->y_stride;
         s.step = p->turned ? p->y_stride : 1;
         s.base = p->y + problem * p->y_step + XG_(start)(&p->rows, rows) * s.row_step
@@ -4570,7 +4605,75 @@ static void XG_(deliver_taps)(const XG_(plan) *p, const XG_(sink) *s, size_t row
     for (i = 0; i < rows; i++, c += p->sums_stride) {
         xg_real *to = s->base + i * s->row_step;
         for (t = 0; t < taps; t++) {
-            for (e = 0; e < s->run[0].length; e++) to[e * taps + t] = c[t * pitch + e];
+            for (e = 0; e < s->run[0].length; e++) {
+                const xg_real sum = c[t * pitch + e];
+                to[e * taps + t] = p->add ? to[e * taps + t] + sum : sum;
+            }
+        }
+    }
+}
+
+/* Turns a block of sums round: to[e * pitch + i] = c[i][e], e < length, i < rows. */
+static void XG_(turn_sums)(const XG_(plan) *p, const xg_real *c, size_t rows, size_t length,
+                           xg_real *to, size_t pitch, const XG_(desk) *d)
+{
+    XG_(matrix) m;
+    XG_(source) sums;
+    m.base = c;
+    m.step = 0;
+    m.stride = p->sums_stride;
+    m.along_k = true;
+    sums = XG_(matrix_source)(&m, 0, 0, rows, 0, length, d);
+    XG_(turn)(&sums, to, pitch, 0, d->squares);
+}
+
+/* The same, added to what is there: by way of a strip of the stage. */
+static void XG_(add_turned)(const XG_(plan) *p, const xg_real *c, size_t rows, size_t length,
+                            xg_real *to, size_t pitch, const XG_(desk) *d)
+{
+    const size_t line = XG_(round_up)(rows, XG__LANES);
+    size_t e, i;
+    for (e = 0; e < length; e += XG__LANES) {
+        const size_t lines = xg__min(XG__LANES, length - e);
+        XG_(turn_sums)(p, c + e, rows, lines, d->stage, line, d);
+        for (i = 0; i < lines; i++) {
+            XG_(put_run)(d->stage + i * line, to + (e + i) * pitch, rows, true);
+        }
+    }
+}
+
+/* Adds the shares that all pixels of g have in a plane of x through tap (i, j). */
+static void XG_(fold_tap)(const xg__conv_job *job, int i, int j, const xg_real *from, xg_real *x)
+{
+    const int s = job->stride, left = j * job->dilation - job->pad;
+    int gy, gx, y = i * job->dilation - job->pad, first = 0, end = job->ow;
+    xg_real *to;
+    while (first < end && first * s + left < 0) first++;
+    while (first < end && (end - 1) * s + left >= job->w) end--;
+    for (gy = 0; gy < job->oh; gy++, y += s, from += job->ow) {
+        if (y < 0 || y >= job->h || first == end) continue;
+        to = x + (y * job->w + left + first * s);
+        if (s == 1) XG_(put_run)(from + first, to, (size_t)(end - first), true);
+        else for (gx = first; gx < end; gx++, to += s) *to += from[gx];
+    }
+}
+
+/* Brings shares to their place, tap by tap. */
+static void XG_(fold)(const XG_(plan) *p, const XG_(sink) *s, const xg_real *c, const XG_(desk) *d)
+{
+    const xg__conv_job *job = p->conv;
+    const size_t area = s->step, pixels = p->rows.minor, columns = s->run[0].length;
+    const bool plain = p->taps == 1 && pixels == area && job->pad == 0;
+    size_t n, e;
+    for (n = 0; n < p->rows.major; n++, c += pixels * p->sums_stride) {
+        xg_real *x = s->base + n * s->row_step;
+        const xg_real *share = d->stage;
+        XG_(turn_sums)(p, c, pixels, columns, plain ? x : d->stage, pixels, d);
+        if (plain) continue;
+        memset(x, 0, columns / p->taps * area * sizeof *x);
+        for (e = 0; e < columns; e++, share += pixels) {
+            const int tap = (int)(e % p->taps);
+            XG_(fold_tap)(job, tap / job->kw, tap % job->kw, share, x + e / p->taps * area);
         }
     }
 }
@@ -4585,21 +4688,20 @@ static void XG_(deliver)(const XG_(plan) *p, const XG_(sink) *s, size_t rows, co
         XG_(deliver_taps)(p, s, rows, c);
         return;
     }
+    if (p->folded) {
+        XG_(fold)(p, s, c, d);
+        return;
+    }
     if (s->step != 1) {        /* transposed: row_step is 1 */
-        XG_(matrix) m;
-        XG_(source) sums;
-        m.base = c;
-        m.step = 0;
-        m.stride = c_stride;
-        m.along_k = true;
-        sums = XG_(matrix_source)(&m, 0, 0, rows, 0, s->run[0].length, d);
-        XG_(turn)(&sums, s->base, s->step, 0, d->squares);
+        if (p->add) XG_(add_turned)(p, c, rows, s->run[0].length, s->base, s->step, d);
+        else XG_(turn_sums)(p, c, rows, s->run[0].length, s->base, s->step, d);
         return;
     }
     for (i = 0; i < rows; i++, c += c_stride) {
         for (r = 0; r < s->runs; r++) {
             const XG_(run) *run = &s->run[r];
-            XG_(put_run)(c + run->from, s->base + i * s->row_step + run->to, run->length, false);
+            XG_(put_run)(c + run->from, s->base + i * s->row_step + run->to, run->length,
+                          p->add);
         }
     }
 }
@@ -4691,7 +4793,7 @@ static void XG_(pack)(const XG_(plan) *p, size_t group, XG_(span) rows, XG_(span
     product->a_stride = product->k;
     if (p->weights > 0) {
         product->a = XG_(weights_at)(p, group, k) + rows.minor * product->k;
-    } else if (p->conv != NULL && p->conv->kind == XG__CONV_DX) {
+    } else if (p->conv != NULL && p->conv->kind == XG__CONV_DX && !p->folded) {
         XG_(turn_weights)(p, group, rows.minor, rows.minors, k.major, k.majors, d->rows, d);
     } else {
         s = XG_(rows_source)(p, group, rows, k, d);
@@ -4756,7 +4858,7 @@ static void XG_(multiply_taps)(const XG_(plan) *p, XG_(product) *product, XG_(sp
 }
 
 /* Foresees what follows k block i of a unit: its next one, or the first of the columns after it.
- * Only of images that are packed as they are, piece by piece. */
+ * Only of images that are packed as they are, piece by piece, and of weights. */
 static XG_(soon) XG_(foresee)(const XG_(plan) *p, const XG_(spot) *spot, size_t group, size_t i,
                               size_t begin, size_t end)
 {
@@ -4764,19 +4866,26 @@ static XG_(soon) XG_(foresee)(const XG_(plan) *p, const XG_(spot) *spot, size_t 
     XG_(span) cols = spot->cols, k;
     XG_(soon) soon;
     memset(&soon, 0, sizeof soon);
-    if (p->conv == NULL || !w->plain || p->conv->kind == XG__CONV_DW || p->cols.pieces < 2) {
-        return soon;
-    }
+    if (p->conv == NULL || p->conv->kind == XG__CONV_DW) return soon;
+    if (!p->folded && (!w->plain || p->cols.pieces < 2)) return soon;
     if (i + 1 == end) {
-        const size_t block = cols.major * p->cols.pieces + cols.minor / p->cols.piece + 1;
+        const size_t blocks = cols.major / p->cols.group * p->cols.pieces;
+        const size_t block = blocks + cols.minor / p->cols.piece + 1;
         if (block >= p->cols.blocks) return soon;
         cols = XG_(block)(&p->cols, block);
     }
     k = XG_(block)(&p->k, i + 1 == end ? begin : i + 1);
-    soon.rows = k.majors;
-    soon.stride = (size_t)w->h * (size_t)w->w;
-    soon.length = cols.minors;
-    soon.base = XG_(seen)(p, group) + k.major * soon.stride + cols.major * w->image + cols.minor;
+    soon.rows = XG_(length)(k);
+    soon.length = XG_(length)(cols);
+    if (p->folded) {
+        soon.stride = p->col_matrix.stride;
+        soon.base = p->col_matrix.base + group * p->col_matrix.step + k.minor * soon.stride
+                  + XG_(start)(&p->cols, cols);
+    } else {
+        soon.stride = (size_t)w->h * (size_t)w->w;
+        soon.base = XG_(seen)(p, group) + k.major * soon.stride + cols.major * w->image
+                  + cols.minor;
+    }
     return soon;
 }
 
@@ -4797,7 +4906,7 @@ static void XG_(sum_blocks)(const XG_(plan) *p, const XG_(spot) *spot, size_t gr
     product.c = c;
     product.c_stride = c_stride;
     product.exact = exact;
-    product.first = true;
+    product.first = !(exact && p->add);
     for (; i < end; i++, product.first = false) {
         const XG_(span) k = XG_(block)(&p->k, i);
         XG_(pack)(p, group, spot->rows, spot->cols, k, &product, d);
@@ -4817,9 +4926,9 @@ static void XG_(unit)(const void *plan, size_t number, int worker)
     const XG_(desk) d = XG_(desk_of)(p, worker);
     xg_real *c = p->chunks > 1 ? XG_(chunk)(p, number) : d.sums;
     XG_(sink) s;
-    if (p->chunks == 1 && blocks > 0 && !p->unpacked && !p->across) {
+    if (p->chunks == 1 && blocks > 0 && !p->unpacked && !p->across && !p->folded) {
         s = XG_(sink_of)(p, spot.problem, spot.rows, spot.cols, &d);
-        if (s.step == 1 && s.runs == 1) {
+        if (s.step == 1 && s.runs == 1 && (blocks == 1 || !p->add)) {
             XG_(sum_blocks)(p, &spot, spot.problem, begin, end, s.base + s.run[0].to, s.row_step,
                             true, &d);
             return;
@@ -5651,7 +5760,10 @@ static void XG_(answer_weights)(const XG_(winograd) *p, size_t row, const xg_rea
         const size_t n = xg__min(XG__LANES, p->in.count - c);
         XG_(both_axes)(XG__PATCH, 3, false, from + c, p->c_apart, d->room, XG__LANES);
         for (l = 0; l < n; l++) {
-            for (t = 0; t < 9; t++) *to++ = d->room[t * XG__LANES + l];
+            for (t = 0; t < 9; t++, to++) {
+                const xg_real sum = d->room[t * XG__LANES + l];
+                *to = p->job->add ? *to + sum : sum;
+            }
         }
     }
 }
@@ -5825,6 +5937,7 @@ struct xg_tensor {
     bool       fixed;            /* its numbers stay where they are: shared, or handed out */
     bool       passing;          /* made by a sweep whose inner results nobody else can see (4.8) */
     bool       cheap;            /* its numbers are quickly made again */
+    bool       adds;             /* to the numbers of what it took the place of (6.1) */
     bool       hub;              /* several paths meet here: computed once, for all who read it */
     int        holds;            /* of what passes: those who still need it */
     int        born, given;      /* the arena's marks when it, and its numbers, were made */
@@ -5878,6 +5991,7 @@ struct xg_tape {
     int                walks;              /* readings so far; numbers them */
     int                searches;           /* the same of searches */
     bool               last_sweep;         /* what is made now, only the sweep can see (4.8) */
+    xg_tensor         *onto;               /* ... and a product may be added to this */
     int                open;               /* ... and what is made from this number on, its rule */
     xg_tensor         *recent[XG__RECENT]; /* cheap results that were read lately (4.8) */
     double             flops;
@@ -5954,7 +6068,7 @@ static xg_tensor *xg__poison(xg_tape *tape)
 {
     static const xg_tensor tapeless = {
         NULL, NULL, NULL, { NULL, NULL }, NULL, { 1, 1, 1, 1 }, XG_OP_leaf, -1, 0,
-        false, true, false, false, false, 0, 0, 0, NULL, NULL, 0, { { 0, 0 } }, "",
+        false, true, false, false, false, false, 0, 0, 0, NULL, NULL, 0, { { 0, 0 } }, "",
         { 0, false, NULL, NULL }, { NULL, { NULL, NULL }, false }, { NULL, NULL, 0 }
     };
     return tape ? &tape->poison : (xg_tensor *)(uintptr_t)&tapeless;
@@ -7243,11 +7357,20 @@ static void xg__know(xg_tensor *y)
 /* Where a leaf gets other numbers, what was made of it is another thing. */
 static void xg__forget(xg_tape *tape) { memset(tape->known, 0, sizeof tape->known); }
 
-/* Records y and runs it. */
-static xg_tensor *xg__record_run(const xg_tensor *y, const xg__room *room)
+/* Records y and runs it. A product may be added to the numbers of a tensor that ends with it. */
+static xg_tensor *xg__record_run(xg_tensor *y, const xg__room *room)
 {
+    xg_tensor *onto = y->tape->onto;
+    bool adds = onto && (y->op == XG_OP_conv2d_dw || y->op == XG_OP_matmul) &&
+                xg_shape_same(y->shape, onto->shape);
+    if (adds) y->data = onto->data;
     xg_tensor *made = xg__record(y, false);
     if (!made) return NULL;
+    if (adds) {
+        made->adds = onto->fixed = true;
+        made->fixed = false;
+        y->tape->onto = NULL;
+    }
     room->run(made);
     for (int i = 0; i < 2; i++) if (y->in[i]) xg__retire(y->in[i]);
     return made;
@@ -8256,6 +8379,7 @@ static void xg__run_matmul(xg_tensor *y)
     job.a = a->data;
     job.b = b->data;
     job.c = y->data;
+    job.add = y->adds;
     if (step_a >= 0 && step_b >= 0) {
         xg__run_gemm(y, &job);
         return;
@@ -8341,6 +8465,7 @@ static void xg__run_trio(xg_tensor *y, xg__conv_kind kind, xg_shape x, xg_shape 
     job.pw = kind == XG__CONV ? y->in[1]->data : kind == XG__CONV_DX ? y->in[0]->data : NULL;
     job.pg = kind == XG__CONV ? NULL : y->in[1]->data;
     job.y = y->data;
+    job.add = y->adds;
     job.winograd = xg__winograd_chosen(&job, y->tape->config.winograd);
     y->tape->winograd += job.winograd;
     y->tape->flops += 2.0 * (double)xg_shape_size(w) * (double)x.n * (double)g.h * (double)g.w;
@@ -9361,12 +9486,20 @@ static bool xg__is_path(const xg_tensor *part)
  * needed for anything else, is added up at once: so they need not be kept. */
 static void xg__walk_add(xg_tensor *x, xg_tensor *part)
 {
-    xg_tensor *old = x->walk.first, *sum = old ? xg__walk_sum(x, old, part) : part;
+    xg_tensor *old = x->walk.first, *sum = old && !part->adds ? xg__walk_sum(x, old, part) : part;
     if (old && xg_size(x) >= XG__WORTH && xg__is_path(old) && xg__is_path(part)) sum->hub = true;
     xg__hold(sum);
     x->walk.first = sum;
     if (old && x->op == XG_OP_leaf && x->tape->last_sweep) xg__force(sum);
     if (old) xg__let_go(old);
+}
+
+/* The cotangent of x so far, if a last sweep may add a product to its numbers in their place. */
+static xg_tensor *xg__walk_onto(const xg_tensor *x)
+{
+    xg_tensor *old = x->walk.first;
+    bool own = old && old->passing && old->holds == 1 && old->data && !old->fixed;
+    return own && x->tape->last_sweep && old->given == x->tape->arena.marks ? old : NULL;
 }
 
 /* Sends node's cotangent on to its operands. A cotangent that an operation broadcast is summed back
@@ -9383,7 +9516,9 @@ static void xg__walk_back(xg_tensor *node, const xg_rules *rules)
         xg_tensor *operand = node->in[i];
         if (!rule || !operand || operand->walk.number != node->walk.number) continue;
         xg_tensor *part = rules ? NULL : xg__past_part(node, i);
+        tape->onto = xg__walk_onto(operand);
         if (!part) part = rule(node, i, node->walk.first);
+        tape->onto = NULL;
         if (!part) continue;
         parts[i] = xg_sum_to(part, operand->shape);
         xg__walk_add(operand, parts[i]);

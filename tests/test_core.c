@@ -785,6 +785,50 @@ static void test_gradients_are_taken_over(void)
     }
 }
 
+/* A step by a loss that reads one weight three times; with `apart`, by a gradient that was asked for
+ * before, whose parts are kept. */
+static uint64_t thrice_read(int which, bool apart)
+{
+    /* n, c, h, w, o, kernel, stride; kernel 0: a dense layer */
+    static const int shape[][7] = {
+        { 2,6,5,7, 9,1,1 }, { 3,40,14,14, 70,1,1 }, { 1,80,4,4, 20,1,1 }, { 1,10,40,50, 4,1,1 },
+        { 2,20,9,8, 12,3,2 }, { 2,3,9,8, 12,3,1 }, { 1,3,30,30, 90,5,2 }, { 2,34,8,9, 48,3,1 },
+        { 1,64,24,24, 64,3,1 }, { 7,50,1,1, 30,0,0 }, { 40,12,1,1, 300,0,0 }, { 600,33,1,1, 20,0,0 }
+    };
+    const int *e = shape[which];
+    trainer a = trainer_new(NULL);
+    xg_scope s = xg_scope_new(a.tape, a.params, &a.rng, true);
+    xg_conv_options conv;
+    memset(&conv, 0, sizeof conv);
+    conv.window.kh = conv.window.kw = e[5];
+    conv.window.stride = e[6];
+    conv.window.pad = e[5] / 2;
+    xg_tensor *loss = xg_scalar(a.tape, 0), *leaf, *grad;
+    for (int i = 0; i < 3; i++) {
+        xg_tensor *x = xg_randn(a.tape, xg_shape4(e[0], e[1], e[2], e[3]), &a.rng);
+        xg_tensor *y = e[5] ? xg_conv(&s, "w", x, e[4], &conv) : xg_dense(&s, "w", x, e[4], false);
+        loss = xg_add(loss, xg_dot(y, xg_randn(a.tape, xg_shape_of(y), &a.rng)));
+    }
+    xg_optim sgd;
+    memset(&sgd, 0, sizeof sgd);
+    if (apart) {
+        CHECK(xg_params_leaves(a.params, a.tape, &leaf, 1) == 1);
+        xg_grads(loss, NULL, &leaf, 1, NULL, &grad);
+        CHECK(xg_optim_apply(&sgd, a.params, &leaf, &grad, 1) == XG_ERR_OK);
+    } else {
+        CHECK(xg_optim_step(&sgd, a.params, loss) == XG_ERR_OK);
+    }
+    CHECK_OK(a.tape);
+    uint64_t bits = fingerprint(a.params);
+    trainer_free(&a);
+    return bits;
+}
+
+static void test_products_are_added_where_they_belong(void)
+{
+    for (int which = 0; which < 12; which++) CHECK(thrice_read(which, false) == thrice_read(which, true));
+}
+
 static void test_margin_is_cross_entropy(void)
 {
     xg_tape *t = xg_tape_new(NULL);
@@ -847,6 +891,7 @@ TEST_MAIN(
     TEST(test_long_chains_do_not_wait_for_ever)
     TEST(test_dropping_and_reading_change_no_bit)
     TEST(test_gradients_are_taken_over)
+    TEST(test_products_are_added_where_they_belong)
     TEST(test_margin_is_cross_entropy)
     TEST(test_random_numbers)
 )

@@ -326,6 +326,10 @@ static void test_convolutions_against_loops(void)
     check_trio(xg_shape4(1,2,4,4), xg_shape4(3,2,2,2), window(2,2,1,3,1,1));
     check_trio(xg_shape4(1,2,6,6), xg_shape4(3,2,2,2), window(2,2,5,0,1,1));
     check_trio(xg_shape4(1,40,6,5), xg_shape4(20,40,3,3), window(3,3,1,1,1,1));
+    check_trio(xg_shape4(1,5,3,3), xg_shape4(80,5,3,3), window(3,3,1,1,1,1));      /* few pixels */
+    check_trio(xg_shape4(2,4,4,5), xg_shape4(100,4,3,3), window(3,3,2,1,1,1));
+    check_trio(xg_shape4(1,6,5,4), xg_shape4(64,3,2,3), window(2,3,3,2,2,2));
+    check_trio(xg_shape4(2,9,2,2), xg_shape4(70,9,1,1), window(1,1,1,0,1,1));
 }
 
 static double naive_avgpool(void *user, int n, int c, int y, int x)
