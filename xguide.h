@@ -1542,6 +1542,8 @@ typedef struct xg__conv_job {
     bool winograd;             /* by Winograd's algorithm (3.6), see 3.0.3 */
     bool add;                  /* to what y holds: weight gradients only */
     const xg_real *px, *pw, *pg;
+    const xg_real *at;         /* not NULL: pg is the gradient of a max-pool of 2x2 of what g is the
+                                  gradient of, [n,o,oh/2,ow/2], and these are its places (3.5.10) */
     xg_real *y;
 } xg__conv_job;
 
@@ -5055,6 +5057,219 @@ static void XG_(direct)(const xg__conv_job *job, const xg__team *team)
     XG_(run_plan)(&plan, team);
 }
 
+/* 3.5.10 Weight gradients behind a max-pool. One number of g in four may be other than 0, at a
+ *        place that depends on the plane. So the picture is staged with channels innermost: then
+ *        all channels and the taps of a row of the kernel, as a pixel sees them, are neighbours, a
+ *        "line". For each plane of g, lines are summed with the weights g of its windows.
+ *
+ * Numeric contract. Windows are summed band by band (some rows of windows), each band by a chain of
+ * fma from 0; bands are added in order, pictures likewise, and then chunks of pictures. */
+#define XG__CHAINS 12          /* sums that are kept in registers                                 */
+#define XG__BAND   8192        /* numbers of the stage that a band sees, about: the first cache   */
+
+typedef struct XG_(pooled) {
+    const xg__conv_job *job;
+    const xg__team *team;
+    XG_(window) window;
+    XG_(stage) stage;
+    size_t ph, pw;             /* windows of a plane                                              */
+    size_t band;               /* rows of windows                                                 */
+    size_t row, line;          /* of the stage; of sums, whole vectors                            */
+    size_t sums, chunks;       /* numbers of a chunk                                              */
+    size_t at_where, at_desks, at_offset, at_run, at_squares, desk;            /* in bytes       */
+    size_t list;               /* runs                                                            */
+} XG_(pooled);
+
+static void XG_(plan_pooled)(XG_(pooled) *p, const xg__conv_job *job)
+{
+    const size_t c = (size_t)job->c, room = sizeof(xg_real);
+    XG_(cut) pixels = XG_(cut_axis)(XG_(axis)(1, job->oh * job->ow), (size_t)INT_MAX, 1);
+    memset(p, 0, sizeof *p);
+    p->job = job;
+    p->window = XG_(window_of)(job);
+    p->stage = XG_(stage_across)(&p->window, XG_(block)(&pixels, 0));
+    p->ph = (size_t)job->oh / 2;
+    p->pw = (size_t)job->ow / 2;
+    p->row = (size_t)p->stage.width * c;
+    p->band = xg__max(XG__BAND / (2 * p->row * (size_t)job->stride), 1);
+    p->line = XG_(round_up)((size_t)job->kw * c, 16);
+    p->sums = (size_t)job->o * (size_t)job->kh * p->line;
+    p->chunks = xg__min((size_t)job->n, 8);
+    p->list = (size_t)p->stage.rows + 8;
+    p->at_where = XG_(after)(0, p->chunks * p->sums, room);
+    p->at_desks = XG_(after)(p->at_where, (size_t)job->oh * (size_t)job->ow, sizeof(unsigned));
+    p->at_offset = XG_(after)(0, p->stage.image * c + 32, room);
+    p->at_run = XG_(after)(p->at_offset, c, sizeof(size_t));
+    p->at_squares = XG_(after)(p->at_run, p->list, sizeof(XG_(run)));
+    p->desk = XG_(after)(p->at_squares, 2 * XG__LANES * XG__LANES, room);
+}
+
+/* Of each pixel of g, where in the stage its first tap begins. */
+static unsigned *XG_(pooled_where)(const XG_(pooled) *p)
+{
+    return (unsigned *)(void *)((char *)p->team->scratch + p->at_where);
+}
+
+static void XG_(find_where)(const XG_(pooled) *p)
+{
+    const size_t ow = (size_t)p->job->ow, pixels = (size_t)p->job->oh * ow;
+    const size_t stride = (size_t)p->job->stride, c = (size_t)p->job->c;
+    unsigned *where = XG_(pooled_where)(p);
+    size_t i;
+    for (i = 0; i < pixels; i++) {
+        where[i] = (unsigned)(i / ow * stride * p->row + i % ow * stride * c);
+    }
+}
+
+/* Stages a picture. */
+static void XG_(stage_pooled)(const XG_(pooled) *p, size_t image, const XG_(desk) *d)
+{
+    XG_(matrix) m;
+    XG_(source) s;
+    m.base = p->job->px + image * p->window.image;
+    m.step = 0;
+    m.stride = (size_t)p->job->h * (size_t)p->job->w;
+    m.along_k = true;
+    s = XG_(matrix_source)(&m, 0, 0, (size_t)p->job->c, 0, 0, d);
+    s.runs = XG_(across_runs)(&p->window, &p->stage, 1, s.run);
+    XG_(turn)(&s, d->stage, (size_t)p->job->c, 0, d->squares);
+}
+
+/* sum[i][j] += the sum over windows t of g[t] * x[where[at[t]] + i * row + j]: so many lines of so
+ * many vectors, constants as those of XG_(micro). */
+XG__INLINE void XG_(chain)(const int lines, const int vectors, const XG_(pooled) *p,
+                           const xg_real *g, const xg_real *at, size_t windows, const xg_real *x,
+                           xg_real *sum)
+{
+    const unsigned *where = XG_(pooled_where)(p);
+    const size_t row = p->row, line = p->line;
+    XG_(v) chain[XG__CHAINS];
+    size_t t;
+    int i, j;
+    XG__UNROLL
+    for (i = 0; i < lines * vectors; i++) chain[i] = XG_(set1)(0);
+    for (t = 0; t < windows; t++) {
+        const xg_real *from = x + where[(int)at[t]];
+        const XG_(v) weight = XG_(set1)(g[t]);
+        XG__UNROLL
+        for (i = 0; i < lines; i++) {
+            XG__UNROLL
+            for (j = 0; j < vectors; j++) {
+                const XG_(v) seen = XG_(load)(from + (size_t)i * row + j * XG__LANES);
+                chain[i * vectors + j] = XG_(fma)(weight, seen, chain[i * vectors + j]);
+            }
+        }
+    }
+    for (i = 0; i < lines; i++) {
+        XG__UNROLL
+        for (j = 0; j < vectors; j++) {
+            xg_real *to = sum + (size_t)i * line + j * XG__LANES;
+            XG_(store)(to, XG_(add)(XG_(load)(to), chain[i * vectors + j]));
+        }
+    }
+}
+
+/* All lines of a plane of g, as many at a time as there are registers for. */
+static void XG_(chains)(const XG_(pooled) *p, const xg_real *g, const xg_real *at, size_t windows,
+                        const xg_real *x, xg_real *sum)
+{
+    const size_t length = (size_t)p->job->kw * (size_t)p->job->c, kh = (size_t)p->job->kh;
+    const size_t vectors = XG_(ceil_div)(length, XG__LANES);
+    const size_t lines = kh % 3 == 0 ? 3 : 1;
+    const size_t pieces = XG_(ceil_div)(vectors, XG__CHAINS / lines);
+    const size_t piece = XG_(ceil_div)(vectors, pieces);
+    size_t i, j;
+    for (i = 0; i < kh; i += lines, x += lines * p->row, sum += lines * p->line) {
+        for (j = 0; j < vectors; j += piece) {
+            const xg_real *from = x + j * XG__LANES;
+            xg_real *to = sum + j * XG__LANES;
+#define XG__CHAIN(l, v) \
+    case (l) * 16 + (v): XG_(chain)(l, v, p, g, at, windows, from, to); break;
+            switch (lines * 16 + xg__min(vectors - j, piece)) {
+            XG__CHAIN(1, 1) XG__CHAIN(1, 2) XG__CHAIN(1, 3) XG__CHAIN(1, 4) XG__CHAIN(1, 5)
+            XG__CHAIN(1, 6) XG__CHAIN(1, 7) XG__CHAIN(1, 8) XG__CHAIN(1, 9) XG__CHAIN(1, 10)
+            XG__CHAIN(1, 11) XG__CHAIN(1, 12)
+            XG__CHAIN(3, 1) XG__CHAIN(3, 2) XG__CHAIN(3, 3) XG__CHAIN(3, 4)
+            }
+#undef XG__CHAIN
+        }
+    }
+}
+
+/* A chunk of pictures. */
+static void XG_(unit_of_pooled)(const void *plan, size_t number, int worker)
+{
+    const XG_(pooled) *p = (const XG_(pooled) *)plan;
+    const xg__conv_job *job = p->job;
+    const size_t n = (size_t)job->n, o = (size_t)job->o, plane = p->ph * p->pw;
+    const size_t end = (number + 1) * n / p->chunks;
+    char *memory = (char *)p->team->scratch + p->at_desks + (size_t)worker * p->desk;
+    xg_real *sum = p->team->scratch + number * p->sums;
+    XG_(desk) d;
+    size_t i, r, k, e;
+    memset(&d, 0, sizeof d);
+    d.stage = (xg_real *)(void *)memory;
+    d.offset = (size_t *)(void *)(memory + p->at_offset);
+    d.run = (XG_(run) *)(void *)(memory + p->at_run);
+    d.squares = (xg_real *)(void *)(memory + p->at_squares);
+    d.list = p->list;
+    memset(sum, 0, p->sums * sizeof *sum);
+    memset(d.stage, 0, (p->stage.image * (size_t)job->c + 32) * sizeof *d.stage);
+    for (i = number * n / p->chunks; i < end; i++) {
+        XG_(stage_pooled)(p, i, &d);
+        for (r = 0; r < p->ph; r += p->band) {
+            const size_t windows = xg__min(p->band, p->ph - r) * p->pw;
+            for (k = 0; k < o; k++) {
+                const size_t first = (i * o + k) * plane + r * p->pw;
+                for (e = 0; e < windows; e += 16) {                    /* of the next plane */
+                    XG__PREFETCH(job->pg + first + e, plane);
+                    XG__PREFETCH(job->at + first + e, plane);
+                }
+                XG_(chains)(p, job->pg + first, job->at + first, windows, d.stage,
+                            sum + k * (size_t)job->kh * p->line);
+            }
+        }
+    }
+}
+
+/* The gradients of the weights of a plane of g: chunks are added up, and taps go innermost. */
+static void XG_(answer_pooled)(const void *plan, size_t number, int worker)
+{
+    const XG_(pooled) *p = (const XG_(pooled) *)plan;
+    const xg__conv_job *job = p->job;
+    const size_t c = (size_t)job->c, kh = (size_t)job->kh, kw = (size_t)job->kw;
+    const size_t size = kh * p->line;
+    xg_real *sum = p->team->scratch + number * size, *to = job->y + number * c * kh * kw;
+    size_t i, y, x;
+    (void)worker;
+    for (i = 1; i < p->chunks; i++) XG_(put_run)(sum + i * p->sums, sum, size, true);
+    for (i = 0; i < c; i++) {
+        for (y = 0; y < kh; y++) {
+            for (x = 0; x < kw; x++, to++) {
+                const xg_real all = sum[y * p->line + x * c + i];
+                *to = job->add ? *to + all : all;
+            }
+        }
+    }
+}
+
+static size_t XG_(pooled_scratch)(const xg__conv_job *job, int workers)
+{
+    XG_(pooled) plan;
+    XG_(plan_pooled)(&plan, job);
+    return plan.at_desks + (size_t)workers * plan.desk;
+}
+
+static void XG_(run_pooled)(const xg__conv_job *job, const xg__team *team)
+{
+    XG_(pooled) plan;
+    XG_(plan_pooled)(&plan, job);
+    plan.team = team;
+    XG_(find_where)(&plan);
+    XG_(run_units)(team, &plan, plan.chunks, XG_(unit_of_pooled));
+    XG_(run_units)(team, &plan, (size_t)job->o, XG_(answer_pooled));
+}
+
 /* ============================================================================================== *
  *  3.6 Winograd's algorithm                                                                      *
  * ============================================================================================== *
@@ -5822,6 +6037,7 @@ static void XG_(run_winograd)(XG_(winograd) *p, const xg__team *team)
 static size_t XG_(conv_scratch)(const xg__conv_job *job, int workers)
 {
     XG_(winograd) plan;
+    if (job->at != NULL) return XG_(pooled_scratch)(job, workers);
     if (!job->winograd) return XG_(direct_scratch)(job, workers);
     XG_(plan_winograd)(&plan, job, workers);
     return plan.shared * sizeof(xg_real) + (size_t)workers * plan.desk;
@@ -5830,6 +6046,10 @@ static size_t XG_(conv_scratch)(const xg__conv_job *job, int workers)
 static void XG_(conv)(const xg__conv_job *job, const xg__team *team)
 {
     XG_(winograd) plan;
+    if (job->at != NULL) {
+        XG_(run_pooled)(job, team);
+        return;
+    }
     if (!job->winograd) {
         XG_(direct)(job, team);
         return;
@@ -5851,6 +6071,8 @@ static void XG_(conv)(const xg__conv_job *job, const xg__team *team)
 #undef XG__P_SHARE
 #undef XG__Q_SHARE
 
+#undef XG__CHAINS
+#undef XG__BAND
 #undef XG__NR
 #undef XG__BLOCK_K
 #undef XG__BLOCK_ROWS
@@ -6024,6 +6246,9 @@ typedef struct xg__room {
 } xg__room;
 
 static const xg__room *xg__room_of(xg_op op);
+
+/* Gives the second operand of an operation the numbers that its run reads. */
+static bool xg__force_second(xg_op op, xg_tensor *b);
 
 /* 4.2 Errors: the first one stays. */
 
@@ -7407,7 +7632,7 @@ static xg_tensor *xg__emit(xg_op op, xg_tensor *a, xg_tensor *b, const xg__attr 
         return made;
     }
     if (room->manner != XG__NOW) made = xg__record_waiting(&y, room->manner);
-    else if (xg__force(a) && (!b || xg__force(b))) made = xg__record_run(&y, room);
+    else if (xg__force(a) && (!b || xg__force_second(op, b))) made = xg__record_run(&y, room);
     if (!made || xg_failed(tape)) return xg__poison(tape);
     if (xg__is_known(op)) xg__know(made);
     return made;
@@ -8450,6 +8675,30 @@ static bool xg__conv_fits(const xg_tensor *y, xg_shape x, xg_shape w, xg_shape g
     return true;
 }
 
+/* Whether g is what a max-pool of 2x2 sends back. Then weight gradients can be had from fewer
+ * numbers (3.5.10). */
+static bool xg__in_pairs(const xg_tensor *index, xg_shape s);
+
+static bool xg__is_pooled(const xg_tensor *g)
+{
+    if (g->op != XG_OP_scatter || g->data || !xg__in_pairs(g->in[1], g->shape)) return false;
+    return xg_shape_same(g->in[0]->shape, g->in[1]->shape);
+}
+
+static bool xg__force_second(xg_op op, xg_tensor *b)
+{
+    if (op != XG_OP_conv2d_dw || !xg__is_pooled(b)) return xg__force(b);
+    return xg__force(b->in[0]) && xg__force(b->in[1]);
+}
+
+/* Chooses the way for a weight gradient behind a max-pool, by shapes alone: it wants pictures for
+ * all workers, and sums that fit a cache. */
+static bool xg__pooled_pays(const xg__conv_job *job)
+{
+    return job->dilation == 1 && job->groups == 1 && job->n >= 8
+        && (double)job->o * job->c * job->kh * job->kw < 65536;
+}
+
 /* Runs one of the three; px, pw, pg point at the operands that it reads. */
 static void xg__run_trio(xg_tensor *y, xg__conv_kind kind, xg_shape x, xg_shape w, xg_shape g)
 {
@@ -8463,10 +8712,16 @@ static void xg__run_trio(xg_tensor *y, xg__conv_kind kind, xg_shape x, xg_shape 
     job.stride = k.stride; job.pad = k.pad; job.dilation = k.dilation; job.groups = k.groups;
     job.px = kind == XG__CONV_DX ? NULL : y->in[0]->data;
     job.pw = kind == XG__CONV ? y->in[1]->data : kind == XG__CONV_DX ? y->in[0]->data : NULL;
-    job.pg = kind == XG__CONV ? NULL : y->in[1]->data;
     job.y = y->data;
     job.add = y->adds;
-    job.winograd = xg__winograd_chosen(&job, y->tape->config.winograd);
+    if (kind == XG__CONV_DW && xg__is_pooled(y->in[1]) && xg__pooled_pays(&job)) {
+        job.pg = y->in[1]->in[0]->data;
+        job.at = y->in[1]->in[1]->data;
+    } else if (kind != XG__CONV) {
+        if (!xg__force(y->in[1])) return;
+        job.pg = y->in[1]->data;
+    }
+    job.winograd = !job.at && xg__winograd_chosen(&job, y->tape->config.winograd);
     y->tape->winograd += job.winograd;
     y->tape->flops += 2.0 * (double)xg_shape_size(w) * (double)x.n * (double)g.h * (double)g.w;
 
@@ -9512,7 +9767,7 @@ static void xg__walk_back(xg_tensor *node, const xg_rules *rules)
     xg_tensor *parts[2] = { NULL, NULL };
     xg_vjp rule = rules ? rules->vjp[node->op] : xg__room_of(node->op)->vjp;
     if (tape->last_sweep) tape->open = first;
-    for (int i = 0; i < 2; i++) {
+    for (int i = 1; i >= 0; i--) {             /* weights first: see xg__is_pooled */
         xg_tensor *operand = node->in[i];
         if (!rule || !operand || operand->walk.number != node->walk.number) continue;
         xg_tensor *part = rules ? NULL : xg__past_part(node, i);

@@ -267,6 +267,52 @@ static void test_planes_on_the_way(void)
     }
 }
 
+/* Weight gradients behind a pool: pictures, planes in and out, kernel, stride, padding. */
+typedef struct pooled_case { int n, c, h, w, o, k, stride, pad; } pooled_case;
+
+static const pooled_case pooled[] = {
+    { 8,3,40,70,5,3,1,1 }, { 9,16,9,7,4,3,1,1 }, { 8,2,14,14,3,5,2,2 }, { 17,1,11,13,2,1,1,0 },
+    { 10,33,6,6,3,2,1,0 }, { 8,9,50,6,2,3,1,2 }, { 7,3,12,10,5,3,1,1 }, { 8,65,4,4,113,3,1,1 }
+};
+enum { POOLED = (int)(sizeof pooled / sizeof *pooled) };
+
+/* From what the pool sends back as it waits, or once it is in memory. */
+static xg_tensor *pooled_dw(xg_tape *t, const pooled_case *k, bool waits, size_t *taken)
+{
+    xg_rng rng = xg_rng_seed(32);
+    xg_window window = { k->k, k->k, k->stride, k->pad, 1, 1 }, pairs = { 2, 2, 2, 0, 1, 1 };
+    xg_tensor *x = xg_randn(t, xg_shape4(k->n, k->c, k->h, k->w), &rng);
+    xg_tensor *w = xg_randn(t, xg_shape4(k->o, k->c, k->k, k->k), &rng);
+    xg_tensor *z = xg_conv2d(x, w, window), *at = xg_argpool(z, pairs);
+    xg_tensor *g = xg_randn(t, xg_shape_of(at), &rng), *wide = xg_scatter(g, at, xg_shape_of(z));
+    xg_data(at);
+    if (!waits) xg_data(wide);
+    size_t before = xg_tape_stats(t).bytes;
+    xg_tensor *dw = xg_conv2d_dw(x, wide, window, xg_shape_of(w));
+    if (taken) *taken = xg_tape_stats(t).bytes - before;
+    return dw;
+}
+
+static xg_tensor *pooled_at(xg_tape *t, int which) { return pooled_dw(t, &pooled[which], true, NULL); }
+
+/* The same numbers, though no plane of g is made; but few pictures, or many sums, take the usual way. */
+static void test_pooled_weights(void)
+{
+    for (int which = 0; which < POOLED; which++) {
+        xg_tape *t = xg_tape_new(NULL);
+        const pooled_case *k = &pooled[which];
+        size_t few, most;
+        xg_tensor *fast = pooled_dw(t, k, true, &few), *plain = pooled_dw(t, k, false, &most);
+        xg_tensor *gap = xg_sub(fast, plain);
+        double apart = xg_item(xg_dot(gap, gap)) / xg_item(xg_dot(plain, plain));
+        CHECK(sqrt(apart) < TOL(2e-6, 1e-14));
+        CHECK((few <= most) == (k->n >= 8 && which != 7));
+        CHECK_OK(t);
+        xg_tape_free(t);
+        check_levels("pooled", pooled_at, which);
+    }
+}
+
 /* ---- selection, softmax, copies ---------------------------------------------------------------- */
 
 static xg_tensor *channels_at(xg_tape *t, int which)
@@ -348,6 +394,7 @@ TEST_MAIN(
     TEST(test_avgpool)
     TEST(test_known_index)
     TEST(test_planes_on_the_way)
+    TEST(test_pooled_weights)
     TEST(test_optimisers)
     TEST(test_not_finite)
     TEST(test_old_weights)
