@@ -1532,6 +1532,14 @@ typedef struct xg__gemm_job {
     size_t step_a, step_b, step_c;
 } xg__gemm_job;
 
+/* What is done to a convolution's sums before they leave the cache: scale * sum + shift + more, and
+ * ReLU; each step is rounded. What is NULL is left out. */
+typedef struct xg__finish {
+    bool any, relu;
+    const xg_real *scale, *shift;                  /* a number for each channel */
+    const xg_real *more;                           /* they lie as the result does */
+} xg__finish;
+
 /* One of the convolution trio; x [n,c,h,w], w [o,c/groups,kh,kw], g [n,o,oh,ow]. `y` is the one
  * that is computed: g for forward, x for input gradient, w for weight gradient; its own pointer
  * is unused. */
@@ -1545,6 +1553,7 @@ typedef struct xg__conv_job {
     const xg_real *at;         /* not NULL: pg is the gradient of a max-pool of 2x2 of what g is the
                                   gradient of, [n,o,oh/2,ow/2], and these are its places (3.5.10) */
     xg_real *y;
+    xg__finish finish;         /* of a forward one */
 } xg__conv_job;
 
 /* Windows over a plane: of h x w numbers one for each of oh x ow windows. Windows in columns
@@ -2879,6 +2888,11 @@ XG__INLINE XG_(v) XG_(sign)(XG_(v) x)
     return XG_(select)(XG_(less)(zero, x), XG_(set1)(1), y);
 }
 
+XG__INLINE XG_(v) XG_(relu)(XG_(v) x)
+{
+    return XG_(select)(XG_(less_equal)(x, XG_(set1)(0)), XG_(set1)(0), x);
+}
+
 XG__INLINE XG_(v) XG_(within)(XG_(v) x, XG_(v) p, XG_(v) q)
 {
     const XG_(v) below = XG_(truth)(XG_(less_equal)(x, q));
@@ -2893,7 +2907,7 @@ XG__MAP(tanh,     XG_(tanh)(x))
 XG__MAP(softplus, XG_(softplus)(x))
 XG__MAP(abs,      XG_(abs)(x))
 XG__MAP(affine,   XG_(fma)(p, x, q))
-XG__MAP(relu,     XG_(select)(XG_(less_equal)(x, XG_(set1)(0)), XG_(set1)(0), x))
+XG__MAP(relu,     XG_(relu)(x))
 XG__MAP(clamp,    XG_(min)(q, XG_(max)(p, x)))
 XG__MAP(sign,     XG_(sign)(x))
 XG__MAP(step,     XG_(truth)(XG_(less)(XG_(set1)(0), x)))
@@ -4556,6 +4570,8 @@ typedef struct XG_(sink) {
     size_t row_step, step;
     XG_(run) *run;
     size_t runs;
+    size_t channel;            /* of images: row 0's                                              */
+    bool finish;               /* sums are finished on their way, or in place                     */
 } XG_(sink);
 
 /* How pixels of a unit lie in its sums, which may be columns of the stage. */
@@ -4573,6 +4589,8 @@ static XG_(sink) XG_(sink_of)(const XG_(plan) *p, size_t problem, XG_(span) rows
     XG_(sink) s;
     s.run = d->run;
     s.runs = 1;
+    s.channel = 0;
+    s.finish = p->conv != NULL && p->conv->finish.any;
     if (p->folded) {           /* planes of x */
         s.step = (size_t)p->conv->h * (size_t)p->conv->w;
         s.row_step = (size_t)p->conv->c * s.step;
@@ -4590,6 +4608,7 @@ static XG_(sink) XG_(sink_of)(const XG_(plan) *p, size_t problem, XG_(span) rows
         const size_t channels = dx ? (size_t)p->conv->c : (size_t)p->conv->o;
         const size_t channel = problem * (dx ? p->c : p->o) + rows.minor;
         const size_t gw = (size_t)p->window.gw, area = (size_t)p->window.gh * gw;
+        s.channel = channel;
         s.row_step = area;
         s.step = 1;
         s.base = p->conv->y + (cols.major * channels + channel) * area + cols.minor / gw * gw;
@@ -4680,6 +4699,58 @@ static void XG_(fold)(const XG_(plan) *p, const XG_(sink) *s, const xg_real *c, 
     }
 }
 
+/* A channel's scale and shift: 1 and -0 change nothing. */
+typedef struct XG_(channel) { XG_(v) scale, shift; } XG_(channel);
+
+XG__INLINE XG_(channel) XG_(channel_of)(const xg__finish *f, size_t number)
+{
+    XG_(channel) c;
+    c.scale = XG_(set1)(f->scale != NULL ? f->scale[number] : 1);
+    c.shift = XG_(set1)(f->shift != NULL ? f->shift[number] : (xg_real)-0.0);
+    return c;
+}
+
+XG__INLINE XG_(v) XG_(finish)(XG_(channel) c, XG_(v) sum)
+{
+    return XG_(add)(XG_(mul)(sum, c.scale), c.shift);
+}
+
+/* Finishes n sums of a channel, which belong at `to`. */
+static void XG_(finish_run)(const xg__conv_job *job, size_t channel, const xg_real *from,
+                            xg_real *to, size_t n)
+{
+    const xg__finish *f = &job->finish;
+    const XG_(channel) c = XG_(channel_of)(f, channel);
+    const xg_real *more = f->more != NULL ? f->more + (to - job->y) : NULL;
+    size_t i;
+    for (i = 0; i < n; i += XG__LANES) {
+        const size_t left = n - i;
+        const bool whole = left >= XG__LANES;
+        XG_(v) x = whole ? XG_(load)(from + i) : XG_(load_part)(from + i, left);
+        x = XG_(finish)(c, x);
+        if (more != NULL) {
+            x = XG_(add)(x, whole ? XG_(load)(more + i) : XG_(load_part)(more + i, left));
+        }
+        if (f->relu) x = XG_(relu)(x);
+        if (whole) XG_(store)(to + i, x);
+        else XG_(store_part)(to + i, x, left);
+    }
+}
+
+/* The same of all rows of a unit, whose sums begin at c. */
+static void XG_(finish_rows)(const XG_(plan) *p, const XG_(sink) *s, size_t rows, const xg_real *c,
+                             size_t c_stride)
+{
+    size_t i, r;
+    for (i = 0; i < rows; i++, c += c_stride) {
+        for (r = 0; r < s->runs; r++) {
+            const XG_(run) *run = &s->run[r];
+            XG_(finish_run)(p->conv, s->channel + i, c + run->from,
+                            s->base + i * s->row_step + run->to, run->length);
+        }
+    }
+}
+
 /* Brings sums to their place. */
 static void XG_(deliver)(const XG_(plan) *p, const XG_(sink) *s, size_t rows, const xg_real *c,
                          const XG_(desk) *d)
@@ -4692,6 +4763,10 @@ static void XG_(deliver)(const XG_(plan) *p, const XG_(sink) *s, size_t rows, co
     }
     if (p->folded) {
         XG_(fold)(p, s, c, d);
+        return;
+    }
+    if (s->finish) {
+        XG_(finish_rows)(p, s, rows, c, c_stride);
         return;
     }
     if (s->step != 1) {        /* transposed: row_step is 1 */
@@ -4933,6 +5008,10 @@ static void XG_(unit)(const void *plan, size_t number, int worker)
         if (s.step == 1 && s.runs == 1 && (blocks == 1 || !p->add)) {
             XG_(sum_blocks)(p, &spot, spot.problem, begin, end, s.base + s.run[0].to, s.row_step,
                             true, &d);
+            if (!s.finish) return;
+            s = XG_(sink_of)(p, spot.problem, spot.rows, spot.cols, &d);   /* packing used runs */
+            s.run[0].from = s.run[0].to;
+            XG_(finish_rows)(p, &s, XG_(length)(spot.rows), s.base, s.row_step);
             return;
         }
     }
@@ -5838,24 +5917,59 @@ XG__INLINE void XG_(put_outputs)(const xg_real *from, const XG_(seat) *seat, xg_
     }
 }
 
+/* Adds to the outputs of a patch what lies in their place in another picture, then ReLU. */
+static void XG_(add_more)(const xg__finish *f, const XG_(seat) *seat, const xg_real *more,
+                          size_t width, xg_real *to)
+{
+    xg_real patch[16];
+    size_t e;
+    int i;
+    if (seat->rows < 4 || seat->columns < 4) memset(patch, 0, sizeof patch);
+    for (i = 0; i < seat->rows; i++, more += width) {
+        if (seat->columns == 4) memcpy(patch + 4 * i, more, 4 * sizeof *more);
+        else memcpy(patch + 4 * i, more, (size_t)seat->columns * sizeof *more);
+    }
+    for (e = 0; e < 16; e += XG__LANES) {
+        const XG_(v) x = XG_(add)(XG_(load)(to + e), XG_(load)(patch + e));
+        XG_(store)(to + e, f->relu ? XG_(relu)(x) : x);
+    }
+}
+
+/* Finishes the outputs of a vector of patches, as far as that goes before they are turned. */
+static void XG_(finish_patches)(const xg__finish *f, size_t channel, xg_real *outputs)
+{
+    const XG_(channel) c = XG_(channel_of)(f, channel);
+    size_t e;
+    for (e = 0; e < 16; e++, outputs += XG__LANES) {
+        const XG_(v) x = XG_(finish)(c, XG_(load)(outputs));
+        XG_(store)(outputs, f->relu && f->more == NULL ? XG_(relu)(x) : x);
+    }
+}
+
 /* The products of planes out [row, row + rows) and a block of patches, to their place. */
 static void XG_(answer)(const XG_(winograd) *p, size_t row, size_t rows, size_t patches,
                         const XG_(bench) *d)
 {
     const size_t area = (size_t)p->oh * (size_t)p->ow;
+    const xg__finish *f = &p->job->finish;
     xg_real *turned = d->room + 16 * XG__LANES;
     size_t r, i, e, l;
     for (r = 0; r < rows; r++) {
         xg_real *plane = p->out + (row + r) * area;
+        const xg_real *more = f->more != NULL ? f->more + (row + r) * area : NULL;
         for (i = 0; i < patches; i += XG__LANES) {
             const size_t n = xg__min(XG__LANES, patches - i);
             XG_(both_axes)(XG__PATCH, 4, false, d->c + r * p->c_stride + i, p->c_apart, d->room,
                            XG__LANES);
+            if (f->any) XG_(finish_patches)(f, row + r, d->room);
             for (e = 0; e < 16; e += XG__LANES) {
                 XG_(transpose)(d->room + e * XG__LANES, XG__LANES, turned + e, 16);
             }
             for (l = 0; l < n; l++) {
                 const XG_(seat) *seat = &d->seat[i + l];
+                if (more != NULL) {
+                    XG_(add_more)(f, seat, more + seat->to, (size_t)p->ow, turned + 16 * l);
+                }
                 XG_(put_outputs)(turned + 16 * l, seat, plane + seat->to, (size_t)p->ow, area);
             }
         }
@@ -6140,7 +6254,12 @@ typedef union xg__attr {
     struct { double p, q; } number;                       /* pow, affine, clamp, within */
     struct { xg_shape shape; } to;                        /* sum_to, expand, reshape, max_to, ... */
     struct { xg_shape from, shape; } box;                 /* slice, pad */
-    struct { xg_window window; xg_shape shape; } conv;    /* the trio; shape of dx and dw; pools */
+    struct {                                              /* the trio, pools */
+        xg_window window;
+        xg_shape shape;                                   /* of dx and dw */
+        bool waits;                                       /* until its numbers are asked for, ... */
+        const xg__finish *finish;                         /* ... which this is done to (4.6.3) */
+    } conv;
     struct { int order[4]; } axes;                        /* permute; flip: 1 for reversed */
     struct { int value; } one;                            /* concat: axis; topk_threshold: k */
     struct { bool a, b; } transpose;                      /* matmul */
@@ -6726,9 +6845,11 @@ static bool xg__is_sum(const xg_tensor *x)
 
 static bool xg__is_view(const xg_tensor *x) { return xg__room_of(x->op)->manner == XG__VIEW; }
 
+/* Of what waits: has it a run of its own? A convolution may wait, too (4.6.3). */
 static bool xg__runs_late(const xg_tensor *x)
 {
-    return xg__room_of(x->op)->manner == XG__LATER_OWN;
+    xg__manner manner = xg__room_of(x->op)->manner;
+    return manner == XG__LATER_OWN || manner == XG__NOW;
 }
 
 /* Gives x, which waited, its numbers. If it is older than the last mark, a release will take them
@@ -6773,7 +6894,7 @@ static bool xg__separable(xg_shape d, xg_shape u)
 /* The first sum that x waits for (x itself, too) and that can be taken unit by unit. */
 static xg_tensor *xg__find_sum(xg_tensor *x)
 {
-    if (!x || x->data || x->seen == x->tape->searches) return NULL;
+    if (!x || x->data || xg__runs_late(x) || x->seen == x->tape->searches) return NULL;
     x->seen = x->tape->searches;
     if (xg__is_sum(x)) return xg__separable(x->in[0]->shape, x->shape) ? x : NULL;
     xg_tensor *found = xg__find_sum(x->in[0]);
@@ -7439,6 +7560,91 @@ static bool xg__force_program(xg_tensor *x)
     return true;
 }
 
+/* 4.6.3 Finishing. In evaluation convolutions wait, too, because of what often follows them:
+ *
+ *           conv --- mul(scale) --- add(shift) --- add(shortcut) --- relu
+ *
+ *       Of that, what is there is done to their sums while these are in the cache, and only the
+ *       last result is stored. Who asks for what came before it, which gradients do not, has the
+ *       convolution run again. The bits are those of one operation after the other. */
+typedef struct xg__ending { xg_tensor *conv, *scale, *shift, *more; bool relu; } xg__ending;
+
+/* May x, which does `op`, be passed over? */
+static bool xg__is_passed(const xg_tensor *x, xg_op op)
+{
+    return x->op == op && !x->data && !x->hub && !x->passing;
+}
+
+/* The same of a pair with one number a channel. */
+static bool xg__is_channelwise(const xg_tensor *x, xg_op op)
+{
+    return xg__is_passed(x, op) && xg_shape_same(x->in[0]->shape, x->shape)
+        && xg_shape_same(x->in[1]->shape, xg_shape4(1, x->shape.c, 1, 1));
+}
+
+/* Is x a convolution that waits, maybe scaled, maybe shifted? */
+static bool xg__ending_begins(xg_tensor *x, xg__ending *e)
+{
+    memset(e, 0, sizeof *e);
+    if (xg__is_channelwise(x, XG_OP_add)) {
+        e->shift = x->in[1];
+        x = x->in[0];
+    }
+    if (xg__is_channelwise(x, XG_OP_mul)) {
+        e->scale = x->in[1];
+        x = x->in[0];
+    }
+    e->conv = x;
+    return xg__is_passed(x, XG_OP_conv2d);
+}
+
+/* Is x what a convolution can end with? */
+static bool xg__ending_of(xg_tensor *x, xg__ending *e)
+{
+    const bool relu = xg__is_passed(x, XG_OP_relu);
+    if (relu) x = x->in[0];
+    bool found = xg__ending_begins(x, e);
+    if (!found && xg__is_passed(x, XG_OP_add)) {
+        for (int i = 0; i < 2 && !found; i++) {
+            found = xg_shape_same(x->in[i]->shape, x->shape)
+                 && xg_shape_same(x->in[1 - i]->shape, x->shape)
+                 && xg__ending_begins(x->in[i], e);
+            e->more = x->in[1 - i];
+        }
+    }
+    e->relu = relu;
+    return found;
+}
+
+/* Runs x by itself. With f, that is done to what it gives, and the numbers are the result's. */
+static bool xg__run_waiting(xg_tensor *x, const xg__finish *f, xg_tensor *result)
+{
+    bool ready = xg__room_of(x->op)->manner == XG__LATER_OWN;      /* asks for its operands */
+    for (int i = 0; i < 2 && !ready; i++) if (x->in[i] && !xg__force(x->in[i])) return false;
+    xg_tensor made = *x;
+    made.data = xg__take_numbers(x);
+    if (!made.data) return false;
+    if (f) made.attr.conv.finish = f;
+    xg__room_of(x->op)->run(&made);
+    if (xg_failed(x->tape) || !xg__settle(result, made.data)) return false;
+    for (int i = 0; i < 2 && xg__runs_late(x); i++) if (x->in[i]) xg__retire(x->in[i]);
+    return true;
+}
+
+static bool xg__force_ending(xg_tensor *x, const xg__ending *e)
+{
+    xg_tensor *need[3] = { e->scale, e->shift, e->more };
+    for (int i = 0; i < 3; i++) if (need[i] && !xg__force(need[i])) return false;
+    if (e->conv->data) return xg__force_program(x);        /* something needed that one, too */
+    xg__finish f;
+    f.any = true;
+    f.relu = e->relu;
+    f.scale = e->scale ? e->scale->data : NULL;
+    f.shift = e->shift ? e->shift->data : NULL;
+    f.more = e->more ? e->more->data : NULL;
+    return xg__run_waiting(e->conv, &f, x);
+}
+
 /* x shares the numbers of its operand, which therefore stay where they are. */
 static bool xg__share(xg_tensor *x)
 {
@@ -7454,17 +7660,12 @@ static bool xg__force(xg_tensor *x)
 {
     if (x->data) return true;
     if (xg__is_view(x)) return xg__share(x);
-    bool late = xg__runs_late(x);
-    if (!late && (!xg__is_sum(x) || xg__separable(x->in[0]->shape, x->shape))) {
-        return xg__force_program(x);
+    bool sum = xg__is_sum(x);
+    if (xg__runs_late(x) || (sum && !xg__separable(x->in[0]->shape, x->shape))) {
+        return xg__run_waiting(x, NULL, x);
     }
-    if (!late && !xg__force(x->in[0])) return false;
-    xg_tensor made = *x;
-    made.data = xg__take_numbers(x);
-    if (!made.data) return false;
-    xg__room_of(x->op)->run(&made);
-    for (int i = 0; i < 2 && late; i++) if (x->in[i]) xg__retire(x->in[i]);
-    return !xg_failed(x->tape) && xg__settle(x, made.data);
+    xg__ending ending;
+    return !sum && xg__ending_of(x, &ending) ? xg__force_ending(x, &ending) : xg__force_program(x);
 }
 
 /* The leaf whose numbers x shows, itself or by way of reshapings; NULL if there is none, or if x
@@ -7629,10 +7830,13 @@ static xg_tensor *xg__emit(xg_op op, xg_tensor *a, xg_tensor *b, const xg__attr 
     xg_tensor *made = xg__is_known(op) ? xg__known(&y) : NULL;
     if (made) {
         tape->shared += xg__is_product(op);
+        if (xg__is_product(op) && !made->data) made->hub = true;  /* a convolution that waits */
         return made;
     }
-    if (room->manner != XG__NOW) made = xg__record_waiting(&y, room->manner);
-    else if (xg__force(a) && (!b || xg__force_second(op, b))) made = xg__record_run(&y, room);
+    bool later = room->manner != XG__NOW;
+    bool ready = later || (xg__force(a) && (!b || xg__force_second(op, b)));
+    later = later || (op == XG_OP_conv2d && y.attr.conv.waits);
+    if (ready) made = later ? xg__record_waiting(&y, room->manner) : xg__record_run(&y, room);
     if (!made || xg_failed(tape)) return xg__poison(tape);
     if (xg__is_known(op)) xg__know(made);
     return made;
@@ -8714,6 +8918,7 @@ static void xg__run_trio(xg_tensor *y, xg__conv_kind kind, xg_shape x, xg_shape 
     job.pw = kind == XG__CONV ? y->in[1]->data : kind == XG__CONV_DX ? y->in[0]->data : NULL;
     job.y = y->data;
     job.add = y->adds;
+    if (y->attr.conv.finish) job.finish = *y->attr.conv.finish;
     if (kind == XG__CONV_DW && xg__is_pooled(y->in[1]) && xg__pooled_pays(&job)) {
         job.pg = y->in[1]->in[0]->data;
         job.at = y->in[1]->in[1]->data;
@@ -8737,6 +8942,7 @@ static void xg__run_trio(xg_tensor *y, xg__conv_kind kind, xg_shape x, xg_shape 
 static xg_tensor *xg__emit_conv(xg_op op, xg_tensor *a, xg_tensor *b, xg_window k, xg_shape shape)
 {
     xg__attr attr;
+    memset(&attr, 0, sizeof attr);
     attr.conv.window = xg__window(k);
     attr.conv.shape = shape;
     return xg__emit(op, a, b, &attr);
@@ -8757,6 +8963,15 @@ static void xg__run_conv2d(xg_tensor *y)
 XG_API_DEF xg_tensor *xg_conv2d(xg_tensor *x, xg_tensor *w, xg_window k)
 {
     return xg__emit_conv(XG_OP_conv2d, x, w, k, xg__origin());
+}
+/* The same; waits for what follows (4.6.3). */
+static xg_tensor *xg__conv2d_waiting(xg_tensor *x, xg_tensor *w, xg_window k)
+{
+    xg__attr attr;
+    memset(&attr, 0, sizeof attr);
+    attr.conv.window = xg__window(k);
+    attr.conv.waits = true;
+    return xg__emit(XG_OP_conv2d, x, w, &attr);
 }
 static xg_tensor *xg__vjp_conv2d(xg_tensor *y, int i, xg_tensor *g)
 {
@@ -10789,7 +11004,8 @@ XG_API_DEF xg_tensor *xg_conv(xg_scope *s, const char *name, xg_tensor *x, int c
     xg_init init = k.zero_init ? XG_INIT_ZERO : k.init ? k.init : XG_INIT_KAIMING;
     xg_shape shape = xg_shape4(channels, x->shape.c / k.window.groups, k.window.kh, k.window.kw);
     xg_scope inner = xg_in(s, name);
-    xg_tensor *y = xg_conv2d(x, xg__kernel(&inner, shape, init, k.gain), k.window);
+    xg_tensor *w = xg__kernel(&inner, shape, init, k.gain);
+    xg_tensor *y = s->train ? xg_conv2d(x, w, k.window) : xg__conv2d_waiting(x, w, k.window);
     if (k.bias) y = xg__bias(&inner, y, XG_INIT_ZERO, 1);
     return xg__named(s, name, y);
 }

@@ -1,0 +1,237 @@
+/* In evaluation a convolution does what follows it (4.6.3): the same bits as one operation after the
+ * other, on every instruction set and for any number of workers; what it passed over can still be read,
+ * and differentiated. In training it does not; with frozen statistics the numbers must be the same. */
+#include "levels.h"
+
+/* Rows and columns that fill no vector, blocks with several images or a piece of one, sums that are cut,
+ * groups, columns that are not packed; Winograd's way with whole patches and parts, few and many. */
+typedef struct shape { int n, c, h, w, o, kernel, stride, pad, groups; xg_winograd wish; } shape;
+static const shape shapes[] = {
+    { 1, 3, 1, 1, 5, 1, 1, 0, 1, XG_WINOGRAD_AUTO },    { 2, 5, 7, 7, 9, 1, 1, 0, 1, XG_WINOGRAD_AUTO },
+    { 2, 20, 19, 13, 33, 1, 1, 0, 1, XG_WINOGRAD_AUTO }, { 3, 7, 15, 14, 12, 1, 2, 0, 1, XG_WINOGRAD_AUTO },
+    { 2, 3, 21, 23, 17, 7, 2, 3, 1, XG_WINOGRAD_AUTO },  { 2, 3, 30, 9, 6, 3, 1, 1, 1, XG_WINOGRAD_AUTO },
+    { 1, 700, 5, 4, 11, 1, 1, 0, 1, XG_WINOGRAD_AUTO },  { 2, 8, 9, 11, 12, 3, 1, 1, 4, XG_WINOGRAD_AUTO },
+    { 1, 12, 40, 41, 40, 3, 2, 1, 1, XG_WINOGRAD_NEVER }, { 2, 3, 4, 5, 2, 3, 1, 1, 1, XG_WINOGRAD_ALWAYS },
+    { 2, 33, 13, 18, 20, 3, 1, 1, 1, XG_WINOGRAD_ALWAYS }, { 1, 6, 8, 8, 65, 3, 1, 0, 1, XG_WINOGRAD_ALWAYS }
+};
+enum { SHAPES = (int)(sizeof shapes / sizeof *shapes), PARTS = 16 };
+
+/* What follows is told by bits: a norm, a bias, a shortcut (which may be a convolution), ReLU. */
+static xg_tensor *block(xg_scope *s, xg_tensor *x, const shape *k, int parts)
+{
+    const xg_norm_options frozen = { 0, 0, false, true, false };
+    xg_conv_options conv;
+    memset(&conv, 0, sizeof conv);
+    conv.window.kh = conv.window.kw = k->kernel;
+    conv.window.stride = k->stride;
+    conv.window.pad = k->pad;
+    conv.window.groups = k->groups;
+    conv.bias = (parts & 3) == 2;
+    xg_tensor *y = xg_conv(s, "conv", x, k->o, &conv);
+    if (parts & 1) y = xg_batch_norm(s, "norm", y, &frozen);
+    if (parts & 4) {
+        xg_tensor *more = xg_conv(s, "shortcut", x, k->o, &conv);
+        if (parts & 2) more = xg_batch_norm(s, "other", more, &frozen);
+        y = parts & 1 ? xg_add(y, more) : xg_add(more, y);
+    }
+    return parts & 8 ? xg_relu(y) : y;
+}
+
+/* Numbers of weights and statistics that are far from what they start as. */
+static void fill(xg_params *params)
+{
+    xg_rng rng = xg_rng_seed(5);
+    for (int i = 0; i < xg_params_count(params); i++) {
+        bool variance = strstr(xg_params_name(params, i), "running_var") != NULL;
+        size_t size = xg_shape_size(xg_params_shape(params, i));
+        for (size_t j = 0; j < size; j++) {
+            double value = xg_rng_normal(&rng);
+            xg_params_data(params, i)[j] = (xg_real)(variance ? value * value + 0.1 : value);
+        }
+    }
+}
+
+/* What a test does with the block of a case, on a store that belongs to it. */
+typedef xg_tensor *(*answer)(xg_scope *s, xg_tensor *x, const shape *k, int parts);
+
+static xg_tensor *with_params(xg_tape *t, int which, bool train, answer f, xg_params *params)
+{
+    const shape *k = &shapes[which / PARTS];
+    xg_rng rng = xg_rng_seed(3);
+    xg_scope s = xg_scope_new(t, params, &rng, train);
+    xg_tensor *x = xg_randn(t, xg_shape4(k->n, k->c, k->h, k->w), &rng);
+    f(&s, x, k, which % PARTS);                        /* makes the weights */
+    fill(params);
+    xg_tape_reset(t);
+    rng = xg_rng_seed(3);
+    s = xg_scope_new(t, params, &rng, train);
+    x = xg_name(xg_randn(t, xg_shape4(k->n, k->c, k->h, k->w), &rng), "x");
+    return f(&s, x, k, which % PARTS);
+}
+
+static xg_tape *tape_for(int which, const char *simd, int *workers)
+{
+    xg_config config;
+    memset(&config, 0, sizeof config);
+    config.simd = simd;
+    config.winograd = shapes[which / PARTS].wish;
+    config.workers = workers ? *workers : 1;
+    config.parallel_user = workers;
+    if (config.workers > 1) config.parallel_for = scrambled_for;
+    return xg_tape_new(&config);
+}
+
+/* f's numbers, to be freed. */
+static xg_real *numbers_of(int which, bool train, answer f, const char *simd, int workers, size_t *count)
+{
+    xg_tape *t = tape_for(which, simd, &workers);
+    xg_params *params = xg_params_new(NULL);
+    xg_tensor *y = with_params(t, which, train, f, params);
+    *count = xg_size(y);
+    xg_real *out = (xg_real *)malloc(*count * sizeof *out);
+    xg_read(y, out, *count);
+    CHECK_OK(t);
+    xg_tape_free(t);
+    xg_params_free(params);
+    return out;
+}
+
+/* Evaluation on every level, with some workers, against training on the scalar one. */
+static void check_same(int which, answer f)
+{
+    size_t expected_count, count;
+    xg_real *expected = numbers_of(which, true, f, "scalar", 1, &expected_count);
+    for (int level = 0; level < xg_simd_count(); level++) {
+        for (int workers = 1; workers < 4; workers += 2) {
+            xg_real *got = numbers_of(which, false, f, xg_simd_name(level), workers, &count);
+            size_t bad = 0;
+            while (bad < count && same_number(got[bad], expected[bad])) bad++;
+            if (bad < count || count != expected_count) {
+                CHECK(!"finished numbers differ");
+                printf("      shape %d, parts %d, %s, %d workers: number %d\n", which / PARTS,
+                       which % PARTS, xg_simd_name(level), workers, (int)bad);
+            }
+            free(got);
+        }
+    }
+    free(expected);
+}
+
+static void test_same_bits(void)
+{
+    for (int which = 0; which < SHAPES * PARTS; which++) check_same(which, block);
+}
+
+/* The gradient of a gradient by x, with a path through ReLU. */
+static xg_tensor *curvature(xg_scope *s, xg_tensor *x, const shape *k, int parts)
+{
+    xg_tensor *y = block(s, x, k, parts);
+    return xg_grad(xg_mean(xg_square(xg_grad(xg_mean(xg_mul(y, xg_tanh(y))), x))), x);
+}
+
+static void test_same_derivatives(void)
+{
+    for (int which = 1; which < SHAPES * PARTS; which += 7) check_same(which, curvature);
+}
+
+/* How much is computed tells that the result alone was stored: ReLU's gradient asks for nothing more,
+ * but reading what was passed over runs the convolution again, once. */
+static void test_what_was_passed_over(void)
+{
+    xg_tape *t = tape_for(4 * PARTS, NULL, NULL);
+    xg_params *params = xg_params_new(NULL);
+    xg_tensor *y = with_params(t, 4 * PARTS + 9, false, block, params);
+    double before = xg_tape_stats(t).flops;
+    xg_data(y);
+    double once = xg_tape_stats(t).flops - before;
+    CHECK(once > 0);
+    xg_tensor *gate = xg_grad(xg_sum(y), xg_find(t, "conv"));
+    xg_data(gate);
+    CHECK(xg_tape_stats(t).flops == before + once);
+    const xg_real *sum = xg_data(xg_find(t, "conv")), *norm = xg_data(xg_find(t, "norm"));
+    CHECK(xg_tape_stats(t).flops == before + 2 * once);
+    for (size_t i = 0; i < xg_size(y); i++) {
+        CHECK(sum[i] == sum[i] && xg_data(y)[i] == (norm[i] > 0 ? norm[i] : 0));
+    }
+    CHECK_OK(t);
+    xg_tape_free(t);
+    xg_params_free(params);
+}
+
+/* One that two ask for is computed once. */
+static void test_two_readers(void)
+{
+    xg_tape *t = tape_for(4 * PARTS, NULL, NULL);
+    xg_params *params = xg_params_new(NULL);
+    xg_tensor *y = with_params(t, 4 * PARTS + 9, false, block, params);
+    xg_rng rng = xg_rng_seed(3);
+    xg_scope s = xg_scope_new(t, params, &rng, false);
+    xg_tensor *twin = block(&s, xg_find(t, "x"), &shapes[4], 9);
+    double before = xg_tape_stats(t).flops;
+    xg_data(y);
+    double once = xg_tape_stats(t).flops - before;
+    CHECK(once > 0);
+    for (size_t i = 0; i < xg_size(y); i++) CHECK(xg_data(twin)[i] == xg_data(y)[i]);
+    CHECK(xg_tape_stats(t).flops == before + once);
+    CHECK_OK(t);
+    xg_tape_free(t);
+    xg_params_free(params);
+}
+
+/* A convolution that waits has the weights of its own time. */
+static void test_weights_that_change(void)
+{
+    xg_tape *t = tape_for(0, NULL, NULL);
+    xg_rng rng = xg_rng_seed(1);
+    xg_params *params = xg_params_new(NULL);
+    const shape *k = &shapes[1];
+    xg_scope s = xg_scope_new(t, params, &rng, false);
+    xg_tensor *x = xg_randn(t, xg_shape4(k->n, k->c, k->h, k->w), &rng);
+    xg_tensor *other = xg_leaf(t, xg_shape_of(x), xg_data(x));     /* else both were one */
+    xg_tensor *early = block(&s, x, k, 9);
+    double before = xg_item(xg_sum(block(&s, other, k, 9)));
+    xg_scope training = s;
+    training.train = true;
+    xg_optim sgd;
+    memset(&sgd, 0, sizeof sgd);
+    sgd.lr = 1;
+    CHECK(xg_optim_step(&sgd, params, xg_mean(block(&training, other, k, 9))) == XG_ERR_OK);
+    CHECK(xg_item(xg_sum(early)) == before);
+    CHECK(xg_item(xg_sum(block(&s, x, k, 9))) != before);
+    CHECK_OK(t);
+    xg_tape_free(t);
+    xg_params_free(params);
+}
+
+/* Memory that ends where the convolution runs, not where it was asked for: an error like any other. */
+static void test_no_memory(void)
+{
+    static char room[1 << 16];
+    for (size_t bytes = 4096; bytes <= sizeof room; bytes += 512) {
+        xg_config config;
+        memset(&config, 0, sizeof config);
+        config.fixed = room;
+        config.fixed_bytes = bytes;
+        xg_tape *t = xg_tape_new(&config);
+        xg_params *params = xg_params_new(NULL);
+        xg_rng rng = xg_rng_seed(1);
+        xg_scope s = xg_scope_new(t, params, &rng, false);
+        xg_tensor *y = t ? block(&s, xg_randn(t, xg_shape4(2, 5, 7, 7), &rng), &shapes[1], 13) : NULL;
+        double value = t ? xg_item(xg_sum(y)) : 0;
+        if (t && xg_failed(t)) {
+            CHECK_ERROR(xg_tape_error(t), XG_ERR_MEMORY);
+            CHECK(value != value);
+        }
+        xg_tape_free(t);
+        xg_params_free(params);
+    }
+}
+
+TEST_MAIN(
+    TEST(test_same_bits)
+    TEST(test_same_derivatives)
+    TEST(test_what_was_passed_over)
+    TEST(test_two_readers)
+    TEST(test_weights_that_change)
+    TEST(test_no_memory)
+)
