@@ -525,6 +525,9 @@ XG_API xg_tensor *xg_scatter(xg_tensor *g, xg_tensor *index, xg_shape x); /* its
 XG_API xg_tensor *xg_argmax(xg_tensor *x);             /* [n,1,h,w]: first best channel; selector */
 XG_API xg_tensor *xg_max_to(xg_tensor *x, xg_shape s);    /* maximum over every axis that is 1 in s;
                                                               ties share the gradient equally */
+/* [count,c,h,w]: samples of x, in the order given; one may come twice. An index outside [0,n) is an
+ * ARGUMENT error. */
+XG_API xg_tensor *xg_take(xg_tensor *x, const int *sample, int count);
 /* [n,1,1,1]: midway between the k-th and the (k+1)-th largest number of each sample; selector. */
 XG_API xg_tensor *xg_topk_threshold(xg_tensor *x, int k);
 /* [n,1,1,1]: logits[i, label[i]] of logits [n,k,1,1]. A bad label is an ARGUMENT error. */
@@ -863,7 +866,13 @@ XG_API const char *xg_loss_name(xg_loss loss);   /* "energy", "l1", "ppce", "rrr
 
 /* The loss of a map [n,1,h,w] against a mask [n,1,H,W]: post-processed as the loss wants,
  * up-sampled to H x W. Scalar, differentiable, finite for empty masks (PPCE skips them) and maps
- * of zeros. */
+ * of zeros.
+ *
+ * Samples of weight 0 cost as much as the others. Where few have a mask and the net has no batch
+ * statistics, it is the same, for a net of F flops and a share r with masks, to run the net on
+ * both kinds apart and guide one of them; that costs 3F + 3rF in place of 6F:
+ *     with = net(s, xa = xg_take(x, masked, k))     without = net(s, xg_take(x, others, n - k))
+ *     loss = cross_entropy(xg_concat(with, without, 0)) + guide(map of with and xa, masks) */
 XG_API xg_tensor *xg_guide(xg_tensor *map, xg_tensor *mask, const xg_guide_options *o);
 
 /* 9.2 Masks from boxes (Rao 2023, released code). Edges in pixels of a picture of width x
@@ -9523,6 +9532,24 @@ static void xg__run_argmax(xg_tensor *y)
 {
     size_t cost = xg__plane(y->in[0]) * (size_t)y->in[0]->shape.c * 4;
     xg__parallel(y->tape, (size_t)y->shape.n, cost, xg__argmax_range, y);
+}
+
+/* Samples become numbers of a plane, of which gather takes the same ones everywhere. */
+XG_API_DEF xg_tensor *xg_take(xg_tensor *x, const int *sample, int count)
+{
+    xg_shape s = xg_shape_of(x);
+    xg_tensor *index = xg_leaf(xg_tape_of(x), xg_shape4(1, 1, count, 1), NULL);
+    xg_real *to = xg_leaf_data(index);
+    for (int i = 0; to && i < count; i++) {
+        if (sample[i] < 0 || sample[i] >= s.n) {
+            xg_fail(x->tape, XG_ERR_ARGUMENT, "take: sample %d is not in [0, %d)", sample[i], s.n);
+            return xg__poison(x->tape);
+        }
+        to[i] = (xg_real)sample[i];
+    }
+    xg_tensor *rows = xg_permute(xg_flatten(x), 2, 1, 0, 3);
+    xg_tensor *taken = xg_permute(xg_gather(rows, index), 2, 1, 0, 3);
+    return xg_reshape(taken, xg_shape4(count, s.c, s.h, s.w));
 }
 
 XG_API_DEF xg_tensor *xg_argmax(xg_tensor *x) { return xg__emit1(XG_OP_argmax, x); }

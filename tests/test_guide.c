@@ -642,6 +642,98 @@ static void test_random_boxes(void)
     }
 }
 
+/* What a step on `x` is made of: the classes alone, or guidance of some samples too, together with
+ * the others or apart from them. */
+typedef enum manner { PLAIN, ALL, TOGETHER, APART } manner;
+enum { BATCH = 8 };
+
+static double masked_gradient(manner how, xg_tape *t, xg_params *p, xg_tensor **grad, int *count)
+{
+    static const int order[BATCH] = { 5, 1, 0, 2, 3, 4, 6, 7 };       /* the first two have masks */
+    int label[BATCH];
+    xg_real weight[BATCH];
+    xg_rng rng = xg_rng_seed(21);
+    xg_scope s = xg_scope_new(t, p, &rng, true);
+    xg_tensor *x = xg_randn(t, xg_shape4(BATCH, 2, 8, 8), &rng), *map, *logits;
+    xg_tensor *mask = xg_step(xg_randn(t, xg_shape4(BATCH, 1, 8, 8), &rng)), *leaf[16];
+    for (int i = 0; i < BATCH; i++) {
+        label[i] = order[i] % 3;                                       /* in that order */
+        weight[i] = (xg_real)(how == ALL || i < 2);
+    }
+    xg_cnn_options cnn;
+    memset(&cnn, 0, sizeof cnn);
+    cnn.width = 4;
+    cnn.layers = 2;
+    cnn.classes = 3;
+    xg_guide_options energy;
+    memset(&energy, 0, sizeof energy);
+    if (how == APART) {
+        xg_tensor *xa = xg_take(x, order, 2), *with = xg_cnn(&s, xa, &cnn);
+        logits = xg_concat(with, xg_cnn(&s, xg_take(x, order + 2, BATCH - 2), &cnn), 0);
+        map = xg_input_x_gradient(xg_pick(with, label), xa);
+        mask = xg_take(mask, order, 2);
+    } else {
+        xg_tensor *all = xg_take(x, order, BATCH);
+        logits = xg_cnn(&s, all, &cnn);
+        map = how == PLAIN ? NULL : xg_input_x_gradient(xg_pick(logits, label), all);
+        mask = xg_take(mask, order, BATCH);
+        energy.weight = weight;
+    }
+    xg_tensor *loss = xg_cross_entropy(logits, label, NULL);
+    if (map) loss = xg_add(loss, xg_guide(map, mask, &energy));
+    *count = xg_params_leaves(p, t, leaf, 16);
+    xg_grads(loss, NULL, leaf, *count, NULL, grad);
+    return xg_tape_stats(t).flops;
+}
+
+/* Guiding a quarter of the samples apart costs a quarter of what guidance adds. */
+static void test_only_samples_with_masks_are_guided(void)
+{
+    double flops[4];
+    xg_tensor *grad[4][16];
+    xg_tape *t[4];
+    xg_params *p[4];
+    int count = 0;
+    double other = 0;
+    for (int how = PLAIN; how <= APART; how++) {
+        t[how] = xg_tape_new(NULL);
+        p[how] = xg_params_new(NULL);
+        flops[how] = masked_gradient((manner)how, t[how], p[how], grad[how], &count);
+        CHECK_OK(t[how]);
+    }
+    CHECK(flops[TOGETHER] == flops[ALL] && flops[PLAIN] < flops[ALL]);
+    CHECK_NEAR(flops[APART] / flops[PLAIN], 0.75 + 0.25 * flops[ALL] / flops[PLAIN], 1e-12);
+    for (int i = 0; i < count; i++) {
+        double worst = 0, largest = 0;
+        for (size_t j = 0; j < xg_size(grad[APART][i]); j++) {
+            double a = (double)xg_data(grad[APART][i])[j], b = (double)xg_data(grad[TOGETHER][i])[j];
+            if (!(fabs(a - b) <= worst)) worst = fabs(a - b);
+            largest = fmax(largest, fabs(b));
+            other = fmax(other, fabs(b - (double)xg_data(grad[ALL][i])[j]));
+        }
+        CHECK(worst <= TOL(2e-5, 1e-12) * largest);
+    }
+    CHECK(other > 1e-3);                       /* those that are not guided would have mattered */
+    for (int how = PLAIN; how <= APART; how++) xg_tape_free(t[how]);
+    for (int how = PLAIN; how <= APART; how++) xg_params_free(p[how]);
+}
+
+static void test_samples_are_taken(void)
+{
+    static const xg_real in[] = { 1, 2, 3, 4, 5, 6 };
+    static const int order[] = { 2, 0, 2, 1 }, bad[] = { 0, 3 };
+    static const xg_real out[] = { 5, 6, 1, 2, 5, 6, 3, 4 };
+    xg_tape *t = xg_tape_new(NULL);
+    xg_tensor *x = xg_leaf(t, xg_shape4(3, 2, 1, 1), in), *y = xg_take(x, order, 4), *g = xg_grad(y, x);
+    CHECK(xg_shape_same(xg_shape_of(y), xg_shape4(4, 2, 1, 1)));
+    for (int i = 0; i < 8; i++) CHECK_NEAR(xg_data(y)[i], out[i], 0);
+    for (int i = 0; i < 6; i++) CHECK_NEAR(xg_data(g)[i], i < 4 ? 1 : 2, 0);
+    CHECK_OK(t);
+    xg_take(x, bad, 2);
+    CHECK(xg_tape_error(t)->code == XG_ERR_ARGUMENT);
+    xg_tape_free(t);
+}
+
 TEST_MAIN(
     TEST(test_energy_values)
     TEST(test_energy_gradient)
@@ -666,4 +758,6 @@ TEST_MAIN(
     TEST(test_boxes_unite)
     TEST(test_hostile_boxes)
     TEST(test_random_boxes)
+    TEST(test_only_samples_with_masks_are_guided)
+    TEST(test_samples_are_taken)
 )
