@@ -5685,7 +5685,7 @@ static void XG_(plan_winograd)(XG_(winograd) *p, const xg__conv_job *job, int wo
     p->few = p->patches.minor < p->out_planes;
     if (workers > 1 && p->patches.minor < 8 * target * (size_t)workers) target = 32;
     p->patches = XG_(cut_axis)(p->patches, target, XG__NR);
-    p->rows = XG_(cut_axis)(p->rows, XG__FEW, XG__MR);
+    p->rows = XG_(cut_axis)(p->rows, p->few ? XG__MR : XG__FEW, XG__MR);
     p->c_stride = XG_(round_up)(XG_(longest)(&p->patches), XG__NR);
     a = (p->few ? XG_(longest)(&p->rows) : p->out_planes) * p->a_stride;
     b = p->c_stride * p->in.count;
@@ -5849,6 +5849,7 @@ static void XG_(see_weights)(const XG_(winograd) *p, const xg_real *w, size_t n,
     const size_t step = p->in_step;
     xg_real *room = d->room;
     size_t t = 0, l;
+    for (l = 0; l < n; l++) XG__PREFETCH(w + l * step, p->flip ? 32 : 288);    /* read soon */
     if (n == XG__LANES) {
         for (; t + XG__LANES <= 9; t += XG__LANES) {
             XG_(transpose)(w + t, step, room + t * XG__LANES, XG__LANES);
@@ -6092,17 +6093,15 @@ static void XG_(unit_of_point)(const void *plan, size_t number, int worker)
 static void XG_(answer_weights)(const XG_(winograd) *p, size_t row, const xg_real *from,
                                 const XG_(bench) *d)
 {
-    xg_real *to = p->out + row * p->out_step;
+    xg_real *to = p->out + row * p->out_step, *turned = d->room + 16 * XG__LANES;
     size_t c, l, t;
     for (c = 0; c < p->in.count; c += XG__LANES) {
         const size_t n = xg__min(XG__LANES, p->in.count - c);
         XG_(both_axes)(XG__PATCH, 3, false, from + c, p->c_apart, d->room, XG__LANES);
-        for (l = 0; l < n; l++) {
-            for (t = 0; t < 9; t++, to++) {
-                const xg_real sum = d->room[t * XG__LANES + l];
-                *to = p->job->add ? *to + sum : sum;
-            }
+        for (t = 0; t < 9; t += XG__LANES) {
+            XG_(transpose)(d->room + t * XG__LANES, XG__LANES, turned + t, 16);
         }
+        for (l = 0; l < n; l++, to += 9) XG_(put_run)(turned + 16 * l, to, 9, p->job->add);
     }
 }
 
