@@ -676,6 +676,9 @@ typedef struct xg_conv_options {
     double    gain;           /* multiplies the first standard deviation; default 1 */
     bool      zero_init;      /* start at zero */
 } xg_conv_options;
+/* While not s->train, what follows (batch norm, a shortcut, ReLU) is done with it, and only the
+ * last result is kept. To read its own numbers, or to train the norm behind it, runs it again: who
+ * trains on running statistics sets xg_norm_options.frozen, and s->train. */
 XG_API xg_tensor *xg_conv(xg_scope *s, const char *name, xg_tensor *x, int channels,
                           const xg_conv_options *o);
 /* Flattens x to [n,k] and multiplies by weight [features,k]; result [n,features,1,1]. */
