@@ -6377,6 +6377,10 @@ typedef struct xg__room {
 
 static const xg__room *xg__room_of(xg_op op);
 
+/* A convolution with many outputs, each quickly made, runs when it is asked for: if a pool asks, it
+ * need never be in memory as a whole (5.6). */
+static bool xg__waits_for_pool(const xg_tensor *y);
+
 /* Gives the second operand of an operation the numbers that its run reads. */
 static bool xg__force_second(xg_op op, xg_tensor *b);
 
@@ -7846,7 +7850,7 @@ static xg_tensor *xg__emit(xg_op op, xg_tensor *a, xg_tensor *b, const xg__attr 
     }
     bool later = room->manner != XG__NOW;
     bool ready = later || (xg__force(a) && (!b || xg__force_second(op, b)));
-    later = later || (op == XG_OP_conv2d && y.attr.conv.waits);
+    later = later || (op == XG_OP_conv2d && (y.attr.conv.waits || xg__waits_for_pool(&y)));
     if (ready) made = later ? xg__record_waiting(&y, room->manner) : xg__record_run(&y, room);
     if (!made || xg_failed(tape)) return xg__poison(tape);
     if (xg__is_known(op)) xg__know(made);
@@ -8967,6 +8971,12 @@ static bool xg__shape_conv2d(xg_tensor *y)
     y->shape = xg_shape4(x.n, w.n, xg__windows(x.h, w.h, k), xg__windows(x.w, w.w, k));
     return xg__conv_fits(y, x, w, y->shape);
 }
+static bool xg__waits_for_pool(const xg_tensor *y)
+{
+    xg_shape w = y->in[1]->shape;
+    return w.h * w.w > 1 && w.c * w.h * w.w <= 300 && xg_size(y) >= (size_t)1 << 20;
+}
+
 static void xg__run_conv2d(xg_tensor *y)
 {
     xg__run_trio(y, XG__CONV, y->in[0]->shape, y->in[1]->shape, y->shape);
@@ -9153,11 +9163,15 @@ static bool xg__shape_argpool(xg_tensor *y)
     return xg__shape_pool(y);
 }
 
+enum { XG__SLICE = 1 << 18 };                  /* numbers that are made at a time: a cache's */
+
 /* Where the maxima are, and unless y is NULL the maxima. Planes that wait are taken as they are
  * made (4.6.2), each into its worker's room. */
 typedef struct xg__argpool_job {
     const xg__kernels *kernels;
     xg__planes   planes;
+    const xg_real *slice;                      /* planes from number `first` on; or NULL: all */
+    size_t       first;
     xg__pool_job pool;
     xg_real     *index, *y, *room;
 } xg__argpool_job;
@@ -9168,33 +9182,94 @@ static void xg__argpool_planes(const void *context, size_t begin, size_t end, in
     size_t count = (size_t)job->pool.oh * (size_t)job->pool.ow;
     xg_real *room = job->room + (size_t)worker * job->planes.size;
     xg__piece piece;
-    xg__planes_begin(&job->planes, &piece);
-    for (size_t plane = begin; plane < end; plane++) {
-        const xg_real *x = xg__planes_at(&job->planes, &piece, plane, room);
-        job->kernels->argpool(&job->pool, x, job->index + plane * count,
-                              job->y ? job->y + plane * count : NULL);
+    if (!job->slice) xg__planes_begin(&job->planes, &piece);
+    for (size_t i = begin; i < end; i++) {
+        size_t to = (job->first + i) * count;
+        const xg_real *x = job->slice ? job->slice + i * job->planes.size
+                                      : xg__planes_at(&job->planes, &piece, i, room);
+        job->kernels->argpool(&job->pool, x, job->index + to, job->y ? job->y + to : NULL);
     }
+}
+
+/* Planes that are in memory, or made one by one. */
+static void xg__maxima_of_planes(xg__argpool_job *job, xg_tensor *x, size_t cost)
+{
+    xg_tape *tape = x->tape;
+    if (!xg__planes_open(&job->planes, x)) return;
+    size_t room = job->planes.made ? (size_t)tape->config.workers * job->planes.size : 1;
+    xg__place place = xg__arena_mark(&tape->arena);
+    job->room = (xg_real *)xg__take(tape, room * sizeof *job->room);
+    if (job->room) {
+        size_t planes = (size_t)x->shape.n * (size_t)x->shape.c;
+        xg__share_out(tape, planes, cost, xg__argpool_planes, job);
+    }
+    xg__arena_release(&tape->arena, place);
+}
+
+/* Runs pictures [from, from + count) of a convolution with its ending (4.6.3). */
+static void xg__run_pictures(const xg__ending *e, const xg__finish *f, int from, int count,
+                             xg_real *to)
+{
+    xg_tensor part = *e->conv, x = *e->conv->in[0];
+    size_t winograd = x.tape->winograd;
+    x.data += (size_t)from * xg_size(&x) / (size_t)x.shape.n;
+    x.shape.n = part.shape.n = count;
+    part.in[0] = &x;
+    part.data = to;
+    part.attr.conv.finish = f;
+    xg__run_conv2d(&part);
+    if (from > 0) x.tape->winograd = winograd; /* it counts once */
+}
+
+/* Planes of a convolution that waits, as many pictures at a time as a cache holds. */
+static void xg__maxima_of_pictures(xg__argpool_job *job, xg_tensor *x, const xg__ending *e,
+                                   size_t cost)
+{
+    xg_tape *tape = x->tape;
+    const size_t channels = (size_t)x->shape.c, plane = xg__plane(x);
+    int count = (int)xg__min(XG__SLICE / (channels * plane) + 1, (size_t)x->shape.n);
+    xg_tensor *need[4] = { e->conv->in[0], e->conv->in[1], e->scale, e->shift };
+    for (int i = 0; i < 4; i++) if (need[i] && !xg__force(need[i])) return;
+    xg__finish f;
+    memset(&f, 0, sizeof f);
+    f.any = e->scale || e->shift || e->relu;
+    f.relu = e->relu;
+    f.scale = e->scale ? e->scale->data : NULL;
+    f.shift = e->shift ? e->shift->data : NULL;
+    xg__place place = xg__arena_mark(&tape->arena);
+    xg_real *slice = (xg_real *)xg__take(tape, (size_t)count * channels * plane * sizeof *slice);
+    job->slice = slice;
+    job->planes.size = plane;
+    for (int from = 0; slice && from < x->shape.n && !xg_failed(tape); from += count) {
+        int n = from + count < x->shape.n ? count : x->shape.n - from;
+        xg__run_pictures(e, f.any ? &f : NULL, from, n, slice);
+        job->first = (size_t)from * channels;
+        if (!xg_failed(tape)) {
+            xg__share_out(tape, (size_t)n * channels, cost, xg__argpool_planes, job);
+        }
+    }
+    xg__arena_release(&tape->arena, place);
+    xg__retire(e->conv->in[0]);
 }
 
 static void xg__run_maxima(xg_tensor *x, const xg_tensor *index, xg_real *to_index, xg_real *y)
 {
-    xg_tape *tape = x->tape;
     xg_window k = index->attr.conv.window;
+    size_t cost = xg__plane(index) * (size_t)(k.kh * k.kw);
     xg__argpool_job job;
-    if (!xg__planes_open(&job.planes, x)) return;
-    job.kernels = tape->kernels;
+    xg__ending ending;
+    job.kernels = x->tape->kernels;
+    job.slice = NULL;
+    job.first = 0;
+    job.room = NULL;
     job.pool = xg__pool_of(k, x->shape, index->shape);
     job.index = to_index;
     job.y = y;
-    size_t cost = xg__plane(index) * (size_t)(k.kh * k.kw);
-    size_t room = job.planes.made ? (size_t)tape->config.workers * job.planes.size : 1;
-    xg__place place = xg__arena_mark(&tape->arena);
-    job.room = (xg_real *)xg__take(tape, room * sizeof *job.room);
-    if (job.room) {
-        size_t planes = (size_t)x->shape.n * (size_t)x->shape.c;
-        xg__share_out(tape, planes, cost, xg__argpool_planes, &job);
+    if (xg__ending_of(x, &ending) && !ending.more) {
+        xg__maxima_of_pictures(&job, x, &ending, cost);
+    } else {
+        xg__maxima_of_planes(&job, x, cost);
     }
-    xg__arena_release(&tape->arena, place);
 }
 
 static void xg__run_argpool(xg_tensor *y) { xg__run_maxima(y->in[0], y, y->data, NULL); }
