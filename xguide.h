@@ -1040,6 +1040,14 @@ XG_API xg_code    xg_npy_save(xg_tensor *x, const char *path);
 #define XG__TEXT_(a)    #a
 #define XG__TEXT(a)     XG__TEXT_(a)
 
+/* The processor reads ahead along a run of numbers, but not from one run to the next. */
+#if defined(__GNUC__) || defined(__clang__)
+#define XG__PREFETCH(pointer, ahead) \
+    __builtin_prefetch((const void *)((uintptr_t)(pointer) + (size_t)(ahead) * sizeof(xg_real)))
+#else
+#define XG__PREFETCH(pointer, ahead) ((void)0)
+#endif
+
 /* 1.2 Small things. */
 
 XG_API_DEF const char *xg_version(void) { return XG_VERSION; }
@@ -3367,14 +3375,6 @@ static void XG_(place_pairs)(const xg__pool_job *job, const xg_real *g, const xg
 #define XG__BLOCK_AREA 102400  /* outputs of a unit that has few rows or few columns              */
 #define XG__STRIP      256     /* an input gradient's weights are transposed in pieces: at least  */
 #define XG__STRIP_O    128     /* so many numbers of c and taps, and so many of o                 */
-
-/* The processor reads ahead along a run of numbers, but not from one run to the next. */
-#if defined(__GNUC__) || defined(__clang__)
-#define XG__PREFETCH(pointer, ahead) \
-    __builtin_prefetch((const void *)((uintptr_t)(pointer) + (size_t)(ahead) * sizeof(xg_real)))
-#else
-#define XG__PREFETCH(pointer, ahead) ((void)0)
-#endif
 
 /* 3.5.1 Cutting. Each axis is `major` times `minor` long: (images, pixels), (channels, taps) or
  *       (1, n). A block is several whole majors, or a piece of one. */
@@ -6207,7 +6207,6 @@ static void XG_(conv)(const xg__conv_job *job, const xg__team *team)
 #undef XG__BLOCK_AREA
 #undef XG__STRIP
 #undef XG__STRIP_O
-#undef XG__PREFETCH
 
 /* 3.7 The table of this level, and the end of its pass. */
 
@@ -6823,6 +6822,7 @@ typedef struct xg__program {
     int        sources, waiting;
     xg__sweep  sweep[XG__SWEEPS];
     int        sweeps, kept;
+    int        longest;         /* the sweep of most steps, which fetches the next unit */
     xg_real   *keep;            /* for each worker, room for what is kept */
     size_t     row, rows, units;               /* numbers in a row, rows in a unit */
     size_t     group, piece, pieces;           /* rows, or numbers of a row, of a piece of a unit */
@@ -6955,6 +6955,18 @@ static void xg__step_kernel(xg__step *s)
     s->q = (xg_real)(copies ? -0.0 : x->attr.number.q);    /* x - 0 is x, and -0 stays */
 }
 
+/* The first step that makes the same rows as the one at a place: then nobody reads that one, and
+ * no sweep runs it. */
+static int xg__program_first(const xg__program *p, int place)
+{
+    if (place >= XG__STEPS || p->step[place].part != XG__ROWS) return place;
+    const xg__step *s = &p->step[place], *t = p->step;
+    while (t->part != XG__ROWS || t->map != s->map || t->zip != s->zip ||
+           memcmp(t->from, s->from, sizeof *t->from * (size_t)s->operands) != 0 ||
+           memcmp(&t->p, &s->p, sizeof t->p) != 0 || memcmp(&t->q, &s->q, sizeof t->q) != 0) t++;
+    return (int)(t - p->step);
+}
+
 static int xg__program_add(xg__program *p, xg_tensor *x);
 
 /* Adds the operands of a step, and notes what follows from them. */
@@ -6964,7 +6976,7 @@ static void xg__step_operands(xg__program *p, xg__step *s)
     for (int i = 0; i < s->operands; i++) {
         xg_tensor *in = s->node->in[i];        /* rows repeat numbers by themselves */
         while (s->part == XG__ROWS && in->op == XG_OP_expand && !in->data) in = in->in[0];
-        s->from[i] = xg__program_add(p, in);
+        s->from[i] = xg__program_first(p, xg__program_add(p, in));
         const xg__step *from = &p->step[s->from[i] < XG__STEPS ? s->from[i] : 0];
         bool source = s->from[i] >= XG__STEPS;
         s->inner = s->inner && !source && from->part != XG__ROWS;
@@ -7204,7 +7216,11 @@ static bool xg__program_lay(xg__program *p)
     xg__program_pieces(p);
     p->sweeps = xg__program_sweeps(p);
     p->kept = 0;
-    for (int i = 0; i < p->sweeps; i++) if (!xg__program_sweep(p, i)) return false;
+    p->longest = 0;
+    for (int i = 0; i < p->sweeps; i++) {
+        if (!xg__program_sweep(p, i)) return false;
+        if (p->sweep[i].count > p->sweep[p->longest].count) p->longest = i;
+    }
     return p->sweeps >= 0;
 }
 
@@ -7300,10 +7316,11 @@ static void xg__program_ones(const xg__program *p, xg__piece *c, int sweep)
 static void xg__piece_pack(const xg__program *p, const xg__piece *c, const xg__walker *w,
                            xg_real *to)
 {
+    xg__zip_row repeat = p->result->tape->kernels->zip[XG__ZIP_max];     /* of it and itself */
     for (size_t r = 0; r < c->rows; r++, to += p->row) {
         const xg_real *from = w->x->data + xg__walker_at(p, w, c->unit, c->row + r);
         if (w->walks) memcpy(to, from, p->row * sizeof *to);
-        else for (size_t i = 0; i < p->row; i++) to[i] = *from;
+        else repeat(from, 0, from, 0, to, p->row);
     }
 }
 
@@ -7385,14 +7402,27 @@ static void xg__piece_sum(const xg__program *p, xg__piece *c, int place, double 
     xg__sum_numbers(p->result->tape->kernels, lane, c->summed, x, c->n);
 }
 
+/* Asks for the piece's numbers of a source in the next unit, which come from memory while this one
+ * is worked on. */
+static void xg__piece_fetch(const xg__program *p, const xg__piece *c, int number)
+{
+    const xg__walker *w = &p->source[p->sweep[0].use[number]];
+    for (size_t r = 0; r < c->rows && w->walks; r++) {
+        const xg_real *from = w->x->data + xg__walker_at(p, w, c->unit + 1, c->row + r) + c->at;
+        for (size_t i = 0; i < c->n / c->rows; i += 16) XG__PREFETCH(from, i);
+    }
+}
+
 static void xg__piece_run(const xg__program *p, const xg__sweep *sweep, xg__piece *c)
 {
     const xg__walker *out = &p->source[p->sources];
+    bool fetches = sweep == &p->sweep[p->longest] && c->unit + 1 < p->units;
     xg__piece_load(p, sweep, c);
     for (int i = 0; i < sweep->count; i++) {
         const xg__step *s = &p->step[sweep->step[i]];
         xg_real *to = xg__piece_goal(p, c, s, sweep->slot[i]);
         xg__step_run(s, c, to, c->n);
+        if (fetches && i < p->sweep[0].uses) xg__piece_fetch(p, c, i);
         c->place[sweep->step[i]] = to;
         if (!p->out || s->node != p->result || c->rows == 1 || out->dense) continue;
         for (size_t r = 0; r < c->rows; r++) {
