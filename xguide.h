@@ -1891,7 +1891,7 @@ static bool xg__winograd_chosen(const xg__conv_job *job, xg_winograd wish)
  *   bits_add, bits_and      of each number's 32 bits and u
  *   bits_up, bits_down      by 23, the width of a mantissa
  *   bits_number     what the bits, read as a whole number with sign, are worth
- *   transpose       a square of XG__LANES rows into another
+ *   transpose       a square of XG__LANES rows into another, whose rows are stored in order
  *   evens, odds     every other number of a and b, laid end to end, from the first or the second
  *   mix_low, mix_high       and back: a0 b0 a1 b1 .., its first and its second half
  *   wide_load (from numbers), wide_load_part, wide_read, wide_store (doubles), wide_add
@@ -2402,10 +2402,12 @@ XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to,
         u[i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(c, d));
     }
     XG__UNROLL
-    for (i = 0; i < 4; i++) {
-        float *row = to + (size_t)i * to_stride;
-        XG_(store)(row, _mm256_permute2f128_ps(u[i], u[i + 4], 0x20));
-        XG_(store)(row + 4 * to_stride, _mm256_permute2f128_ps(u[i], u[i + 4], 0x31));
+    for (i = 0; i < 4; i++, to += to_stride) {
+        XG_(store)(to, _mm256_permute2f128_ps(u[i], u[i + 4], 0x20));
+    }
+    XG__UNROLL
+    for (i = 0; i < 4; i++, to += to_stride) {
+        XG_(store)(to, _mm256_permute2f128_ps(u[i], u[i + 4], 0x31));
     }
 }
 
@@ -2588,15 +2590,19 @@ XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to,
     }
     XG__UNROLL
     for (i = 0; i < 4; i++) {
-        float *row = to + (size_t)i * to_stride;
-        const XG_(v) a = _mm512_shuffle_f32x4(u[i], u[i + 4], 0x88);       /* quarters 0 and 2 */
-        const XG_(v) b = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0x88);
-        const XG_(v) c = _mm512_shuffle_f32x4(u[i], u[i + 4], 0xdd);       /* quarters 1 and 3 */
-        const XG_(v) d = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0xdd);
-        XG_(store)(row, _mm512_shuffle_f32x4(a, b, 0x88));
-        XG_(store)(row + 4 * to_stride, _mm512_shuffle_f32x4(c, d, 0x88));
-        XG_(store)(row + 8 * to_stride, _mm512_shuffle_f32x4(a, b, 0xdd));
-        XG_(store)(row + 12 * to_stride, _mm512_shuffle_f32x4(c, d, 0xdd));
+        const XG_(v) a = u[i], b = u[i + 4], c = u[i + 8], d = u[i + 12];
+        u[i] = _mm512_shuffle_f32x4(a, b, 0x88);                           /* quarters 0 and 2 */
+        u[i + 4] = _mm512_shuffle_f32x4(a, b, 0xdd);                       /* quarters 1 and 3 */
+        u[i + 8] = _mm512_shuffle_f32x4(c, d, 0x88);
+        u[i + 12] = _mm512_shuffle_f32x4(c, d, 0xdd);
+    }
+    XG__UNROLL
+    for (i = 0; i < 8; i++, to += to_stride) {
+        XG_(store)(to, _mm512_shuffle_f32x4(u[i], u[i + 8], 0x88));
+    }
+    XG__UNROLL
+    for (i = 0; i < 8; i++, to += to_stride) {
+        XG_(store)(to, _mm512_shuffle_f32x4(u[i], u[i + 8], 0xdd));
     }
 }
 
@@ -3345,8 +3351,9 @@ static void XG_(place_pairs)(const xg__pool_job *job, const xg_real *g, const xg
  * Outputs are cut into units, a block of rows by a block of columns, and k into blocks. A unit is
  * one worker's. For each k block it packs its rows and columns into scratch that fits the cache, as
  * the micro-kernel wants to read them, and multiplies. The micro-kernel keeps XG__MR rows by XG__NV
- * vectors of columns in registers. It broadcasts numbers of a row, so rows lie with k innermost
- * (often they do so already and are not packed); columns lie in panels of XG__NR, k by k.
+ * vectors of columns in registers. It broadcasts numbers of a row; rows may lie with k innermost
+ * (often they do so already and are not packed), and if there are many columns, XG__MR of them at a
+ * time are lined up, k by k. Columns lie in panels of XG__NR, k by k.
  *
  * There is no im2col buffer: what a k block needs of its images is copied once, with padding, to a
  * stage (3.5.4), where each tap sees neighbouring pixels as neighbours. Packing then copies runs.
@@ -3367,6 +3374,8 @@ static void XG_(place_pairs)(const xg__pool_job *job, const xg_real *g, const xg
 #define XG__BLOCK_COLS 224
 #endif
 #define XG__NR (XG__NV * XG__LANES)
+#define XG__ROOM (XG__MR * (XG__NR + XG__BLOCK_K) + XG__LANES)   /* of a tile and a slice */
+#define XG__WORTH 100          /* so many columns repay lining up rows                            */
 
 #define XG__BLOCK_K    288     /* the longest k block: 32 channels of a 3x3 window                */
 #define XG__BLOCK_ROWS 512     /* a unit's rows; those of one that has columns for each tap       */
@@ -3626,11 +3635,13 @@ XG__INLINE void XG_(fetch)(XG_(soon) *s, size_t lines)
 /* 3.5.3 Multiplying. A packed block of rows times a packed block of columns: */
 typedef struct XG_(product) {
     size_t rows, columns, k;
-    const xg_real *a;          /* row i begins at a + i * a_stride                                */
+    const xg_real *a;          /* number t of row i is at a + i * a_stride + t                    */
     size_t a_stride;
+    bool a_turned;             /* no, at a + t * a_stride + i                                     */
     const xg_real *b;          /* panel p begins at b + p * panel, its line t step[t] further on  */
     size_t panel;
     const size_t *step;
+    bool scattered;            /* step[t] is not t * XG__NR                                       */
     xg_real *c;
     size_t c_stride;
     bool first;                /* the first k block: store, later ones add                        */
@@ -3638,16 +3649,45 @@ typedef struct XG_(product) {
     XG_(soon) soon;
 } XG_(product);
 
-/* The micro-kernel: c[i][j] (+)= sum over t of a[i][t] * b[step[t] + j]. It is called with
- * constants for rows and vectors, so that the loops over them unroll and the sums live in
- * registers. `ahead` of these rows the next ones lie, if they have not been used yet. */
-XG__INLINE void XG_(micro)(const int rows, const int vectors, const XG_(product) *p,
-                           const xg_real *a, const xg_real *b, xg_real *c, size_t c_stride,
-                           bool first, size_t ahead)
+/* Some of its rows, at most XG__MR, which all panels pass. If there are many of these, the rows are
+ * lined up: number t of row i is at a + t * XG__MR + i. That spares the micro-kernel addresses,
+ * which counts where another thread has half of the processor's decoders. */
+typedef struct XG_(slice) {
+    size_t rows;
+    const xg_real *a;
+    size_t stride;
+    bool lined;
+    size_t ahead;              /* so far on lie the next rows, if they are to be fetched          */
+} XG_(slice);
+
+/* One product of the sum for each number of a tile. */
+XG__INLINE void XG_(multiply_add)(const int rows, const int vectors, const xg_real *a,
+                                  size_t stride, const xg_real *line,
+                                  XG_(v) sum[XG__MR][XG__NV])
 {
-    const size_t k = p->k, a_stride = p->a_stride, *step = p->step;
+    XG_(v) column[XG__NV];
+    int i, j;
+    XG__UNROLL
+    for (j = 0; j < vectors; j++) column[j] = XG_(load)(line + j * XG__LANES);
+    XG__UNROLL
+    for (i = 0; i < rows; i++) {
+        const XG_(v) x = XG_(set1)(a[(size_t)i * stride]);
+        XG__UNROLL
+        for (j = 0; j < vectors; j++) sum[i][j] = XG_(fma)(x, column[j], sum[i][j]);
+    }
+}
+
+/* The micro-kernel: c[i][j] (+)= sum over t of row i's number t * b[step[t] + j]. It is called with
+ * constants for rows, vectors and lined, so that the loops over them unroll and the sums live in
+ * registers. */
+XG__INLINE void XG_(micro)(const int rows, const int vectors, const bool lined,
+                           const XG_(product) *p, const XG_(slice) *s, const xg_real *b,
+                           xg_real *c, size_t c_stride, bool first)
+{
+    const size_t k = p->k, stride = s->stride, *step = p->step;
+    const xg_real *a = s->a;
     XG_(v) sum[XG__MR][XG__NV];
-    size_t t;
+    size_t t = 0;
     int i, j;
     XG__UNROLL
     for (i = 0; i < rows; i++) {
@@ -3661,25 +3701,18 @@ XG__INLINE void XG_(micro)(const int rows, const int vectors, const XG_(product)
             for (j = 0; j < vectors; j++) XG__PREFETCH(c + (size_t)i * c_stride, j * XG__LANES);
         }
     }
-    for (t = 0; t < k;) {
+    while (t < k && !lined) {
         const size_t stop = xg__min(k, t + 16);
-        if (ahead) {
-            XG__UNROLL
-            for (i = 0; i < rows; i++) XG__PREFETCH(a + (size_t)i * a_stride + t, ahead);
+        for (i = 0; s->ahead && i < rows; i++) {
+            XG__PREFETCH(a + (size_t)i * stride + t, s->ahead);
         }
-        for (; t < stop; t++) {
-            const xg_real *line = b + step[t];
-            XG_(v) column[XG__NV];
-            XG__UNROLL
-            for (j = 0; j < vectors; j++) column[j] = XG_(load)(line + j * XG__LANES);
-            XG__UNROLL
-            for (i = 0; i < rows; i++) {
-                const XG_(v) x = XG_(set1)(a[(size_t)i * a_stride + t]);
-                XG__UNROLL
-                for (j = 0; j < vectors; j++) sum[i][j] = XG_(fma)(x, column[j], sum[i][j]);
-            }
-        }
+        for (; t < stop; t++) XG_(multiply_add)(rows, vectors, a + t, stride, b + step[t], sum);
     }
+    for (; t + 2 <= k; t += 2, a += 2 * XG__MR, b += 2 * XG__NR) {
+        XG_(multiply_add)(rows, vectors, a, 1, b, sum);
+        XG_(multiply_add)(rows, vectors, a + XG__MR, 1, b + XG__NR, sum);
+    }
+    if (t < k) XG_(multiply_add)(rows, vectors, a, 1, b, sum);
     XG__UNROLL
     for (i = 0; i < rows; i++) {
         xg_real *line = c + (size_t)i * c_stride;
@@ -3691,50 +3724,117 @@ XG__INLINE void XG_(micro)(const int rows, const int vectors, const XG_(product)
 }
 
 /* A tile with fewer rows or columns has its own code, and costs less than a full one. */
-static void XG_(tile)(size_t rows, size_t vectors, const XG_(product) *p, const xg_real *a,
-                      const xg_real *b, xg_real *c, size_t c_stride, bool first, size_t ahead)
+static void XG_(tile)(size_t vectors, const XG_(product) *p, const XG_(slice) *s, const xg_real *b,
+                      xg_real *c, size_t c_stride, bool first)
 {
 #define XG__TILE(r, v) \
-    case (r) * 4 + (v): XG_(micro)(r, v, p, a, b, c, c_stride, first, ahead); break;
+    case (r) * 4 + (v): XG_(micro)(r, v, false, p, s, b, c, c_stride, first); break;
+#define XG__LINED(v) \
+    case v: XG_(micro)(XG__MR, v, true, p, s, b, c, c_stride, first); break;
 #if XG__NV == 3
 #define XG__TILES(r) XG__TILE(r, 1) XG__TILE(r, 2) XG__TILE(r, 3)
 #else
 #define XG__TILES(r) XG__TILE(r, 1) XG__TILE(r, 2)
 #endif
-    switch (rows * 4 + vectors) {
+    switch ((s->lined ? 0 : s->rows) * 4 + vectors) {
+    XG__LINED(1) XG__LINED(2)
     XG__TILES(1) XG__TILES(2) XG__TILES(3) XG__TILES(4) XG__TILES(5) XG__TILES(6)
 #if XG__MR == 8
-    XG__TILES(7) XG__TILES(8)
+    XG__LINED(3) XG__TILES(7) XG__TILES(8)
 #endif
     }
 #undef XG__TILES
+#undef XG__LINED
 #undef XG__TILE
 }
 
-/* A few rows stay in the first cache while all panels of columns pass them, and the second cache
- * keeps the panels. Outputs are written along their rows. `room` is for one tile. */
+/* Lines up XG__MR rows of numbers that are neighbours, and fetches as many behind them. `left` rows
+ * can be read. What a vector spills, the next one overwrites; the last numbers may come twice. */
+static void XG_(line_up)(const xg_real *a, size_t stride, size_t left, size_t k, xg_real *to)
+{
+    const size_t last = (size_t)(XG__MR > XG__LANES ? XG__MR - XG__LANES : 0);
+    size_t t = 0, i;
+    if (left < XG__LANES || k < XG__LANES) {
+        for (; t < k; t++, to += XG__MR) {
+            for (i = 0; i < XG__MR; i++) to[i] = a[i * stride + t];
+        }
+    }
+    while (t < k) {
+        for (i = 0; i < XG__MR; i += XG__LANES) {
+            const size_t row = xg__min(i, last);
+            XG_(transpose)(a + row * stride + t, stride, to + t * XG__MR + row, XG__MR);
+        }
+        for (i = 0; t % 16 == 0 && i < XG__MR; i++) {
+            XG__PREFETCH(a + i * stride + t, XG__MR * stride);
+        }
+        t = t + XG__LANES < k ? xg__min(t + XG__LANES, k - XG__LANES) : k;
+    }
+}
+
+/* The same for rows that are neighbours; or fewer of them, which become rows of k numbers. */
+static void XG_(line_up_turned)(const xg_real *a, size_t stride, size_t rows, size_t left, size_t k,
+                                xg_real *to)
+{
+    const size_t last = (size_t)(XG__MR > XG__LANES ? XG__MR - XG__LANES : 0);
+    size_t t, i;
+    for (t = 0; t < k; t++, a += stride) {
+        if (rows < XG__MR) {
+            for (i = 0; i < rows; i++) to[i * k + t] = a[i];
+        } else if (left < XG__LANES) {
+            for (i = 0; i < XG__MR; i++) to[t * XG__MR + i] = a[i];
+        } else {
+            XG__PREFETCH(a, 16);
+            for (i = 0; i < XG__MR; i += XG__LANES) {
+                const size_t row = xg__min(i, last);
+                XG_(store)(to + t * XG__MR + row, XG_(load)(a + row));
+            }
+        }
+    }
+}
+
+/* The slice that begins at row i; `room` is for its numbers. */
+static void XG_(cut_slice)(const XG_(product) *p, size_t i, xg_real *room, XG_(slice) *s)
+{
+    const size_t left = p->rows - i;
+    s->rows = xg__min(XG__MR, left);
+    s->a = p->a + i * (p->a_turned ? 1 : p->a_stride);
+    s->stride = p->a_stride;
+    s->lined = s->rows == XG__MR && !p->scattered && (p->a_turned || p->columns >= XG__WORTH);
+    s->ahead = left > XG__MR ? XG__MR * p->a_stride : 0;
+    if (!s->lined && !p->a_turned) return;
+    if (!p->a_turned) {
+        XG_(line_up)(s->a, s->stride, left, p->k, room);
+    } else {
+        XG_(line_up_turned)(s->a, s->stride, s->rows, left, p->k, room);
+        s->stride = p->k;
+    }
+    s->a = room;
+    s->ahead = 0;
+}
+
+/* A slice stays in the first cache while all panels of columns pass it, and the second cache keeps
+ * the panels. Outputs are written along their rows. `room` is for a tile and a slice. */
 static void XG_(multiply)(const XG_(product) *p, xg_real *room)
 {
-    XG_(soon) soon = p->soon;
     const size_t tiles = XG_(ceil_div)(p->rows, XG__MR) * XG_(ceil_div)(p->columns, XG__NR);
+    XG_(soon) soon = p->soon;
     const size_t lines = soon.rows * XG_(ceil_div)(soon.length, 16) / tiles + 1;
+    XG_(slice) s;
     size_t i, j, r;
     for (i = 0; i < p->rows; i += XG__MR) {
-        const size_t rows = xg__min(XG__MR, p->rows - i);
-        const size_t ahead = i + XG__MR < p->rows ? XG__MR * p->a_stride : 0;
-        const xg_real *a = p->a + i * p->a_stride;
-        for (j = 0; j < p->columns; j += XG__NR) {
+        XG_(cut_slice)(p, i, room + XG__MR * XG__NR, &s);
+        for (j = 0; j < p->columns; j += XG__NR, s.ahead = 0) {
             const size_t columns = xg__min(XG__NR, p->columns - j);
             const size_t vectors = XG_(ceil_div)(columns, XG__LANES);
             const xg_real *b = p->b + j / XG__NR * p->panel;
             xg_real *c = p->c + i * p->c_stride + j;
             XG_(fetch)(&soon, lines);
             if (!p->exact || columns % XG__LANES == 0) {
-                XG_(tile)(rows, vectors, p, a, b, c, p->c_stride, p->first, j == 0 ? ahead : 0);
+                XG_(tile)(vectors, p, &s, b, c, p->c_stride, p->first);
                 continue;
             }
-            XG_(tile)(rows, vectors, p, a, b, room, XG__NR, true, 0);
-            for (r = 0; r < rows; r++) {
+            XG_(tile)(vectors, p, &s, b, room, XG__NR, true);
+            for (r = 0; r < s.rows; r++) {
                 XG_(put_run)(room + r * XG__NR, c + r * p->c_stride, columns, !p->first);
             }
         }
@@ -4059,7 +4159,7 @@ static XG_(desk) XG_(desk_of)(const XG_(plan) *p, int worker)
     d.sums = (xg_real *)(void *)(memory + p->at_sums);
     d.stage = (xg_real *)(void *)(memory + p->at_stage);
     d.tile = (xg_real *)(void *)(memory + p->at_tile);
-    d.squares = d.tile + XG__MR * XG__NR;
+    d.squares = d.tile + XG__ROOM;
     d.step = (size_t *)(void *)(memory + p->at_step);
     d.offset = (size_t *)(void *)(memory + p->at_offset);
     d.run = (XG_(run) *)(void *)(memory + p->at_run);
@@ -4112,7 +4212,7 @@ static void XG_(plan_desk)(XG_(plan) *p)
 {
     const bool dx = p->conv != NULL && p->conv->kind == XG__CONV_DX;
     const bool dw = p->conv != NULL && p->conv->kind == XG__CONV_DW;
-    const bool in_place = p->weights > 0 || (p->row_matrix.base != NULL && p->row_matrix.along_k);
+    const bool in_place = p->weights > 0 || p->row_matrix.base != NULL;
     const size_t rows = XG_(longest)(&p->rows), cols = XG_(longest)(&p->cols);
     const size_t panels = cols / XG__NR + 1, room = sizeof(xg_real);
     size_t k = 0, stage = 0, width = cols, list = xg__max(rows, cols + panels);
@@ -4148,7 +4248,7 @@ static void XG_(plan_desk)(XG_(plan) *p)
     p->at_sums = XG_(after)(p->at_cols, p->unpacked || p->across ? 0 : panels * p->panel, room);
     p->at_stage = XG_(after)(p->at_sums, p->sums_size * (size_t)p->phases, room);
     p->at_tile = XG_(after)(p->at_stage, stage + XG__NR + XG__LANES, room);
-    p->at_step = XG_(after)(p->at_tile, XG__MR * XG__NR + 2 * XG__LANES * XG__LANES, room);
+    p->at_step = XG_(after)(p->at_tile, XG__ROOM + 2 * XG__LANES * XG__LANES, room);
     p->at_offset = XG_(after)(p->at_step, list, sizeof(size_t));
     p->at_run = XG_(after)(p->at_offset, list, sizeof(size_t));
     p->at_phase = XG_(after)(p->at_run, p->list, sizeof(XG_(run)));
@@ -4212,14 +4312,13 @@ static void XG_(plan_units)(XG_(plan) *p, int workers)
     XG_(plan_desk)(p);
 }
 
-/* A guess in cycles, to choose which operand gives the rows: the micro-kernel, packing (dear where
- * it transposes), transposing the output. */
-static double XG_(cost)(double rows, double cols, double k, bool rows_along_k, bool cols_along_k,
-                        bool turned)
+/* A guess in cycles, to choose which operand gives the rows: the micro-kernel, packing (columns are
+ * dear where that transposes), transposing the output. */
+static double XG_(cost)(double rows, double cols, double k, bool cols_along_k, bool turned)
 {
     const double vectors = (double)(((size_t)cols + XG__LANES - 1) / XG__LANES);
-    return 0.5 * rows * vectors * k + k * rows * (rows_along_k ? 0.1 : 0.4)
-         + k * cols * (cols_along_k ? 0.4 : 0.1) + (turned ? 0.5 * rows * cols : 0.0);
+    return 0.5 * rows * vectors * k + k * rows * 0.1 + k * cols * (cols_along_k ? 0.4 : 0.1)
+         + (turned ? 0.5 * rows * cols : 0.0);
 }
 
 static void XG_(plan_gemm)(XG_(plan) *p, const xg__gemm_job *job, int workers)
@@ -4234,8 +4333,8 @@ static void XG_(plan_gemm)(XG_(plan) *p, const xg__gemm_job *job, int workers)
     b.step = job->step_b;
     b.along_k = job->tb;
     b.stride = (size_t)(job->tb ? job->k : job->n);
-    p->turned = XG_(cost)(job->n, job->m, job->k, b.along_k, a.along_k, true)
-              < XG_(cost)(job->m, job->n, job->k, a.along_k, b.along_k, false);
+    p->turned = XG_(cost)(job->n, job->m, job->k, a.along_k, true)
+              < XG_(cost)(job->m, job->n, job->k, b.along_k, false);
     p->row_matrix = p->turned ? b : a;
     p->col_matrix = p->turned ? a : b;
     p->y = job->c;
@@ -4327,7 +4426,7 @@ static void XG_(plan_conv)(XG_(plan) *p, const xg__conv_job *job, int workers)
         p->unpacked = XG_(better_unpacked)(p);
     } else {
         const double k = (double)job->n * job->oh * job->ow, ct = (double)c * taps;
-        p->turned = XG_(cost)(ct, o, k, true, true, true) < XG_(cost)(o, ct, k, true, true, false);
+        p->turned = XG_(cost)(ct, o, k, true, true) < XG_(cost)(o, ct, k, true, false);
         p->y = job->y;
         p->add = job->add;
         p->y_stride = p->c * p->taps;
@@ -4880,17 +4979,20 @@ static void XG_(pack)(const XG_(plan) *p, size_t group, XG_(span) rows, XG_(span
     product->k = XG_(length)(k);
     product->a = d->rows;
     product->a_stride = product->k;
+    product->a_turned = false;
+    product->scattered = p->across || p->unpacked;
     if (p->weights > 0) {
         product->a = XG_(weights_at)(p, group, k) + rows.minor * product->k;
     } else if (p->conv != NULL && p->conv->kind == XG__CONV_DX && !p->folded) {
         XG_(turn_weights)(p, group, rows.minor, rows.minors, k.major, k.majors, d->rows, d);
     } else {
         s = XG_(rows_source)(p, group, rows, k, d);
-        if (!s.along_k) {
+        if (!s.along_k && p->row_matrix.base == NULL) {
             XG_(turn)(&s, d->rows, product->k, 0, d->squares);
-        } else if (s.stride && s.runs == 1) {      /* as the micro-kernel wants them already */
+        } else if (s.stride && s.runs == 1) {      /* as slices can be cut from them */
             product->a = s.base + s.run[0].from;
             product->a_stride = s.stride;
+            product->a_turned = !s.along_k;
         } else {
             XG_(cut_runs)(&s, 0);
             XG_(copy)(&s, d->rows, product->k);
@@ -5643,8 +5745,7 @@ static void XG_(winograd_desk)(XG_(winograd) *p, size_t a, size_t b, size_t c, s
     p->desk_c = XG_(after)(p->desk_b, XG__POINTS * b, room);
     p->desk_lines = XG_(after)(p->desk_c, XG__POINTS * c, room);
     p->desk_room = XG_(after)(p->desk_lines, p->zeros + p->pitch, room);
-    p->desk_step = XG_(after)(p->desk_room, 2 * 16 * (XG__LANES + XG__TURNED) + XG__MR * XG__NR,
-                              room);
+    p->desk_step = XG_(after)(p->desk_room, 2 * 16 * (XG__LANES + XG__TURNED) + XG__ROOM, room);
     p->desk_seat = XG_(after)(p->desk_step, k, sizeof(size_t));
     p->desk = XG_(after)(p->desk_seat, patches + XG__LANES, sizeof(XG_(seat)));
 }
@@ -6199,6 +6300,8 @@ static void XG_(conv)(const xg__conv_job *job, const xg__team *team)
 #undef XG__CHAINS
 #undef XG__BAND
 #undef XG__NR
+#undef XG__ROOM
+#undef XG__WORTH
 #undef XG__BLOCK_K
 #undef XG__BLOCK_ROWS
 #undef XG__BLOCK_ROWS_ACROSS
