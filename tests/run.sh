@@ -139,7 +139,7 @@ fi
 
 # Another machine, emulated: kernels and operations on NEON.
 if have aarch64-linux-gnu-gcc && have qemu-aarch64; then
-    for name in test_kernels test_winograd test_small test_ops test_core; do
+    for name in test_kernels test_winograd test_small test_finish test_ops test_core; do
         suite "neon-$name" sh tests/neon.sh "$name"
     done
 else

@@ -1,5 +1,5 @@
 /* Tape, memory, errors, readings: what must hold whatever the model. */
-#include "test.h"
+#include "levels.h"
 
 static bool in_short_mode(void) { return getenv("XG_TEST_SHORT") != NULL; }
 
@@ -320,21 +320,9 @@ static void test_a_step_that_runs_out_of_room_changes_nothing(void)
 
 /* ---- the same bits ------------------------------------------------------------------------------ */
 
-/* Runs tasks backwards, and on pretended workers: order and worker must not matter. */
-static void scrambled_for(void *user, int tasks, void (*run)(void *, int, int), void *context)
-{
-    int workers = *(int *)user;
-    for (int i = tasks - 1; i >= 0; i--) run(context, i, i % workers);
-}
-
 static uint64_t train_bits(const char *simd, int workers)
 {
-    xg_config config;
-    memset(&config, 0, sizeof config);
-    config.simd = simd;
-    config.workers = workers;
-    config.parallel_user = &workers;
-    if (workers > 1) config.parallel_for = scrambled_for;
+    xg_config config = level_config(simd, &workers);
     trainer a = trainer_new(&config);
     for (int i = 0; i < 5; i++) guided_step(&a, i);
     CHECK_OK(a.tape);
@@ -705,11 +693,7 @@ static void test_long_chains_do_not_wait_for_ever(void)
  * With `reading`, every named result is read on the way, which pins it. */
 static uint64_t resnet_bits(bool reading, int workers, xg_stats *stats)
 {
-    xg_config config;
-    memset(&config, 0, sizeof config);
-    config.workers = workers;
-    config.parallel_user = &workers;
-    if (workers > 1) config.parallel_for = scrambled_for;
+    xg_config config = level_config(NULL, &workers);
     trainer a = trainer_new(&config);
     int label[8] = { 0, 1, 2, 3, 4, 5, 6, 7 };
     for (int step = 0; step < 2; step++) {

@@ -71,13 +71,9 @@ static xg_tensor *with_params(xg_tape *t, int which, bool train, answer f, xg_pa
 
 static xg_tape *tape_for(int which, const char *simd, int *workers)
 {
-    xg_config config;
-    memset(&config, 0, sizeof config);
-    config.simd = simd;
+    int alone = 1;
+    xg_config config = level_config(simd, workers ? workers : &alone);
     config.winograd = shapes[which / PARTS].wish;
-    config.workers = workers ? *workers : 1;
-    config.parallel_user = workers;
-    if (config.workers > 1) config.parallel_for = scrambled_for;
     return xg_tape_new(&config);
 }
 

@@ -1,6 +1,6 @@
 /* Winograd's algorithm: near the definition, however odd the shape; the same bits on every instruction
  * set and for any number of workers; taken where the option says; differentiable to any order. */
-#include "test.h"
+#include "levels.h"
 
 typedef struct shape { int n, c, h, w, o, pad; } shape;
 typedef enum kind { FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, KINDS } kind;
@@ -23,24 +23,11 @@ static xg_window window_of(const shape *s)
     return k;
 }
 
-/* Runs tasks in another order for every number of workers. */
-static void scrambled_for(void *user, int tasks, void (*run)(void *, int, int), void *context)
-{
-    int workers = *(int *)user;
-    for (int w = workers - 1; w >= 0; w--) {
-        for (int i = w; i < tasks; i += workers) run(context, i, w);
-    }
-}
-
 static xg_tape *tape_with(xg_winograd wish, const char *simd, int *workers)
 {
-    xg_config config;
-    memset(&config, 0, sizeof config);
-    config.simd = simd;
+    int alone = 1;
+    xg_config config = level_config(simd, workers ? workers : &alone);
     config.winograd = wish;
-    config.workers = workers ? *workers : 1;
-    config.parallel_user = workers;
-    if (config.workers > 1) config.parallel_for = scrambled_for;
     return xg_tape_new(&config);
 }
 
@@ -163,8 +150,8 @@ static bool same_bits(const xg_real *a, const xg_real *b, size_t count)
 }
 
 /* The values of one of the trio, to be freed. */
-static xg_real *values(kind what, const shape *s, xg_winograd wish, const char *simd, int workers,
-                       size_t *count)
+static xg_real *results(kind what, const shape *s, xg_winograd wish, const char *simd, int workers,
+                        size_t *count)
 {
     xg_tape *t = tape_with(wish, simd, &workers);
     trio v = operands(t, s);
@@ -183,10 +170,10 @@ static void test_same_bits_everywhere(void)
     for (int i = 0; i < SHAPES * KINDS; i++) {
         const shape *s = &shapes[i / KINDS];
         kind what = (kind)(i % KINDS);
-        xg_real *expected = values(what, s, XG_WINOGRAD_ALWAYS, "scalar", 1, &count);
+        xg_real *expected = results(what, s, XG_WINOGRAD_ALWAYS, "scalar", 1, &count);
         for (int level = 0; level < xg_simd_count(); level++) {
             for (int workers = 1; workers <= 4; workers++) {
-                xg_real *got = values(what, s, XG_WINOGRAD_ALWAYS, xg_simd_name(level), workers, &again);
+                xg_real *got = results(what, s, XG_WINOGRAD_ALWAYS, xg_simd_name(level), workers, &again);
                 bool same = again == count && same_bits(got, expected, count);
                 CHECK(same);
                 if (!same) printf("      %s, %d workers, case %d\n", xg_simd_name(level), workers, i);
@@ -220,8 +207,8 @@ static void test_choice(void)
         CHECK(taken(&small, (kind)what, XG_WINOGRAD_ALWAYS) == 1);
     }
     size_t count, again;
-    xg_real *a = values(FORWARD, &small, XG_WINOGRAD_AUTO, NULL, 1, &count);
-    xg_real *b = values(FORWARD, &small, XG_WINOGRAD_NEVER, NULL, 1, &again);
+    xg_real *a = results(FORWARD, &small, XG_WINOGRAD_AUTO, NULL, 1, &count);
+    xg_real *b = results(FORWARD, &small, XG_WINOGRAD_NEVER, NULL, 1, &again);
     CHECK(count == again && same_bits(a, b, count));
     free(a);
     free(b);
