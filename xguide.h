@@ -1021,8 +1021,11 @@ XG_API xg_code    xg_npy_save(xg_tensor *x, const char *path);
 #endif
 
 /* Before a loop with constant bounds: unroll it whole. At -O2 compilers do not do so unasked, and
- * accumulators in an array then live in memory instead of registers. */
-#if defined(__clang__)
+ * accumulators in an array then live in memory instead of registers. Not where every access is
+ * checked anyway: that compiles for minutes. */
+#if defined(__SANITIZE_ADDRESS__)
+#define XG__UNROLL
+#elif defined(__clang__)
 #define XG__UNROLL _Pragma("clang loop unroll(full)")
 #elif defined(__GNUC__) && __GNUC__ >= 8
 #define XG__UNROLL _Pragma("GCC unroll 64")

@@ -189,7 +189,7 @@ def measure(args, table, work, batch, threads, cores):
         ours.ready(60)
         expected = [float(v) for v in ours.ask("check", 900)]
         for name, script, variant in variants(work, args.quick):
-            if args.peer and args.peer not in name:
+            if args.peer and name not in args.peer.split(","):
                 continue
             command = [sys.executable, TOOLS / script, variant, work, str(batch), str(threads), inputs]
             peer = Child(command, cores, settings, build / f"peers_{name}.log")
@@ -286,7 +286,7 @@ def main():
     parser.add_argument("--keep", action="store_true", help="keep the file's other rows: a table in parts")
     parser.add_argument("--threads", type=int, help="only on so many threads; default one, then two")
     parser.add_argument("--batch", type=int, help="this batch instead of the table's")
-    parser.add_argument("--peer", help="only peers whose name contains this")
+    parser.add_argument("--peer", help="only these peers, as in: pytorch,jax")
     parser.add_argument("--build", default="build", help="where build/bench is; default build")
     args = parser.parse_args()
     allowed = sorted(os.sched_getaffinity(0))
