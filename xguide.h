@@ -5418,8 +5418,8 @@ static void XG_(unit_of_pooled)(const void *plan, size_t number, int worker)
             for (k = 0; k < o; k++) {
                 const size_t first = (i * o + k) * plane + r * p->pw;
                 for (e = 0; e < windows; e += 16) {                    /* of the next plane */
-                    XG__PREFETCH(job->pg + first + e, plane);
-                    XG__PREFETCH(job->at + first + e, plane);
+                        XG__PREFETCH(job->pg + first + e, plane);
+                        XG__PREFETCH(job->at + first + e, plane);
                 }
                 XG_(chains)(p, job->pg + first, job->at + first, windows, d.stage,
                             sum + k * (size_t)job->kh * p->line);
@@ -7782,17 +7782,24 @@ static bool xg__run_waiting(xg_tensor *x, const xg__finish *f, xg_tensor *result
     return true;
 }
 
-static bool xg__force_ending(xg_tensor *x, const xg__ending *e)
+/* The ending as kernels know it, with its numbers. */
+static bool xg__ending_finish(const xg__ending *e, xg__finish *f)
 {
     xg_tensor *need[3] = { e->scale, e->shift, e->more };
     for (int i = 0; i < 3; i++) if (need[i] && !xg__force(need[i])) return false;
-    if (e->conv->data) return xg__force_program(x);        /* something needed that one, too */
+    f->any = e->scale || e->shift || e->more || e->relu;
+    f->relu = e->relu;
+    f->scale = e->scale ? e->scale->data : NULL;
+    f->shift = e->shift ? e->shift->data : NULL;
+    f->more = e->more ? e->more->data : NULL;
+    return true;
+}
+
+static bool xg__force_ending(xg_tensor *x, const xg__ending *e)
+{
     xg__finish f;
-    f.any = true;
-    f.relu = e->relu;
-    f.scale = e->scale ? e->scale->data : NULL;
-    f.shift = e->shift ? e->shift->data : NULL;
-    f.more = e->more ? e->more->data : NULL;
+    if (!xg__ending_finish(e, &f)) return false;
+    if (e->conv->data) return xg__force_program(x);        /* something needed that one, too */
     return xg__run_waiting(e->conv, &f, x);
 }
 
@@ -9364,21 +9371,16 @@ static void xg__maxima_of_pictures(xg__argpool_job *job, xg_tensor *x, const xg_
     xg_tape *tape = x->tape;
     const size_t channels = (size_t)x->shape.c, plane = xg__plane(x);
     int count = (int)xg__min(XG__SLICE / (channels * plane) + 1, (size_t)x->shape.n);
-    xg_tensor *need[4] = { e->conv->in[0], e->conv->in[1], e->scale, e->shift };
-    for (int i = 0; i < 4; i++) if (need[i] && !xg__force(need[i])) return;
     xg__finish f;
-    memset(&f, 0, sizeof f);
-    f.any = e->scale || e->shift || e->relu;
-    f.relu = e->relu;
-    f.scale = e->scale ? e->scale->data : NULL;
-    f.shift = e->shift ? e->shift->data : NULL;
+    if (!xg__force(e->conv->in[0]) || !xg__force(e->conv->in[1])) return;
+    if (!xg__ending_finish(e, &f)) return;
     xg__place place = xg__arena_mark(&tape->arena);
     xg_real *slice = (xg_real *)xg__take(tape, (size_t)count * channels * plane * sizeof *slice);
     job->slice = slice;
     job->planes.size = plane;
     for (int from = 0; slice && from < x->shape.n && !xg_failed(tape); from += count) {
         int n = from + count < x->shape.n ? count : x->shape.n - from;
-        xg__run_pictures(e, f.any ? &f : NULL, from, n, slice);
+        xg__run_pictures(e, &f, from, n, slice);
         job->first = (size_t)from * channels;
         if (!xg_failed(tape)) {
             xg__share_out(tape, (size_t)n * channels, cost, xg__argpool_planes, job);

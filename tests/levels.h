@@ -29,6 +29,15 @@ static inline xg_config level_config(const char *simd, int *workers)
     return config;
 }
 
+/* A tape of that kind; workers NULL: one. */
+static inline xg_tape *level_tape(xg_winograd wish, const char *simd, int *workers)
+{
+    int alone = 1;
+    xg_config config = level_config(simd, workers ? workers : &alone);
+    config.winograd = wish;
+    return xg_tape_new(&config);
+}
+
 static inline bool same_number(xg_real a, xg_real b)
 {
     return memcmp(&a, &b, sizeof a) == 0 || (a != a && b != b);
@@ -37,8 +46,7 @@ static inline bool same_number(xg_real a, xg_real b)
 /* What f makes on a level with some workers, to be freed; NULL on failure. */
 static inline xg_real *values(build f, int which, const char *simd, int workers, size_t *count)
 {
-    xg_config config = level_config(simd, &workers);
-    xg_tape *t = xg_tape_new(&config);
+    xg_tape *t = level_tape(XG_WINOGRAD_AUTO, simd, &workers);
     xg_tensor *y = f(t, which);
     *count = xg_size(y);
     xg_real *out = (xg_real *)malloc(*count * sizeof *out);

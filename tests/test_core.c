@@ -493,10 +493,11 @@ static double differs(xg_tensor *got, xg_tensor *want)
 
 /* The gradient of worst logits of a box about x, and what it took. The box is given as x less and
  * plus a radius, or as two tensors that say nothing of x. */
-static double box_gradient(bool about, bool dense, xg_tensor **grad, int *count, xg_tape *t, xg_params *p)
+static double box_gradient(bool about, bool dense, xg_tensor **grad, int *count, trainer *a)
 {
+    xg_tape *t = a->tape;
     xg_rng rng = xg_rng_seed(39);
-    xg_scope s = xg_scope_new(t, p, &rng, false);
+    xg_scope s = xg_scope_new(t, a->params, &rng, false);
     xg_tensor *x = xg_randn(t, xg_shape4(3, 2, 6, 7), &rng), *out[2];
     xg_tensor *radius = xg_affine(xg_abs(xg_randn(t, xg_shape4(3, 1, 6, 7), &rng)), 0.05, 0);
     xg_mlp_options mlp;
@@ -507,7 +508,7 @@ static double box_gradient(bool about, bool dense, xg_tensor **grad, int *count,
     xg_bounds(y, x, about ? lo : xg_affine(lo, 1, 0), about ? hi : xg_affine(hi, 1, 0), &out[0], &out[1]);
     xg_tensor *loss = xg_add(xg_dot(y, y), xg_add(xg_dot(out[0], out[1]), xg_dot(out[1], out[1])));
     xg_tensor *leaf[16];
-    *count = xg_params_leaves(p, t, leaf, 14);
+    *count = xg_params_leaves(a->params, t, leaf, 14);
     leaf[*count] = x;
     leaf[*count + 1] = radius;
     *count += 2;
@@ -518,19 +519,16 @@ static double box_gradient(bool about, bool dense, xg_tensor **grad, int *count,
 static void test_bounds_about_x_share_its_pass(void)
 {
     for (int dense = 0; dense < 2; dense++) {
-        xg_tape *t = xg_tape_new(NULL), *u = xg_tape_new(NULL);
-        xg_params *p = xg_params_new(NULL), *q = xg_params_new(NULL);
+        trainer a = trainer_new(NULL), b = trainer_new(NULL);
         xg_tensor *got[16], *want[16];
         int count;
-        double flops = box_gradient(true, dense, got, &count, t, p);
-        CHECK(flops < box_gradient(false, dense, want, &count, u, q));
+        double flops = box_gradient(true, dense, got, &count, &a);
+        CHECK(flops < box_gradient(false, dense, want, &count, &b));
         for (int i = 0; i < count; i++) CHECK(differs(got[i], want[i]) <= TOL(2e-5, 1e-12));
-        CHECK_OK(t);
-        CHECK_OK(u);
-        xg_tape_free(t);
-        xg_tape_free(u);
-        xg_params_free(p);
-        xg_params_free(q);
+        CHECK_OK(a.tape);
+        CHECK_OK(b.tape);
+        trainer_free(&a);
+        trainer_free(&b);
     }
 }
 
@@ -745,10 +743,11 @@ static void test_dropping_and_reading_change_no_bit(void)
  * built on, or (apart) an equal tensor that the loss does not know. */
 typedef struct shared_net { bool margin, norm, apart; } shared_net;
 
-static double shared_gradient(shared_net o, xg_tensor **grad, xg_tape *t, xg_params *p)
+static double shared_gradient(shared_net o, xg_tensor **grad, trainer *a)
 {
+    xg_tape *t = a->tape;
     xg_rng rng = xg_rng_seed(3);
-    xg_scope s = xg_scope_new(t, p, &rng, true);
+    xg_scope s = xg_scope_new(t, a->params, &rng, true);
     int label[6] = { 0, 1, 1, 0, 1, 0 };
     xg_tensor *x = xg_randn(t, xg_shape4(6, 2, 8, 8), &rng);
     xg_tensor *mask = xg_step(xg_randn(t, xg_shape4(6, 1, 8, 8), &rng));
@@ -767,7 +766,7 @@ static double shared_gradient(shared_net o, xg_tensor **grad, xg_tape *t, xg_par
     xg_tensor *map = xg_input_x_gradient(explained, x);
     xg_tensor *loss = xg_add(right, xg_affine(xg_guide(map, mask, NULL), 0.3, 0));
     xg_tensor *leaf[16];
-    int count = xg_params_leaves(p, t, leaf, 16);
+    int count = xg_params_leaves(a->params, t, leaf, 16);
     xg_grads(loss, NULL, leaf, count, NULL, grad);
     double flops = xg_tape_stats(t).flops;
     CHECK(count > 0 && count < 16);
@@ -780,25 +779,22 @@ static void test_gradients_are_taken_over(void)
 {
     for (int which = 0; which < 4; which++) {
         shared_net o = { which % 2 == 1, which >= 2, false };
-        xg_tape *t = xg_tape_new(NULL), *u = xg_tape_new(NULL);
-        xg_params *p = xg_params_new(NULL), *q = xg_params_new(NULL);
+        trainer a = trainer_new(NULL), b = trainer_new(NULL);
         xg_tensor *got[16], *want[16];
-        double flops = shared_gradient(o, got, t, p);
+        double flops = shared_gradient(o, got, &a);
         o.apart = true;
-        double all = shared_gradient(o, want, u, q);
-        CHECK(xg_tape_stats(t).reused > 0 && xg_tape_stats(u).reused == 0);
+        double all = shared_gradient(o, want, &b);
+        CHECK(xg_tape_stats(a.tape).reused > 0 && xg_tape_stats(b.tape).reused == 0);
         CHECK(flops < all);
-        for (int i = 0, k = 0; i < xg_params_count(p); i++) {
-            if (!xg_params_trainable(p, i)) continue;
+        for (int i = 0, k = 0; i < xg_params_count(a.params); i++) {
+            if (!xg_params_trainable(a.params, i)) continue;
             CHECK(differs(got[k], want[k]) <= TOL(2e-5, 1e-12));
             k++;
         }
-        CHECK_OK(t);
-        CHECK_OK(u);
-        xg_tape_free(t);
-        xg_tape_free(u);
-        xg_params_free(p);
-        xg_params_free(q);
+        CHECK_OK(a.tape);
+        CHECK_OK(b.tape);
+        trainer_free(&a);
+        trainer_free(&b);
     }
 }
 

@@ -71,10 +71,7 @@ static xg_tensor *with_params(xg_tape *t, int which, bool train, answer f, xg_pa
 
 static xg_tape *tape_for(int which, const char *simd, int *workers)
 {
-    int alone = 1;
-    xg_config config = level_config(simd, workers ? workers : &alone);
-    config.winograd = shapes[which / PARTS].wish;
-    return xg_tape_new(&config);
+    return level_tape(shapes[which / PARTS].wish, simd, workers);
 }
 
 /* f's numbers, to be freed. */

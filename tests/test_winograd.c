@@ -23,14 +23,6 @@ static xg_window window_of(const shape *s)
     return k;
 }
 
-static xg_tape *tape_with(xg_winograd wish, const char *simd, int *workers)
-{
-    int alone = 1;
-    xg_config config = level_config(simd, workers ? workers : &alone);
-    config.winograd = wish;
-    return xg_tape_new(&config);
-}
-
 typedef struct trio { xg_tensor *x, *w, *g; } trio;
 
 static trio operands(xg_tape *t, const shape *s)
@@ -98,7 +90,7 @@ static void test_against_the_definition(void)
     for (int i = 0; i < SHAPES * KINDS; i++) {
         const shape *s = &shapes[i / KINDS];
         kind what = (kind)(i % KINDS);
-        xg_tape *t = tape_with(XG_WINOGRAD_ALWAYS, NULL, NULL);
+        xg_tape *t = level_tape(XG_WINOGRAD_ALWAYS, NULL, NULL);
         trio v = operands(t, s);
         xg_tensor *y = compute(what, &v, s);
         double *exact = definition(what, &v, s, xg_size(y));
@@ -126,7 +118,7 @@ static void test_stated_accuracy(void)
         const shape *s = &sizes[i / KINDS];
         double mean[2], most[2];
         for (int direct = 0; direct < 2; direct++) {
-            xg_tape *t = tape_with(direct ? XG_WINOGRAD_NEVER : XG_WINOGRAD_ALWAYS, NULL, NULL);
+            xg_tape *t = level_tape(direct ? XG_WINOGRAD_NEVER : XG_WINOGRAD_ALWAYS, NULL, NULL);
             trio v = operands(t, s);
             xg_tensor *y = compute((kind)(i % KINDS), &v, s);
             double *exact = definition((kind)(i % KINDS), &v, s, xg_size(y));
@@ -153,7 +145,7 @@ static bool same_bits(const xg_real *a, const xg_real *b, size_t count)
 static xg_real *results(kind what, const shape *s, xg_winograd wish, const char *simd, int workers,
                         size_t *count)
 {
-    xg_tape *t = tape_with(wish, simd, &workers);
+    xg_tape *t = level_tape(wish, simd, &workers);
     trio v = operands(t, s);
     xg_tensor *y = compute(what, &v, s);
     *count = xg_size(y);
@@ -187,7 +179,7 @@ static void test_same_bits_everywhere(void)
 /* How many convolutions of one call went Winograd's way. */
 static size_t taken(const shape *s, kind what, xg_winograd wish)
 {
-    xg_tape *t = tape_with(wish, NULL, NULL);
+    xg_tape *t = level_tape(wish, NULL, NULL);
     trio v = operands(t, s);
     xg_data(compute(what, &v, s));
     CHECK_OK(t);
@@ -224,7 +216,7 @@ static void test_other_windows(void)
     for (size_t i = 0; i < sizeof other / sizeof *other; i++) {
         const int *k = other[i];
         xg_window window = { 0, 0, k[2], k[3], k[4], k[5] };
-        xg_tape *t = tape_with(XG_WINOGRAD_ALWAYS, NULL, NULL);
+        xg_tape *t = level_tape(XG_WINOGRAD_ALWAYS, NULL, NULL);
         xg_rng rng = xg_rng_seed(3);
         xg_tensor *x = xg_randn(t, xg_shape4(2, 4, 11, 11), &rng);
         xg_tensor *w = xg_randn(t, xg_shape4(6, 4 / k[5], k[0], k[1]), &rng);
@@ -239,7 +231,7 @@ static void test_other_windows(void)
 static void test_not_a_number_stays_near(void)
 {
     static const shape s = { 2, 5, 20, 20, 7, 1 };
-    xg_tape *t = tape_with(XG_WINOGRAD_ALWAYS, NULL, NULL);
+    xg_tape *t = level_tape(XG_WINOGRAD_ALWAYS, NULL, NULL);
     trio v = operands(t, &s);
     xg_leaf_data(v.x)[(5 + 2) * 400 + 9 * 20 + 9] = (xg_real)NAN;      /* image 1, row 9, pixel 9 */
     xg_leaf_data(v.x)[0] = (xg_real)HUGE_VAL;                          /* image 0, a corner */
@@ -268,7 +260,7 @@ static xg_tensor *curved(xg_tensor *const *in, int count, void *user)
 
 static void test_third_derivatives(void)
 {
-    xg_tape *t = tape_with(XG_WINOGRAD_ALWAYS, NULL, NULL);
+    xg_tape *t = level_tape(XG_WINOGRAD_ALWAYS, NULL, NULL);
     xg_rng rng = xg_rng_seed(11);
     xg_tensor *in[2];
     in[0] = xg_randn(t, xg_shape4(2, 3, 6, 5), &rng);
