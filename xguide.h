@@ -96,7 +96,8 @@
  *  3. To differentiate, the tape is read backwards: each operation has a rule that says, in the
  *     same operations, what its operands' share of a cotangent is. So gradients land on the same
  *     tape, and can be differentiated again. There is no list of backward functions. A product
- *     that the tape has already, or a gradient that it has but for a factor, is taken over.
+ *     that the tape has already, or a gradient that it has but for a factor, is taken over. The
+ *     weight gradients of an answer and of a loss on its explanation are one product (6.1.2).
  *  4. What a rule says is a table entry. Other tables read the same tape in other ways: guided
  *     backprop, B-cos explanations. Two more readings walk forwards: interval bounds, contextual
  *     decomposition. All of them make ordinary tensors.
@@ -286,6 +287,7 @@ typedef struct xg_stats {
     size_t nodes;       /* tensors on the tape now */
     size_t reused;      /* parts of gradients that an earlier gradient had found (6.1.1) */
     size_t shared;      /* products asked for that the tape had already (4.7) */
+    size_t joined;      /* weight gradients of two passes that were one product (6.1.2) */
     double flops;       /* multiply-adds x 2 of matmul and convolutions since the tape was made */
     size_t winograd;    /* convolutions computed by Winograd's algorithm since then */
 } xg_stats;
@@ -533,7 +535,8 @@ XG_API xg_tensor *xg_topk_threshold(xg_tensor *x, int k);
 /* [n,1,1,1]: logits[i, label[i]] of logits [n,k,1,1]. A bad label is an ARGUMENT error. */
 XG_API xg_tensor *xg_pick(xg_tensor *logits, const int *label);
 /* [n,1,1,1]: of two classes' logits [n,2,1,1], the label's less the other's. Their cross-entropy is
- * the mean of softplus(-margin): a loss and an explanation of one margin share a pass (6.1.1). */
+ * the mean of softplus(-margin): a loss and an explanation of one margin share a pass (6.1.1) and
+ * weight gradients (6.1.2). */
 XG_API xg_tensor *xg_margin(xg_tensor *logits, const int *label);
 
 /* 5.8 Normalising and scoring. */
@@ -6403,8 +6406,9 @@ struct xg_tensor {
     int        seen;             /* scratch of a search */
     xg__attr   attr;
     const char *name;            /* "" when it has none */
-    struct { int number; bool leads; xg_tensor *first, *second; } walk;  /* scratch of a reading */
-    struct { xg_tensor *cotangent, *part[2]; bool root; } past;   /* of the last gradient (6.1.1) */
+    struct { int number, axis; bool leads; xg_tensor *first, *second; } walk;   /* of a reading */
+    struct { xg_tensor *cotangent, *part[2]; bool root, apart; } past;   /* of the last gradient */
+    xg_tensor *part_of;          /* the node whose past.part[0] this product is, or NULL (6.1.2) */
     struct { xg_tensor *base, *factor; int axis; } like;  /* base times a factor; or base is NULL */
 };
 
@@ -6452,7 +6456,9 @@ struct xg_tape {
     int                open;               /* ... and what is made from this number on, its rule */
     xg_tensor         *recent[XG__RECENT]; /* cheap results that were read lately (4.8) */
     double             flops;
-    size_t             reused, shared;
+    size_t             reused, shared, joined;
+    xg_tensor         *root;               /* of the last sweep from one number a sample (6.1.2) */
+    bool               joins;              /* this sweep passes it */
     size_t             winograd;            /* convolutions by 3.6 */
     xg_tensor         *known[XG__KNOWN];    /* products by what they are made of (4.7) */
     xg__name          *names;              /* the latest */
@@ -6533,7 +6539,8 @@ static xg_tensor *xg__poison(xg_tape *tape)
     static const xg_tensor tapeless = {
         NULL, NULL, NULL, { NULL, NULL }, NULL, { 1, 1, 1, 1 }, XG_OP_leaf, -1, 0,
         false, true, false, false, false, false, 0, 0, 0, NULL, NULL, 0, { { 0, 0 } }, "",
-        { 0, false, NULL, NULL }, { NULL, { NULL, NULL }, false }, { NULL, NULL, 0 }
+        { 0, 0, false, NULL, NULL }, { NULL, { NULL, NULL }, false, false }, NULL,
+        { NULL, NULL, 0 }
     };
     return tape ? &tape->poison : (xg_tensor *)(uintptr_t)&tapeless;
 }
@@ -6673,6 +6680,7 @@ static void xg__tape_rewind(xg_tape *tape, xg_mark mark, bool keep_mark)
     if (mark.last) mark.last->next = NULL;
     else tape->first = NULL;
     tape->count = mark.last ? mark.last->id + 1 : 0;
+    if (tape->root && tape->root->id >= tape->count) tape->root = NULL;
     for (int i = 0; i < XG__KNOWN; i++) {
         xg_tensor **known = &tape->known[i];
         while (*known && (*known)->id >= tape->count) *known = (*known)->older;
@@ -6703,6 +6711,7 @@ XG_API_DEF xg_stats xg_tape_stats(const xg_tape *tape)
     stats.flops = tape->flops;
     stats.reused = tape->reused;
     stats.shared = tape->shared;
+    stats.joined = tape->joined;
     stats.winograd = tape->winograd;
     return stats;
 }
@@ -10117,8 +10126,8 @@ static bool xg__walk_allowed(const char *reading, xg_tensor *y, xg_tensor *const
  *     meet on the way. So each node remembers the last gradient that passed it, and when a multiple
  *     of the same cotangent comes along, its parts are taken over and no convolution runs. That
  *     happens where a loss is built on a score that was explained: with one logit, or two classes
- *     explained by their margin, the pass that trains the answer costs nothing but its weight
- *     gradients. A sweep's root has the cotangent 1, of which anything is a multiple. */
+ *     explained by their margin, the pass that trains the answer costs nothing, or only its weight
+ *     gradients (6.1.2). A sweep's root has the cotangent 1, of which anything is a multiple. */
 
 /* x times a factor, one number or one a sample, which x counts along an axis (0, or 2 as rows). */
 static xg_tensor *xg__scaled(xg_tensor *x, xg_tensor *factor, int axis)
@@ -10159,20 +10168,26 @@ static bool xg__samples_apart(const xg_tensor *node, int i, int samples, int *ax
     return *axis == 0 && from.n == samples && to.n == samples;
 }
 
+/* x, shaped like operand i of node, times the factor between node's cotangent and the one that it
+ * remembers; NULL if there is none. */
+static xg_tensor *xg__past_times(const xg_tensor *node, int i, xg_tensor *x)
+{
+    int axis;
+    xg_tensor *factor = xg__past_factor(node, &axis);
+    if (node->walk.first == node->past.cotangent) return x;
+    if (!factor) return NULL;
+    int samples = factor->shape.n;
+    if (samples > 1 && !xg__samples_apart(node, i, samples, &axis)) return NULL;
+    return xg__scaled(x, factor, samples > 1 ? axis : 0);
+}
+
 /* Operand i's part, if an earlier sweep knows it but for a factor; else NULL. */
 static xg_tensor *xg__past_part(const xg_tensor *node, int i)
 {
-    int axis;
-    xg_tensor *part = node->past.part[i], *factor = xg__past_factor(node, &axis);
-    if (part && node->walk.first == node->past.cotangent) {
-        node->tape->reused++;
-        return part;
-    }
-    if (!part || !factor) return NULL;
-    int samples = factor->shape.n;
-    if (samples > 1 && !xg__samples_apart(node, i, samples, &axis)) return NULL;
-    node->tape->reused++;
-    return xg__scaled(part, factor, samples > 1 ? axis : 0);
+    xg_tensor *part = node->past.part[i];
+    if (part) part = xg__past_times(node, i, part);
+    if (part) node->tape->reused++;
+    return part;
 }
 
 /* The sum of two parts of x's cotangent. If an earlier sweep added the same two, but for a factor,
@@ -10194,16 +10209,20 @@ static bool xg__is_path(const xg_tensor *part)
     return part->data || part->hub || part->op == XG_OP_gate || xg__runs_late(part);
 }
 
-/* Adds a part to a tensor's cotangent. The gradient of a leaf in a last sweep, where parts are not
- * needed for anything else, is added up at once: so they need not be kept. */
-static void xg__walk_add(xg_tensor *x, xg_tensor *part)
+/* Adds a part, if there is one, to a tensor's cotangent, and returns it. What an operation
+ * broadcast is summed back here, once for all rules. The gradient of a leaf in a last sweep, where
+ * parts are not needed for anything else, is added up at once: so they need not be kept. */
+static xg_tensor *xg__walk_add(xg_tensor *x, xg_tensor *part)
 {
+    if (!part) return NULL;
+    part = xg_sum_to(part, x->shape);
     xg_tensor *old = x->walk.first, *sum = old && !part->adds ? xg__walk_sum(x, old, part) : part;
     if (old && xg_size(x) >= XG__WORTH && xg__is_path(old) && xg__is_path(part)) sum->hub = true;
     xg__hold(sum);
     x->walk.first = sum;
     if (old && x->op == XG_OP_leaf && x->tape->last_sweep) xg__force(sum);
     if (old) xg__let_go(old);
+    return part;
 }
 
 /* The cotangent of x so far, if a last sweep may add a product to its numbers in their place. */
@@ -10214,8 +10233,97 @@ static xg_tensor *xg__walk_onto(const xg_tensor *x)
     return own && x->tape->last_sweep && old->given == x->tape->arena.marks ? old : NULL;
 }
 
-/* Sends node's cotangent on to its operands. A cotangent that an operation broadcast is summed back
- * here, once for all rules. `rules` are NULL for the plain ones, which remember. */
+/* What node sends its operand i when g reaches it. */
+static xg_tensor *xg__walk_part(xg_tensor *node, int i, xg_vjp rule, xg_tensor *g)
+{
+    xg_tape *tape = node->tape;
+    tape->onto = xg__walk_onto(node->in[i]);
+    xg_tensor *part = rule(node, i, g);
+    tape->onto = NULL;
+    return part;
+}
+
+/* 6.1.2 One product for two passes. Let T be the weight gradient of a convolution or dense layer.
+ *     If an explanation's gradient sent d through the layer, and a loss on the explanation sends b
+ *     to what came out below, the weight's part is T(b, d). If the answer's own pass brings a
+ *     multiple f d to the layer, whose input is a, that is T(a, f d), and both are one product:
+ *     T(f a + b, d). The sweep comes by b first, so T(b, d) is put off (the weight's walk.second)
+ *     where f d is to be expected: the loss depends on the score that was explained, and samples
+ *     did not meet on the way. */
+
+/* Whether a sweep from y may put weight gradients off, and what later ones need to know of it. */
+static void xg__join_begin(xg_tensor *y, bool ones, const xg_rules *rules)
+{
+    xg_tape *tape = y->tape;
+    bool root = ones && !rules && xg_size(y) == (size_t)y->shape.n;
+    if (tape->root) xg__walk_begin(tape, &tape->root, 1);
+    tape->joins = !rules && tape->root && y->walk.number == tape->walks;
+    if (root && y->shape.n > 1 && !tape->last_sweep) tape->root = y;
+    y->walk.axis = root ? 0 : -1;
+}
+
+/* Along which axis of operand i's cotangent samples are still apart, as far as node's part goes. */
+static void xg__join_axis(const xg_tensor *node, int i)
+{
+    xg_tensor *x = node->in[i];
+    int axis = node->walk.axis, samples = node->tape->root ? node->tape->root->shape.n : 0;
+    if (axis >= 0 && !xg__samples_apart(node, i, samples, &axis)) axis = -1;
+    x->walk.axis = !x->walk.first || x->walk.axis == axis ? axis : -1;
+}
+
+/* Is operand i of node, which is what a layer sent on, the weight of that layer, whose own part is
+ * to come? */
+static bool xg__join_waits(const xg_tensor *node, int i)
+{
+    const xg_tensor *layer = node->part_of, *w = node->in[i];
+    return node->tape->joins && layer && layer->past.apart && layer->past.part[0] == node &&
+           layer->past.cotangent == node->in[1 - i] && layer->in[1] == w && !w->walk.second &&
+           layer->walk.number == node->walk.number && layer->in[0] != w;
+}
+
+/* Whether node's part for operand i need not be made: it waits, or was made with what did. */
+static bool xg__join(xg_tensor *node, int i, xg_vjp rule)
+{
+    xg_tensor *w = node->in[i], *other = w->walk.second;
+    if (xg__join_waits(node, i)) {
+        w->walk.second = node;
+        xg__hold(node->walk.first);
+        return true;
+    }
+    if (i != 1 || !node->tape->joins || !other || other->part_of != node) return false;
+    xg_tensor both = *node, *a = xg__past_times(node, 0, node->in[0]), *b = other->walk.first;
+    if (!a) return false;
+    both.in[0] = xg_add(a, b);
+    xg__walk_add(w, xg__walk_part(&both, 1, rule, node->past.cotangent));
+    w->walk.second = NULL;
+    xg__let_go(b);
+    node->tape->joined++;
+    return true;
+}
+
+/* What has waited in vain is made after all, when the sweep comes by the weight. */
+static void xg__join_end(xg_tensor *w)
+{
+    xg_tensor *node = w->walk.second, *g = node->walk.first;
+    xg_tape *tape = w->tape;
+    int first = tape->count;
+    if (tape->last_sweep) tape->open = first;
+    xg__walk_add(w, xg__walk_part(node, node->in[1] == w, xg__room_of(node->op)->vjp, g));
+    xg__let_go(g);
+    if (tape->last_sweep && !xg_failed(tape)) xg__end_unheld(tape, first);
+}
+
+/* Node remembers what it sent on (6.1.1, 6.1.2). */
+static void xg__walk_remember(xg_tensor *node, xg_tensor *const part[2])
+{
+    node->past.cotangent = node->walk.first;
+    node->past.root = false;
+    node->past.apart = node->walk.axis >= 0;
+    for (int i = 0; i < 2; i++) node->past.part[i] = part[i];
+    if (part[0] && xg__is_product(part[0]->op) && part[0]->id > node->id) part[0]->part_of = node;
+}
+
+/* Sends node's cotangent on to its operands. `rules` is NULL for the plain ones, which remember. */
 static void xg__walk_back(xg_tensor *node, const xg_rules *rules)
 {
     xg_tape *tape = node->tape;
@@ -10227,19 +10335,13 @@ static void xg__walk_back(xg_tensor *node, const xg_rules *rules)
     for (int i = 1; i >= 0; i--) {             /* weights first: see xg__is_pooled */
         xg_tensor *operand = node->in[i];
         if (!rule || !operand || operand->walk.number != node->walk.number) continue;
-        xg_tensor *part = rules ? NULL : xg__past_part(node, i);
-        tape->onto = xg__walk_onto(operand);
-        if (!part) part = rule(node, i, node->walk.first);
-        tape->onto = NULL;
-        if (!part) continue;
-        parts[i] = xg_sum_to(part, operand->shape);
-        xg__walk_add(operand, parts[i]);
+        if (xg__join(node, i, rule)) continue;
+        if (!rules) parts[i] = xg__past_part(node, i);
+        if (!parts[i]) parts[i] = xg__walk_part(node, i, rule, node->walk.first);
+        xg__join_axis(node, i);
+        parts[i] = xg__walk_add(operand, parts[i]);
     }
-    if (remember) {
-        node->past.cotangent = node->walk.first;
-        node->past.root = false;
-        for (int i = 0; i < 2; i++) node->past.part[i] = parts[i];
-    }
+    if (remember) xg__walk_remember(node, parts);
     if (tape->last_sweep && !xg_failed(tape)) xg__end_unheld(tape, first);
 }
 
@@ -10249,14 +10351,17 @@ static void xg__walk(xg_tensor *y, xg_tensor *seed, xg_tensor *const *x, int cou
                      const xg_rules *rules)
 {
     xg_tape *tape = y->tape;
+    bool ones = seed == NULL;
+    xg__join_begin(y, ones, rules);
     xg_tensor *earliest = xg__walk_begin(tape, x, count);
     int number = tape->walks;
-    bool ones = seed == NULL;
     if (ones) seed = xg_full(tape, y->shape, 1);
     for (int i = 0; i < count; i++) x[i]->walk.leads = true;
     if (y->walk.number == number && !xg_failed(tape)) xg__walk_add(y, seed);
     for (xg_tensor *node = y; node && node->id >= earliest->id; node = node->prev) {
-        if (node->walk.number != number || !node->walk.first) continue;
+        if (node->walk.number != number) continue;
+        if (node->walk.second) xg__join_end(node);
+        if (!node->walk.first) continue;
         xg__walk_back(node, rules);
         if (xg_failed(tape)) return;
         if (node == y) node->past.root = node->past.cotangent == seed && ones;
