@@ -3359,7 +3359,8 @@ static void XG_(place_pairs)(const xg__pool_job *job, const xg_real *g, const xg
  * the micro-kernel wants to read them, and multiplies. The micro-kernel keeps XG__MR rows by XG__NV
  * vectors of columns in registers. It broadcasts numbers of a row; rows may lie with k innermost
  * (often they do so already and are not packed), and if there are many columns, XG__MR of them at a
- * time are lined up, k by k. Columns lie in panels of XG__NR, k by k.
+ * time are lined up, k by k. Columns lie in panels of XG__NR, k by k. Where a matrix has very many,
+ * a unit packs one part of them after the other, and its rows are lined up once for all parts.
  *
  * There is no im2col buffer: what a k block needs of its images is copied once, with padding, to a
  * stage (3.5.4), where each tap sees neighbouring pixels as neighbours. Packing then copies runs.
@@ -3384,6 +3385,7 @@ static void XG_(place_pairs)(const xg__pool_job *job, const xg_real *g, const xg
 #define XG__WORTH 100          /* so many columns repay lining up rows                            */
 
 #define XG__BLOCK_K    288     /* the longest k block: 32 channels of a 3x3 window                */
+#define XG__BLOCK_PARTS 3      /* a matrix product's unit has so many such blocks of columns      */
 #define XG__BLOCK_ROWS 512     /* a unit's rows; those of one that has columns for each tap       */
 #define XG__BLOCK_ROWS_ACROSS 128
 #define XG__BLOCK_COLS_ACROSS 288
@@ -3652,6 +3654,8 @@ typedef struct XG_(product) {
     size_t c_stride;
     bool first;                /* the first k block: store, later ones add                        */
     bool exact;                /* c has no room for vectors to reach beyond the last column       */
+    xg_real *held;             /* lined-up rows are kept here for more columns, or NULL           */
+    bool again;                /* they are here already                                           */
     XG_(soon) soon;
 } XG_(product);
 
@@ -3798,7 +3802,7 @@ static void XG_(line_up_turned)(const xg_real *a, size_t stride, size_t rows, si
     }
 }
 
-/* The slice that begins at row i; `room` is for its numbers. */
+/* The slice that begins at row i; `room` is for its numbers, if they are not held. */
 static void XG_(cut_slice)(const XG_(product) *p, size_t i, xg_real *room, XG_(slice) *s)
 {
     const size_t left = p->rows - i;
@@ -3808,13 +3812,14 @@ static void XG_(cut_slice)(const XG_(product) *p, size_t i, xg_real *room, XG_(s
     s->lined = s->rows == XG__MR && !p->scattered && (p->a_turned || p->columns >= XG__WORTH);
     s->ahead = left > XG__MR ? XG__MR * p->a_stride : 0;
     if (!s->lined && !p->a_turned) return;
-    if (!p->a_turned) {
-        XG_(line_up)(s->a, s->stride, left, p->k, room);
-    } else {
+    if (p->held != NULL) room = p->held + i * p->k;
+    if (!p->again && p->a_turned) {
         XG_(line_up_turned)(s->a, s->stride, s->rows, left, p->k, room);
-        s->stride = p->k;
+    } else if (!p->again) {
+        XG_(line_up)(s->a, s->stride, left, p->k, room);
     }
     s->a = room;
+    s->stride = p->k;
     s->ahead = 0;
 }
 
@@ -4137,6 +4142,7 @@ typedef struct XG_(plan) {
     int py, px;                /* a phase (see set_phase), its first tap and the step to the next */
     int ky, kx, tap_step;
     XG_(cut) rows, cols, k;
+    size_t part;               /* so many columns of a unit are packed at a time; 0: all          */
     size_t chunks;             /* of k, for each unit                                             */
     size_t panel, sums_stride, sums_size, weights, list;                    /* in numbers, runs */
     size_t at_cols, at_sums, at_stage, at_tile, at_step, at_offset, at_run, at_phase; /* in bytes */
@@ -4220,7 +4226,8 @@ static void XG_(plan_desk)(XG_(plan) *p)
     const bool dw = p->conv != NULL && p->conv->kind == XG__CONV_DW;
     const bool in_place = p->weights > 0 || p->row_matrix.base != NULL;
     const size_t rows = XG_(longest)(&p->rows), cols = XG_(longest)(&p->cols);
-    const size_t panels = cols / XG__NR + 1, room = sizeof(xg_real);
+    const size_t panels = (p->part > 0 ? p->part : cols) / XG__NR + 1, room = sizeof(xg_real);
+    const size_t slices = XG_(round_up)(rows, XG__MR);
     size_t k = 0, stage = 0, width = cols, list = xg__max(rows, cols + panels);
     int i;
     for (i = 0; i < p->phases * p->phases; i++) {
@@ -4250,7 +4257,7 @@ static void XG_(plan_desk)(XG_(plan) *p)
     if (!p->across) p->panel = k * XG__NR + 16;      /* not all in the same sets of a cache */
     p->sums_stride = XG_(round_up)(width, XG__NR);
     p->sums_size = rows * p->sums_stride;
-    p->at_cols = XG_(after)(0, in_place ? 0 : rows * k + XG__LANES, room);
+    p->at_cols = XG_(after)(0, in_place && !p->part ? 0 : slices * k + XG__LANES, room);
     p->at_sums = XG_(after)(p->at_cols, p->unpacked || p->across ? 0 : panels * p->panel, room);
     p->at_stage = XG_(after)(p->at_sums, p->sums_size * (size_t)p->phases, room);
     p->at_tile = XG_(after)(p->at_stage, stage + XG__NR + XG__LANES, room);
@@ -4283,7 +4290,8 @@ static void XG_(plan_units)(XG_(plan) *p, int workers)
     const size_t taps = p->across ? p->taps : 1;
     const double cols = (double)p->cols.major * (double)p->cols.minor * (double)taps;
     const double work = rows * cols * (double)p->k.major * (double)p->k.minor * (double)p->problems;
-    size_t row_target = XG__BLOCK_ROWS, col_target = XG__BLOCK_COLS;
+    size_t row_target = XG__BLOCK_ROWS;
+    size_t col_target = XG__BLOCK_COLS * (p->conv != NULL ? 1 : XG__BLOCK_PARTS);
     if (p->rows.major * p->rows.minor * p->cols.major * p->cols.minor == 0) p->problems = 0;
     p->k = XG_(cut_axis)(p->k, XG__BLOCK_K, 1);
     p->chunks = p->phases > 1 ? 1 : XG_(chunks_for)(rows * cols * (double)p->problems, p->k.blocks);
@@ -4314,6 +4322,10 @@ static void XG_(plan_units)(XG_(plan) *p, int workers)
     if (p->conv != NULL && p->conv->kind == XG__CONV_DX && !p->folded
         && (p->cols.blocks > 1 || p->phases > 1 || p->k.pieces > 1)) {
         p->weights = XG_(round_up)(p->problems / (size_t)p->phases * p->c * p->o * p->taps, 16);
+    }
+    if (p->conv == NULL) {
+        const size_t c = XG_(longest)(&p->cols), parts = XG_(ceil_div)(c, XG__BLOCK_COLS);
+        p->part = parts > 1 ? XG_(round_up)(XG_(ceil_div)(c, parts), XG__NR) : 0;
     }
     XG_(plan_desk)(p);
 }
@@ -4976,12 +4988,11 @@ static void XG_(deliver_phases)(const XG_(plan) *p, const XG_(phase) *phase, siz
 
 /* 3.5.8 Units. */
 
-/* Packs one k block of a unit, and tells the product where everything is. */
-static void XG_(pack)(const XG_(plan) *p, size_t group, XG_(span) rows, XG_(span) cols, XG_(span) k,
-                      XG_(product) *product, const XG_(desk) *d)
+/* Packs the rows of a k block of a unit, and tells the product where they are. */
+static void XG_(pack_rows)(const XG_(plan) *p, size_t group, XG_(span) rows, XG_(span) k,
+                           XG_(product) *product, const XG_(desk) *d)
 {
     XG_(source) s;
-    size_t t;
     product->k = XG_(length)(k);
     product->a = d->rows;
     product->a_stride = product->k;
@@ -5004,6 +5015,14 @@ static void XG_(pack)(const XG_(plan) *p, size_t group, XG_(span) rows, XG_(span
             XG_(copy)(&s, d->rows, product->k);
         }
     }
+}
+
+/* Columns, or a part of them. */
+static void XG_(pack_columns)(const XG_(plan) *p, size_t group, XG_(span) cols, XG_(span) k,
+                              XG_(product) *product, const XG_(desk) *d)
+{
+    XG_(source) s;
+    size_t t;
     if (p->across) {
         XG_(fill_across)(p, group, cols, k, d);
         product->panel = p->panel;
@@ -5054,30 +5073,45 @@ static void XG_(multiply_taps)(const XG_(plan) *p, XG_(product) *product, XG_(sp
     product->c = c;
 }
 
-/* Foresees what follows k block i of a unit: its next one, or the first of the columns after it.
- * Only of images that are packed as they are, piece by piece, and of weights. */
-static XG_(soon) XG_(foresee)(const XG_(plan) *p, const XG_(spot) *spot, size_t group, size_t i,
-                              size_t begin, size_t end)
+/* The columns of a unit that are packed together, if `from` are done. */
+static XG_(span) XG_(part)(const XG_(plan) *p, XG_(span) cols, size_t from)
+{
+    if (p->part == 0) return cols;
+    cols.minor += from;
+    cols.minors = xg__min(cols.minors - from, p->part);
+    return cols;
+}
+
+/* Foresees which columns follow those of a unit from number `from` on, in k block i: the next part,
+ * the next k block or the next unit's. Only where they are packed as they lie, piece by piece. */
+static XG_(soon) XG_(foresee)(const XG_(plan) *p, const XG_(spot) *spot, size_t group, size_t from,
+                              size_t i, size_t begin, size_t end)
 {
     const XG_(window) *w = &p->window;
+    const XG_(matrix) *m = p->col_matrix.base != NULL ? &p->col_matrix : NULL;
     XG_(span) cols = spot->cols, k;
     XG_(soon) soon;
     memset(&soon, 0, sizeof soon);
-    if (p->conv == NULL || p->conv->kind == XG__CONV_DW) return soon;
-    if (!p->folded && (!w->plain || p->cols.pieces < 2)) return soon;
-    if (i + 1 == end) {
-        const size_t blocks = cols.major / p->cols.group * p->cols.pieces;
-        const size_t block = blocks + cols.minor / p->cols.piece + 1;
-        if (block >= p->cols.blocks) return soon;
-        cols = XG_(block)(&p->cols, block);
+    if (!m && (p->conv->kind == XG__CONV_DW || !w->plain || p->cols.pieces < 2)) return soon;
+    if (from == XG_(length)(cols)) {
+        from = 0;
+        if (++i == end) {
+            const size_t blocks = cols.major / p->cols.group * p->cols.pieces;
+            const size_t block = blocks + cols.minor / p->cols.piece + 1;
+            if (block >= p->cols.blocks) return soon;
+            cols = XG_(block)(&p->cols, block);
+            i = begin;
+        }
     }
-    k = XG_(block)(&p->k, i + 1 == end ? begin : i + 1);
-    soon.rows = XG_(length)(k);
-    soon.length = XG_(length)(cols);
-    if (p->folded) {
-        soon.stride = p->col_matrix.stride;
-        soon.base = p->col_matrix.base + group * p->col_matrix.step + k.minor * soon.stride
-                  + XG_(start)(&p->cols, cols);
+    cols = XG_(part)(p, cols, from);
+    k = XG_(block)(&p->k, i);
+    soon.rows = XG_(length)(m && m->along_k ? cols : k);
+    soon.length = XG_(length)(m && m->along_k ? k : cols);
+    if (m) {
+        const size_t c = XG_(start)(&p->cols, cols);
+        soon.stride = m->stride;
+        soon.base = m->base + group * m->step
+                  + (m->along_k ? c * m->stride + k.minor : k.minor * m->stride + c);
     } else {
         soon.stride = (size_t)w->h * (size_t)w->w;
         soon.base = XG_(seen)(p, group) + k.major * soon.stride + cols.major * w->image
@@ -5086,12 +5120,37 @@ static XG_(soon) XG_(foresee)(const XG_(plan) *p, const XG_(spot) *spot, size_t 
     return soon;
 }
 
-/* Sums up k blocks [i, end). */
-static void XG_(sum_blocks)(const XG_(plan) *p, const XG_(spot) *spot, size_t group, size_t i,
+/* Sums up k block i. Rows that many columns pass are lined up once. */
+static void XG_(sum_block)(const XG_(plan) *p, const XG_(spot) *spot, size_t group, size_t i,
+                           size_t begin, size_t end, XG_(product) *product, const XG_(desk) *d)
+{
+    const XG_(span) k = XG_(block)(&p->k, i);
+    const size_t columns = product->columns;
+    xg_real *c = product->c;
+    size_t from = 0;
+    XG_(pack_rows)(p, group, spot->rows, k, product, d);
+    product->again = false;
+    while (from < XG_(length)(spot->cols)) {
+        const XG_(span) cols = XG_(part)(p, spot->cols, from);
+        if (p->part > 0) product->columns = cols.minors;
+        product->c = c + from;
+        XG_(pack_columns)(p, group, cols, k, product, d);
+        from += XG_(length)(cols);
+        product->soon = XG_(foresee)(p, spot, group, from, i, begin, end);
+        if (p->across) XG_(multiply_taps)(p, product, k, d);
+        else XG_(multiply)(product, d->tile);
+        product->again = product->held != NULL;
+    }
+    product->columns = columns;
+    product->c = c;
+}
+
+/* Sums up k blocks [begin, end). */
+static void XG_(sum_blocks)(const XG_(plan) *p, const XG_(spot) *spot, size_t group, size_t begin,
                             size_t end, xg_real *c, size_t c_stride, bool exact, const XG_(desk) *d)
 {
-    const size_t begin = i;
     XG_(product) product;
+    size_t i;
     product.rows = XG_(length)(spot->rows);
     product.columns = XG_(length)(spot->cols);
     if (p->unpacked) {         /* up to the last pixel of the last row */
@@ -5104,12 +5163,9 @@ static void XG_(sum_blocks)(const XG_(plan) *p, const XG_(spot) *spot, size_t gr
     product.c_stride = c_stride;
     product.exact = exact;
     product.first = !(exact && p->add);
-    for (; i < end; i++, product.first = false) {
-        const XG_(span) k = XG_(block)(&p->k, i);
-        XG_(pack)(p, group, spot->rows, spot->cols, k, &product, d);
-        product.soon = XG_(foresee)(p, spot, group, i, begin, end);
-        if (p->across) XG_(multiply_taps)(p, &product, k, d);
-        else XG_(multiply)(&product, d->tile);
+    product.held = p->part > 0 ? d->rows : NULL;
+    for (i = begin; i < end; i++, product.first = false) {
+        XG_(sum_block)(p, spot, group, i, begin, end, &product, d);
     }
 }
 
@@ -6313,6 +6369,7 @@ static void XG_(conv)(const xg__conv_job *job, const xg__team *team)
 #undef XG__BLOCK_ROWS_ACROSS
 #undef XG__BLOCK_COLS_ACROSS
 #undef XG__BLOCK_COLS
+#undef XG__BLOCK_PARTS
 #undef XG__BLOCK_AREA
 #undef XG__STRIP
 #undef XG__STRIP_O
