@@ -3029,7 +3029,9 @@ static void XG_(sum_each)(double *sum, const xg_real *x, size_t n)
     for (; i < n; i++) sum[i] += (double)x[i];
 }
 
-/* 3.4.1 Optimiser steps; the formulas stand at 7.4. */
+/* 3.4.1 Optimiser steps; the formulas stand at 7.4. Everything passes once, from memory: what lies
+ *       XG__FAR numbers ahead is fetched, since the processor's own fetching ends with a page. */
+#define XG__FAR 1024
 
 /* The sum of squares, as sum_lanes has it. */
 static void XG_(square_lanes)(double *lane, const xg_real *x, size_t n)
@@ -3040,6 +3042,7 @@ static void XG_(square_lanes)(double *lane, const xg_real *x, size_t n)
     XG__UNROLL
     for (l = 0; l < 16 / XG__LANES; l++) sum[l] = XG_(wide_read)(lane + l * XG__LANES);
     for (i = 0; i + 16 <= n; i += 16) {
+        XG__PREFETCH(x + i, XG__FAR);
         XG__UNROLL
         for (l = 0; l < 16 / XG__LANES; l++) {
             sum[l] = XG_(wide_add_square)(sum[l], XG_(wide_load)(x + i + l * XG__LANES));
@@ -3062,6 +3065,13 @@ XG__INLINE void XG_(store_most)(xg_real *p, XG_(v) a, size_t n)
     else XG_(store)(p, a);
 }
 
+/* The same of what comes from far away. */
+XG__INLINE XG_(v) XG_(load_far)(const xg_real *p, size_t n)
+{
+    XG__PREFETCH(p, XG__FAR);
+    return XG_(load_most)(p, n);
+}
+
 /* The gradient as it counts: scaled by clipping, plus what decay adds. */
 XG__INLINE XG_(v) XG_(pull)(const xg__rates *r, XG_(v) w, XG_(v) g)
 {
@@ -3076,8 +3086,8 @@ static void XG_(update_plain)(const xg__rates *rates, xg_real *w, const xg_real 
     (void)first;
     (void)second;
     for (i = 0; i < n; i += XG__LANES) {
-        const XG_(v) old = XG_(load_most)(w + i, n - i);
-        const XG_(v) d = XG_(pull)(&r, old, XG_(load_most)(g + i, n - i));
+        const XG_(v) old = XG_(load_far)(w + i, n - i);
+        const XG_(v) d = XG_(pull)(&r, old, XG_(load_far)(g + i, n - i));
         XG_(store_most)(w + i, XG_(fnma)(XG_(set1)(r.lr), d, old), n - i);
     }
 }
@@ -3089,9 +3099,9 @@ static void XG_(update_momentum)(const xg__rates *rates, xg_real *w, const xg_re
     size_t i;
     (void)second;
     for (i = 0; i < n; i += XG__LANES) {
-        const XG_(v) old = XG_(load_most)(w + i, n - i), momentum = XG_(set1)(r.momentum);
-        const XG_(v) d = XG_(pull)(&r, old, XG_(load_most)(g + i, n - i));
-        const XG_(v) v = XG_(fma)(momentum, XG_(load_most)(first + i, n - i), d);
+        const XG_(v) old = XG_(load_far)(w + i, n - i), momentum = XG_(set1)(r.momentum);
+        const XG_(v) d = XG_(pull)(&r, old, XG_(load_far)(g + i, n - i));
+        const XG_(v) v = XG_(fma)(momentum, XG_(load_far)(first + i, n - i), d);
         const XG_(v) step = r.nesterov ? XG_(fma)(momentum, v, d) : v;
         XG_(store_most)(first + i, v, n - i);
         XG_(store_most)(w + i, XG_(fnma)(XG_(set1)(r.lr), step, old), n - i);
@@ -3104,11 +3114,11 @@ static void XG_(update_adam)(const xg__rates *rates, xg_real *w, const xg_real *
     const xg__rates r = *rates;
     size_t i;
     for (i = 0; i < n; i += XG__LANES) {
-        const XG_(v) old = XG_(load_most)(w + i, n - i);
-        const XG_(v) d = XG_(pull)(&r, old, XG_(load_most)(g + i, n - i));
+        const XG_(v) old = XG_(load_far)(w + i, n - i);
+        const XG_(v) d = XG_(pull)(&r, old, XG_(load_far)(g + i, n - i));
         const XG_(v) d1 = XG_(mul)(XG_(set1)(r.fresh1), d), d2 = XG_(mul)(XG_(set1)(r.fresh2), d);
-        const XG_(v) m = XG_(fma)(XG_(set1)(r.beta1), XG_(load_most)(first + i, n - i), d1);
-        const XG_(v) v = XG_(fma)(XG_(set1)(r.beta2), XG_(load_most)(second + i, n - i),
+        const XG_(v) m = XG_(fma)(XG_(set1)(r.beta1), XG_(load_far)(first + i, n - i), d1);
+        const XG_(v) v = XG_(fma)(XG_(set1)(r.beta2), XG_(load_far)(second + i, n - i),
                                   XG_(mul)(d2, d));
         const XG_(v) size = XG_(fma)(XG_(sqrt)(v), XG_(set1)(r.root), XG_(set1)(r.eps));
         const XG_(v) step = XG_(div)(XG_(mul)(XG_(set1)(r.rate), m), size);
@@ -6361,6 +6371,7 @@ static void XG_(conv)(const xg__conv_job *job, const xg__team *team)
 
 #undef XG__CHAINS
 #undef XG__BAND
+#undef XG__FAR
 #undef XG__NR
 #undef XG__ROOM
 #undef XG__WORTH
