@@ -5103,6 +5103,7 @@ static XG_(soon) XG_(foresee)(const XG_(plan) *p, const XG_(spot) *spot, size_t 
     XG_(soon) soon;
     memset(&soon, 0, sizeof soon);
     if (!m && (p->conv->kind == XG__CONV_DW || !w->plain || p->cols.pieces < 2)) return soon;
+    if (p->conv == NULL && XG_(length)(spot->rows) < 64) return soon;   /* no time to fetch it in */
     if (from == XG_(length)(cols)) {
         from = 0;
         if (++i == end) {
