@@ -1,7 +1,7 @@
 # xguide.h. What people type:
 #
 #   make demo       train plain and guided on scenes with a decoy, show the table and a picture
-#   make test       every test this machine can run; ends with "N passed, N failed, N skipped"
+#   make test       the tests; ends with "N passed, N failed, N skipped"; FULL=1 adds what takes long
 #   make            the command-line tool, build/xguide
 #   make bench      kernels and workloads against the peak of this machine
 #   make bench-peers   the same workloads in PyTorch and JAX, which it fetches first

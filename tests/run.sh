@@ -3,6 +3,8 @@
 # from the top folder. What a machine lacks (clang, an emulator, the data sets) is counted as skipped,
 # by name. The last line is "N passed, N failed, N skipped".
 #     sh tests/run.sh [part of a name]
+# With FULL=1 in the environment also what takes long: the second compiler, emulated machines, and
+# doubles under the sanitizers.
 #
 # Jobs are written to a list first and then run a few at a time; each leaves its counts in a file.
 BUILD=${BUILD:-build}
@@ -69,6 +71,9 @@ check() { job check "$@"; }
 suite() { job suite "$@"; }
 skip() { case "$1" in *"$only"*) report "$1" 0 0 1; echo "skipped  $1: $2" ;; esac; }
 
+# long NAME: whether to run what takes long; if not, it is skipped by name.
+long() { [ -n "$FULL" ] || { skip "$1" "takes long; make test FULL=1 runs it"; return 1; }; }
+
 jobs=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 warn="-Wall -Wextra -Wconversion -Wsign-conversion -Wshadow -Wpedantic -Werror"
 posix="-D_POSIX_C_SOURCE=200809L -D_XOPEN_SOURCE=700"
@@ -97,14 +102,18 @@ for name in $tests $doubles; do suite "$name" "$BUILD/$name"; done
 for pair in "gcc g++" "clang clang++"; do
     set -- $pair
     if ! have "$1" || ! have "$2"; then skip "compile-$1" "$1 or $2 is not installed"; continue; fi
+    if [ "$1" = clang ] && ! long compile-clang; then continue; fi
+    # Some warnings come only with optimisation; the whole library has it, its variants need not.
     for file in tests/compile/*.c; do
         name=$(basename "$file" .c)
-        check "compile-$1-$name" "$1" -std=c99 -O1 $warn -I. -c "$file" -o /dev/null
-        check "compile-$2-$name" "$2" -std=c++17 -O1 $warn -I. -x c++ -c "$file" -o /dev/null
+        level=-O0
+        if [ "$name" = implementation ]; then level=-O1; fi
+        check "compile-$1-$name" "$1" -std=c99 $level $warn -I. -c "$file" -o /dev/null
+        check "compile-$2-$name" "$2" -std=c++17 $level $warn -I. -x c++ -c "$file" -o /dev/null
     done
     file=tests/compile/implementation.c
     check "compile-$1-double" "$1" -std=c17 -O1 -DXG_DOUBLE $warn -I. -c $file -o /dev/null
-    check "compile-$2-double" "$2" -std=c++17 -O1 -DXG_DOUBLE $warn -I. -x c++ -c $file -o /dev/null
+    check "compile-$2-double" "$2" -std=c++17 -O0 -DXG_DOUBLE $warn -I. -x c++ -c $file -o /dev/null
 done
 
 # With OpenMP its threads are the default.
@@ -129,8 +138,10 @@ done
 # Sanitizers: a build of their own.
 if echo 'int main(void){return 0;}' | "$CC" -fsanitize=address,undefined -x c - -o "$log/probe" 2>/dev/null
 then
-    job check sanitized-build sh tests/sanitized.sh $tests double_core double_ops double_golden
-    for name in $tests double_core double_ops double_golden; do
+    programs=$tests
+    if long sanitized-double; then programs="$tests double_core double_ops double_golden"; fi
+    check sanitized-build sh tests/sanitized.sh $programs
+    for name in $programs; do
         suite "sanitized-$name" sh tests/sanitized.sh --run "$name"
     done
 else
@@ -139,26 +150,32 @@ fi
 
 # Another machine, emulated: kernels and operations on NEON.
 if have aarch64-linux-gnu-gcc && have qemu-aarch64; then
-    for name in test_kernels test_winograd test_small test_finish test_ops test_core; do
-        suite "neon-$name" sh tests/neon.sh "$name"
-    done
+    if long neon; then
+        check neon-build sh tests/neon.sh --build
+        for name in test_kernels test_winograd test_small test_finish test_ops test_core; do
+            suite "neon-$name" sh tests/neon.sh "$name"
+        done
+    fi
 else
     skip neon "aarch64-linux-gnu-gcc or qemu-aarch64 is not installed"
 fi
 
 # WebAssembly with SIMD, run by node.
 if have clang && have wasm-ld && have node && [ -e /usr/include/wasm32-wasi ]; then
-    for name in test_kernels test_winograd test_small test_ops; do
-        suite "wasm-$name" sh tests/wasm.sh "$name"
-    done
+    if long wasm; then
+        check wasm-build sh tests/wasm.sh --build
+        for name in test_kernels test_winograd test_small test_ops; do
+            suite "wasm-$name" sh tests/wasm.sh "$name"
+        done
+    fi
 else
     skip wasm "clang, wasm-ld, node or wasi-libc is not installed"
 fi
 
 # ---- run, and add up -------------------------------------------------------------------------------
 
-# The sanitized programs need their build first.
-grep ' sanitized-build ' "$list" | xargs -L 1 sh tests/run.sh --job
-grep -v ' sanitized-build ' "$list" | xargs -P "$jobs" -L 1 sh tests/run.sh --job
+# Builds come first: other jobs need them.
+grep ' [a-z]*-build ' "$list" | xargs -r -P "$jobs" -L 1 sh tests/run.sh --job
+grep -v ' [a-z]*-build ' "$list" | xargs -r -P "$jobs" -L 1 sh tests/run.sh --job
 cat "$log"/*.count | awk '{ p += $1; f += $2; s += $3 }
     END { printf "%d passed, %d failed, %d skipped\n", p, f, s; exit f != 0 || p == 0 }'

@@ -9,5 +9,7 @@ fi
 targets=
 for name in "$@"; do targets="$targets $BUILD/$name"; done
 mkdir -p "$BUILD"
-exec make -s -j"$(getconf _NPROCESSORS_ONLN)" BUILD="$BUILD" \
-    CFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" $targets
+flags="-Og -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
+# Kernels that this machine cannot run are only time for the compiler.
+grep -qs avx512f /proc/cpuinfo || flags="$flags -DXG_NO_AVX512"
+exec make -s -j"$(getconf _NPROCESSORS_ONLN)" BUILD="$BUILD" CFLAGS="$flags" $targets
