@@ -102,7 +102,7 @@ static void test_sums(void)
 static xg_tensor *matmul_at(xg_tape *t, int which)
 {
     static const int size[][3] = { {1,1,1}, {3,5,7}, {17,33,65}, {64,49,300}, {256,10,100}, {16,128,600},
-                                   {130,97,289} };
+                                   {130,97,289}, {13,725,300}, {70,470,33} };
     const int *s = size[which / 4];
     xg_rng rng = xg_rng_seed(6);
     bool ta = which & 1, tb = which & 2;
@@ -113,7 +113,7 @@ static xg_tensor *matmul_at(xg_tape *t, int which)
 
 static void test_matmul(void)
 {
-    for (int which = 0; which < 28; which++) check_levels("matmul", matmul_at, which);
+    for (int which = 0; which < 36; which++) check_levels("matmul", matmul_at, which);
 }
 
 static xg_tensor *conv_at(xg_tape *t, int which)

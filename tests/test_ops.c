@@ -235,7 +235,7 @@ static double naive_matmul(void *user, int n, int c, int i, int j)
 static void test_matmul_against_loops(void)
 {
     static const int size[][3] = { {1,1,1}, {2,3,4}, {17,1,5}, {1,33,7}, {31,47,65}, {64,49,129},
-                                   {5,10,300}, {16,128,1}, {97,13,521} };
+                                   {5,10,300}, {16,128,1}, {97,13,521}, {7,470,300}, {70,480,20} };
     xg_rng rng = xg_rng_seed(1);
     for (size_t i = 0; i < sizeof size / sizeof *size; i++) {
         for (int flags = 0; flags < 4; flags++) {
