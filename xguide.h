@@ -8101,6 +8101,15 @@ static void xg__retire(xg_tensor *x)
     if (oldest) xg__drop(oldest);
 }
 
+/* Called when the last sweep of a step has been at x, and thus at all that was made of x. If only
+ * products read it, they were the last. */
+static void xg__read_last(xg_tensor *x)
+{
+    xg__manner manner = xg__room_of(x->op)->manner;
+    bool pointwise = manner == XG__LATER_MAP || manner == XG__LATER_ZIP;
+    if (pointwise && !x->awaited && xg_size(x) >= XG__WORTH) xg__drop(x);
+}
+
 /* The gradient sweep of a training step is the last to read the tape, and what it makes on its way
  * nobody else can see. Each such tensor is held by those that wait for it and by the sweep itself;
  * when the last lets go, it ends: its memory is free, and it lets go of what it waited for. */
@@ -10435,6 +10444,7 @@ static void xg__walk(xg_tensor *y, xg_tensor *seed, xg_tensor *const *x, int cou
         if (xg_failed(tape)) return;
         if (node == y) node->past.root = node->past.cotangent == seed && ones;
         if (!node->walk.leads) xg__let_go(node->walk.first);
+        if (tape->last_sweep) xg__read_last(node);
     }
 }
 
