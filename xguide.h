@@ -3395,7 +3395,7 @@ static void XG_(place_pairs)(const xg__pool_job *job, const xg_real *g, const xg
 #define XG__WORTH 100          /* so many columns repay lining up rows                            */
 
 #define XG__BLOCK_K    288     /* the longest k block: 32 channels of a 3x3 window                */
-#define XG__BLOCK_PARTS 3      /* a matrix product's unit has so many such blocks of columns      */
+#define XG__BLOCK_PARTS 3      /* a matrix product's unit has so many times XG__BLOCK_COLS        */
 #define XG__BLOCK_ROWS 512     /* a unit's rows; those of one that has columns for each tap       */
 #define XG__BLOCK_ROWS_ACROSS 128
 #define XG__BLOCK_COLS_ACROSS 288
@@ -5027,7 +5027,7 @@ static void XG_(pack_rows)(const XG_(plan) *p, size_t group, XG_(span) rows, XG_
     }
 }
 
-/* Columns, or a part of them. */
+/* Packs columns of a unit, all or a part of them, in the same way. */
 static void XG_(pack_columns)(const XG_(plan) *p, size_t group, XG_(span) cols, XG_(span) k,
                               XG_(product) *product, const XG_(desk) *d)
 {
@@ -5131,7 +5131,7 @@ static XG_(soon) XG_(foresee)(const XG_(plan) *p, const XG_(spot) *spot, size_t 
     return soon;
 }
 
-/* Sums up k block i. Rows that many columns pass are lined up once. */
+/* Adds k block i of [begin, end), one part of the columns after the other. */
 static void XG_(sum_block)(const XG_(plan) *p, const XG_(spot) *spot, size_t group, size_t i,
                            size_t begin, size_t end, XG_(product) *product, const XG_(desk) *d)
 {
