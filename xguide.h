@@ -7456,6 +7456,12 @@ static size_t xg__walker_at(const xg__program *p, const xg__walker *w, size_t un
     return at;
 }
 
+/* Fills a row with a number. */
+static void xg__repeat(const xg_tape *tape, xg_real one, xg_real *to, size_t n)
+{
+    tape->kernels->zip[XG__ZIP_max](&one, 0, &one, 0, to, n);    /* of it and itself */
+}
+
 /* A piece on its way through a sweep. */
 typedef struct xg__piece {
     size_t unit, row, rows, at, n;             /* rows of it, numbers from `at` on; n in all */
@@ -7477,7 +7483,7 @@ static void xg__step_run(const xg__step *s, const xg__piece *c, xg_real *to, siz
         s->map(c->place[a], to, n, s->p, s->q);
     } else {                                   /* of one number, then repeated */
         s->map(c->place[a], to, 1, s->p, s->q);
-        for (size_t i = 1; i < n; i++) to[i] = to[0];
+        if (n > 1) xg__repeat(s->node->tape, to[0], to, n);
     }
 }
 
@@ -7500,11 +7506,10 @@ static void xg__program_ones(const xg__program *p, xg__piece *c, int sweep)
 static void xg__piece_pack(const xg__program *p, const xg__piece *c, const xg__walker *w,
                            xg_real *to)
 {
-    xg__zip_row repeat = p->result->tape->kernels->zip[XG__ZIP_max];     /* of it and itself */
     for (size_t r = 0; r < c->rows; r++, to += p->row) {
         const xg_real *from = w->x->data + xg__walker_at(p, w, c->unit, c->row + r);
         if (w->walks) memcpy(to, from, p->row * sizeof *to);
-        else repeat(from, 0, from, 0, to, p->row);
+        else xg__repeat(p->result->tape, *from, to, p->row);
     }
 }
 
@@ -7580,7 +7585,7 @@ static void xg__piece_sum(const xg__program *p, xg__piece *c, int place, double 
 {
     const xg_real *x = c->place[place];
     if (!c->pace[place]) {
-        for (size_t i = 0; i < c->n; i++) c->room[XG__SLOTS][i] = *x;
+        xg__repeat(p->result->tape, *x, c->room[XG__SLOTS], c->n);
         x = c->room[XG__SLOTS];
     }
     xg__sum_numbers(p->result->tape->kernels, lane, c->summed, x, c->n);
