@@ -1898,6 +1898,8 @@ static bool xg__winograd_chosen(const xg__conv_job *job, xg_winograd wish)
  *   bits_up, bits_down      by 23, the width of a mantissa
  *   bits_number     what the bits, read as a whole number with sign, are worth
  *   transpose       a square of XG__LANES rows into another, whose rows are stored in order
+ *   load_fours      four numbers of each of XG__LANES places: number j of them all into a[j]
+ *   store_fours     and back
  *   evens, odds     every other number of a and b, laid end to end, from the first or the second
  *   mix_low, mix_high       and back: a0 b0 a1 b1 .., its first and its second half
  *   wide_load (from numbers), wide_load_part, wide_read, wide_store (doubles), wide_add
@@ -1947,6 +1949,16 @@ XG__INLINE void XG_(transpose)(const xg_real *from, size_t from_stride, xg_real 
     (void)from_stride;
     (void)to_stride;
     *to = *from;
+}
+
+XG__INLINE void XG_(load_fours)(const xg_real *const *from, size_t offset, XG_(v) *a)
+{
+    memcpy(a, from[0] + offset, 4 * sizeof *a);
+}
+
+XG__INLINE void XG_(store_fours)(const XG_(v) *a, xg_real *const *to, size_t offset)
+{
+    memcpy(to[0] + offset, a, 4 * sizeof *a);
 }
 
 #ifdef XG_DOUBLE
@@ -2084,16 +2096,13 @@ XG__INLINE XG_(v) XG_(odds)(XG_(v) a, XG_(v) b)     { return vuzp2q_f32(a, b); }
 XG__INLINE XG_(v) XG_(mix_low)(XG_(v) a, XG_(v) b)  { return vzip1q_f32(a, b); }
 XG__INLINE XG_(v) XG_(mix_high)(XG_(v) a, XG_(v) b) { return vzip2q_f32(a, b); }
 
-XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to, size_t to_stride)
+XG__INLINE void XG_(turn_fours)(const XG_(v) *from, XG_(v) *to)
 {
-    const float32x4_t r0 = vld1q_f32(from), r1 = vld1q_f32(from + from_stride);
-    const float32x4_t r2 = vld1q_f32(from + 2 * from_stride);
-    const float32x4_t r3 = vld1q_f32(from + 3 * from_stride);
-    const float32x4x2_t a = vtrnq_f32(r0, r1), b = vtrnq_f32(r2, r3);
-    vst1q_f32(to, vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0])));
-    vst1q_f32(to + to_stride, vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1])));
-    vst1q_f32(to + 2 * to_stride, vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0])));
-    vst1q_f32(to + 3 * to_stride, vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1])));
+    const float32x4x2_t a = vtrnq_f32(from[0], from[1]), b = vtrnq_f32(from[2], from[3]);
+    to[0] = vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0]));
+    to[1] = vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1]));
+    to[2] = vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0]));
+    to[3] = vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1]));
 }
 
 XG__INLINE XG_(w) XG_(widen)(XG_(v) a)
@@ -2230,19 +2239,16 @@ XG__INLINE XG_(v) XG_(mix_high)(XG_(v) a, XG_(v) b)
     return wasm_i32x4_shuffle(a, b, 2, 6, 3, 7);
 }
 
-XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to, size_t to_stride)
+XG__INLINE void XG_(turn_fours)(const XG_(v) *from, XG_(v) *to)
 {
-    const v128_t r0 = wasm_v128_load(from), r1 = wasm_v128_load(from + from_stride);
-    const v128_t r2 = wasm_v128_load(from + 2 * from_stride);
-    const v128_t r3 = wasm_v128_load(from + 3 * from_stride);
-    const v128_t a = wasm_i32x4_shuffle(r0, r1, 0, 4, 1, 5);
-    const v128_t b = wasm_i32x4_shuffle(r2, r3, 0, 4, 1, 5);
-    const v128_t c = wasm_i32x4_shuffle(r0, r1, 2, 6, 3, 7);
-    const v128_t d = wasm_i32x4_shuffle(r2, r3, 2, 6, 3, 7);
-    wasm_v128_store(to, wasm_i64x2_shuffle(a, b, 0, 2));
-    wasm_v128_store(to + to_stride, wasm_i64x2_shuffle(a, b, 1, 3));
-    wasm_v128_store(to + 2 * to_stride, wasm_i64x2_shuffle(c, d, 0, 2));
-    wasm_v128_store(to + 3 * to_stride, wasm_i64x2_shuffle(c, d, 1, 3));
+    const v128_t a = wasm_i32x4_shuffle(from[0], from[1], 0, 4, 1, 5);
+    const v128_t b = wasm_i32x4_shuffle(from[2], from[3], 0, 4, 1, 5);
+    const v128_t c = wasm_i32x4_shuffle(from[0], from[1], 2, 6, 3, 7);
+    const v128_t d = wasm_i32x4_shuffle(from[2], from[3], 2, 6, 3, 7);
+    to[0] = wasm_i64x2_shuffle(a, b, 0, 2);
+    to[1] = wasm_i64x2_shuffle(a, b, 1, 3);
+    to[2] = wasm_i64x2_shuffle(c, d, 0, 2);
+    to[3] = wasm_i64x2_shuffle(c, d, 1, 3);
 }
 
 XG__INLINE XG_(w) XG_(widen)(XG_(v) a)
@@ -2388,25 +2394,52 @@ XG__INLINE XG_(v) XG_(mix_high)(XG_(v) a, XG_(v) b)
     return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
 }
 
+/* Transposes the 4 x 4 squares within the halves of four registers. */
+XG__INLINE void XG_(turn_fours)(const XG_(v) *from, XG_(v) *to)
+{
+    const __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(from[0], from[1]));
+    const __m256d b = _mm256_castps_pd(_mm256_unpacklo_ps(from[2], from[3]));
+    const __m256d c = _mm256_castps_pd(_mm256_unpackhi_ps(from[0], from[1]));
+    const __m256d d = _mm256_castps_pd(_mm256_unpackhi_ps(from[2], from[3]));
+    to[0] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
+    to[1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
+    to[2] = _mm256_castpd_ps(_mm256_unpacklo_pd(c, d));
+    to[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(c, d));
+}
+
+XG__INLINE void XG_(load_fours)(const float *const *from, size_t offset, XG_(v) *a)
+{
+    XG_(v) r[4];
+    int i;
+    XG__UNROLL
+    for (i = 0; i < 4; i++) {
+        r[i] = _mm256_castps128_ps256(_mm_loadu_ps(from[i] + offset));
+        r[i] = _mm256_insertf128_ps(r[i], _mm_loadu_ps(from[i + 4] + offset), 1);
+    }
+    XG_(turn_fours)(r, a);
+}
+
+XG__INLINE void XG_(store_fours)(const XG_(v) *a, float *const *to, size_t offset)
+{
+    XG_(v) r[4];
+    int i;
+    XG_(turn_fours)(a, r);
+    XG__UNROLL
+    for (i = 0; i < 4; i++) {
+        _mm_storeu_ps(to[i] + offset, _mm256_castps256_ps128(r[i]));
+        _mm_storeu_ps(to[i + 4] + offset, _mm256_extractf128_ps(r[i], 1));
+    }
+}
+
 /* First 4 x 4 squares within the halves of the registers, then the halves change places. */
 XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to, size_t to_stride)
 {
-    XG_(v) u[8];
+    XG_(v) r[8], u[8];
     int i;
     XG__UNROLL
-    for (i = 0; i < 8; i += 4) {
-        const float *row = from + (size_t)i * from_stride;
-        const XG_(v) r0 = XG_(load)(row), r1 = XG_(load)(row + from_stride);
-        const XG_(v) r2 = XG_(load)(row + 2 * from_stride), r3 = XG_(load)(row + 3 * from_stride);
-        const __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(r0, r1));
-        const __m256d b = _mm256_castps_pd(_mm256_unpacklo_ps(r2, r3));
-        const __m256d c = _mm256_castps_pd(_mm256_unpackhi_ps(r0, r1));
-        const __m256d d = _mm256_castps_pd(_mm256_unpackhi_ps(r2, r3));
-        u[i] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
-        u[i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
-        u[i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(c, d));
-        u[i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(c, d));
-    }
+    for (i = 0; i < 8; i++) r[i] = XG_(load)(from + (size_t)i * from_stride);
+    XG_(turn_fours)(r, u);
+    XG_(turn_fours)(r + 4, u + 4);
     XG__UNROLL
     for (i = 0; i < 4; i++, to += to_stride) {
         XG_(store)(to, _mm256_permute2f128_ps(u[i], u[i + 4], 0x20));
@@ -2575,25 +2608,56 @@ XG__INLINE XG_(v) XG_(mix_high)(XG_(v) a, XG_(v) b)
     return _mm512_permutex2var_ps(a, from, b);
 }
 
+/* Transposes the 4 x 4 squares within the quarters of four registers. */
+XG__INLINE void XG_(turn_fours)(const XG_(v) *from, XG_(v) *to)
+{
+    const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(from[0], from[1]));
+    const __m512d b = _mm512_castps_pd(_mm512_unpacklo_ps(from[2], from[3]));
+    const __m512d c = _mm512_castps_pd(_mm512_unpackhi_ps(from[0], from[1]));
+    const __m512d d = _mm512_castps_pd(_mm512_unpackhi_ps(from[2], from[3]));
+    to[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+    to[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+    to[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(c, d));
+    to[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(c, d));
+}
+
+XG__INLINE void XG_(load_fours)(const float *const *from, size_t offset, XG_(v) *a)
+{
+    XG_(v) r[4];
+    int i;
+    XG__UNROLL
+    for (i = 0; i < 4; i++) {
+        r[i] = _mm512_castps128_ps512(_mm_loadu_ps(from[i] + offset));
+        r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(from[i + 4] + offset), 1);
+        r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(from[i + 8] + offset), 2);
+        r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(from[i + 12] + offset), 3);
+    }
+    XG_(turn_fours)(r, a);
+}
+
+XG__INLINE void XG_(store_fours)(const XG_(v) *a, float *const *to, size_t offset)
+{
+    XG_(v) r[4];
+    int i;
+    XG_(turn_fours)(a, r);
+    XG__UNROLL
+    for (i = 0; i < 4; i++) {
+        _mm_storeu_ps(to[i] + offset, _mm512_castps512_ps128(r[i]));
+        _mm_storeu_ps(to[i + 4] + offset, _mm512_extractf32x4_ps(r[i], 1));
+        _mm_storeu_ps(to[i + 8] + offset, _mm512_extractf32x4_ps(r[i], 2));
+        _mm_storeu_ps(to[i + 12] + offset, _mm512_extractf32x4_ps(r[i], 3));
+    }
+}
+
 /* First 4 x 4 squares within the quarters of the registers, then the quarters change places. */
 XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to, size_t to_stride)
 {
-    XG_(v) u[16];
+    XG_(v) r[16], u[16];
     int i;
     XG__UNROLL
-    for (i = 0; i < 16; i += 4) {
-        const float *row = from + (size_t)i * from_stride;
-        const XG_(v) r0 = XG_(load)(row), r1 = XG_(load)(row + from_stride);
-        const XG_(v) r2 = XG_(load)(row + 2 * from_stride), r3 = XG_(load)(row + 3 * from_stride);
-        const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(r0, r1));
-        const __m512d b = _mm512_castps_pd(_mm512_unpacklo_ps(r2, r3));
-        const __m512d c = _mm512_castps_pd(_mm512_unpackhi_ps(r0, r1));
-        const __m512d d = _mm512_castps_pd(_mm512_unpackhi_ps(r2, r3));
-        u[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
-        u[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
-        u[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(c, d));
-        u[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(c, d));
-    }
+    for (i = 0; i < 16; i++) r[i] = XG_(load)(from + (size_t)i * from_stride);
+    XG__UNROLL
+    for (i = 0; i < 16; i += 4) XG_(turn_fours)(r + i, u + i);
     XG__UNROLL
     for (i = 0; i < 4; i++) {
         const XG_(v) a = u[i], b = u[i + 4], c = u[i + 8], d = u[i + 12];
@@ -2660,6 +2724,39 @@ XG__INLINE void XG_(wide_store)(double *p, XG_(w) a)
 }
 
 #endif /* levels */
+
+#if XG__LANES == 4
+
+XG__INLINE void XG_(load_fours)(const float *const *from, size_t offset, XG_(v) *a)
+{
+    XG_(v) r[4];
+    int i;
+    XG__UNROLL
+    for (i = 0; i < 4; i++) r[i] = XG_(load)(from[i] + offset);
+    XG_(turn_fours)(r, a);
+}
+
+XG__INLINE void XG_(store_fours)(const XG_(v) *a, float *const *to, size_t offset)
+{
+    XG_(v) r[4];
+    int i;
+    XG_(turn_fours)(a, r);
+    XG__UNROLL
+    for (i = 0; i < 4; i++) XG_(store)(to[i] + offset, r[i]);
+}
+
+XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to, size_t to_stride)
+{
+    XG_(v) r[4], u[4];
+    int i;
+    XG__UNROLL
+    for (i = 0; i < 4; i++) r[i] = XG_(load)(from + (size_t)i * from_stride);
+    XG_(turn_fours)(r, u);
+    XG__UNROLL
+    for (i = 0; i < 4; i++) XG_(store)(to + (size_t)i * to_stride, u[i]);
+}
+
+#endif
 
 /* 3.2 Vector mathematics. One text for all levels, from the operations above only, so that all
  *     levels give the same bits. Largest errors, in units of the last place, over the whole range
@@ -5584,7 +5681,6 @@ static void XG_(run_pooled)(const xg__conv_job *job, const xg__team *team)
 
 #define XG__PATCH     6        /* a patch is 6x6                                                  */
 #define XG__POINTS    36
-#define XG__TURNED    ((XG__PATCH + XG__LANES - 1) / XG__LANES * XG__LANES)
 #define XG__STRETCH   96       /* patches of a weight gradient that are summed at a time          */
 #define XG__FEW       24       /* rows of a product whose answers are made together               */
 
@@ -5732,8 +5828,9 @@ typedef struct XG_(winograd) {
     size_t desk_a, desk_b, desk_c, desk_lines, desk_room, desk_step, desk_seat, desk;  /* bytes   */
 } XG_(winograd);
 
-/* A patch: where it begins among the mixed rows, where its outputs go, how many there are. */
-typedef struct XG_(seat) { size_t from, to; int rows, columns; } XG_(seat);
+/* A patch: where it begins among the mixed rows, where its outputs go, how many there are; whether
+ * it and those behind it, that make a vector, have all of them. */
+typedef struct XG_(seat) { size_t from, to; int rows, columns; bool whole; } XG_(seat);
 
 /* A worker's scratch. */
 typedef struct XG_(bench) {
@@ -5812,13 +5909,13 @@ static void XG_(winograd_desk)(XG_(winograd) *p, size_t a, size_t b, size_t c, s
 {
     const size_t room = sizeof(xg_real), width = xg__min(p->across, patches);
     p->steps = k;
-    p->pitch = XG_(round_up)(4 * width + 2 + 2 * XG__TURNED + XG__LANES, 16);
+    p->pitch = XG_(round_up)(4 * width + 4 + XG__LANES, 16);
     p->zeros = lines * XG__PATCH * p->pitch;
     p->desk_b = XG_(after)(p->desk_a, XG__POINTS * a, room);
     p->desk_c = XG_(after)(p->desk_b, XG__POINTS * b, room);
     p->desk_lines = XG_(after)(p->desk_c, XG__POINTS * c, room);
     p->desk_room = XG_(after)(p->desk_lines, p->zeros + p->pitch, room);
-    p->desk_step = XG_(after)(p->desk_room, 2 * 16 * (XG__LANES + XG__TURNED) + XG__ROOM, room);
+    p->desk_step = XG_(after)(p->desk_room, 2 * 16 * XG__LANES + XG__ROOM, room);
     p->desk_seat = XG_(after)(p->desk_step, k, sizeof(size_t));
     p->desk = XG_(after)(p->desk_seat, patches + XG__LANES, sizeof(XG_(seat)));
 }
@@ -5878,67 +5975,66 @@ static void XG_(plan_winograd)(XG_(winograd) *p, const xg__conv_job *job, int wo
 }
 
 /* 3.6.3 Transforms in. First the axis down, on whole rows: for a row of patches, the rows of a
- *       plane that it sees become six mixed ones, padding included. Patches [first, first + count)
- *       of that row. */
+ *       plane that it sees become six mixed ones, padding included. */
+
+/* A vector, or the n numbers that are left, of each row. */
+XG__INLINE void XG_(mix_vector)(const int side, const bool whole, const xg_real *const *from,
+                                size_t at, size_t n, xg_real *to, size_t pitch)
+{
+    XG_(v) seen[XG__PATCH], mixed[XG__PATCH];
+    int i;
+    XG__UNROLL
+    for (i = 0; i < side; i++) {
+        seen[i] = whole ? XG_(load)(from[i] + at) : XG_(load_part)(from[i] + at, n);
+    }
+    XG_(one_axis)(side, XG__PATCH, seen, mixed);
+    XG__UNROLL
+    for (i = 0; i < XG__PATCH; i++, to += pitch) XG_(store)(to, mixed[i]);
+}
+
+/* Patches [first, first + count) of that row. */
 XG__INLINE void XG_(mix_rows)(const int side, const XG_(winograd) *p, const XG_(planes) *s,
                               size_t plane, size_t row, size_t first, size_t count,
                               const XG_(bench) *d, xg_real *to)
 {
-    const xg_real *x = s->base + (row / p->down * s->count + plane) * (size_t)s->h * (size_t)s->w;
+    const size_t area = (size_t)s->h * (size_t)s->w, pitch = p->pitch;
+    const xg_real *x = s->base + (row / p->down * s->count + plane) * area;
     const int top = 4 * (int)(row % p->down) - s->pad, left = 4 * (int)first - s->pad;
     const size_t width = 4 * count + (size_t)side - 4, begin = left < 0 ? (size_t)-left : 0;
     const size_t end = xg__min((size_t)(s->w - left), width), n = end - begin;
+    const XG_(v) zero = XG_(set1)(0);
     const xg_real *from[XG__PATCH];
-    XG_(v) seen[XG__PATCH], mixed[XG__PATCH];
     size_t e;
     int i;
+    XG__UNROLL
     for (i = 0; i < side; i++) {
         const int y = top + i;
         from[i] = y >= 0 && y < s->h ? x + y * s->w + left + (int)begin : d->zeros;
-        for (e = 0; e < n; e += 16) XG__PREFETCH(from[i] + e, s->h * s->w);   /* the next plane */
     }
-    for (e = 0; e < n; e += XG__LANES) {
-        XG__UNROLL
-        for (i = 0; i < side; i++) {
-            if (n - e < XG__LANES) seen[i] = XG_(load_part)(from[i] + e, n - e);
-            else seen[i] = XG_(load)(from[i] + e);
-        }
-        XG_(one_axis)(side, XG__PATCH, seen, mixed);
-        XG__UNROLL
-        for (i = 0; i < XG__PATCH; i++) {
-            XG_(store)(to + (size_t)i * p->pitch + begin + e, mixed[i]);
-        }
+    for (i = 0; begin > 0 && i < XG__PATCH; i++) {
+        for (e = 0; e < begin; e += XG__LANES) XG_(store)(to + (size_t)i * pitch + e, zero);
     }
-    for (i = 0; i < XG__PATCH; i++, to += p->pitch) {
-        for (e = 0; e < begin; e++) to[e] = 0;
-        for (e = end; e < width; e++) to[e] = 0;
+    for (e = 0; e + XG__LANES <= n; e += XG__LANES) {
+        for (i = 0; e % 16 == 0 && i < 4; i++) XG__PREFETCH(from[i] + e, area);    /* next plane */
+        XG_(mix_vector)(side, true, from, e, 0, to + begin + e, pitch);
+    }
+    if (e < n) XG_(mix_vector)(side, false, from, e, n - e, to + begin + e, pitch);
+    for (i = 0; end < width && i < XG__PATCH; i++) {
+        for (e = end; e < width; e += XG__LANES) XG_(store)(to + (size_t)i * pitch + e, zero);
     }
 }
 
-/* Then the axis across, on XG__LANES patches at once, turned so that each has a lane. Patches are
- * `stride` apart, or seat by seat where stride is 0. What belongs to a point goes to `to` + point *
- * apart. */
-XG__INLINE void XG_(across_rows)(const int side, const XG_(winograd) *p, const xg_real *lines,
-                                 size_t stride, const XG_(seat) *seat, const XG_(bench) *d,
+/* Then the axis across, on XG__LANES patches at once, a lane each; `from`: where the mixed rows of
+ * each begin. What belongs to a point goes to `to` + point * apart. */
+XG__INLINE void XG_(across_rows)(const int side, const XG_(winograd) *p, const xg_real *const *from,
                                  xg_real *to, size_t apart)
 {
-    xg_real *square = d->room, *turned = d->room + XG__LANES * XG__TURNED;
-    XG_(v) seen[XG__PATCH], done[XG__PATCH];
-    size_t e, l;
+    const size_t pitch = p->pitch;
+    XG_(v) seen[8], done[XG__PATCH];
     int i, j;
-    for (i = 0; i < XG__PATCH; i++, lines += p->pitch) {
-        for (l = 0; stride == 0 && l < XG__LANES; l++) {
-            for (e = 0; e < XG__TURNED; e += XG__LANES) {
-                const XG_(v) v = XG_(load)(lines + seat[l].from + e);
-                XG_(store)(square + l * XG__TURNED + e, v);
-            }
-        }
-        for (e = 0; e < XG__TURNED; e += XG__LANES) {
-            XG_(transpose)(stride ? lines + e : square + e, stride ? stride : XG__TURNED,
-                           turned + e * XG__LANES, XG__LANES);
-        }
-        XG__UNROLL
-        for (j = 0; j < side; j++) seen[j] = XG_(load)(turned + j * XG__LANES);
+    for (i = 0; i < XG__PATCH; i++) {
+        XG_(load_fours)(from, (size_t)i * pitch, seen);
+        if (side > 4) XG_(load_fours)(from, (size_t)i * pitch + 4, seen + 4);
         XG_(one_axis)(side, XG__PATCH, seen, done);
         XG__UNROLL
         for (j = 0; j < XG__PATCH; j++, to += apart) XG_(store)(to, done[j]);
@@ -5949,12 +6045,16 @@ XG__INLINE void XG_(across_rows)(const int side, const XG_(winograd) *p, const x
 static void XG_(find_seats)(const XG_(winograd) *p, XG_(span) patches, XG_(seat) *seat)
 {
     size_t line = 0, row = patches.minor / p->across, x = patches.minor % p->across, left = x, i;
+    size_t full = 0;           /* so many before this one are whole */
     for (i = 0; i < patches.minors; i++, seat++) {
         const size_t y = row % p->down * 4, image = row / p->down * p->out_planes;
         seat->from = line + 4 * (x - left);
         seat->to = image * (size_t)p->oh * (size_t)p->ow + y * (size_t)p->ow + 4 * x;
         seat->rows = (int)xg__min(4, (size_t)p->oh - y);
         seat->columns = (int)xg__min(4, (size_t)p->ow - 4 * x);
+        seat->whole = false;
+        full = seat->rows == 4 && seat->columns == 4 ? full + 1 : 0;
+        if (full >= XG__LANES) seat[1 - XG__LANES].whole = true;
         if (++x < p->across) continue;
         x = left = 0;
         row++;
@@ -5970,18 +6070,16 @@ XG__INLINE void XG_(see_plane)(const int side, const XG_(winograd) *p, const XG_
                                size_t panel, size_t apart)
 {
     const size_t last = patches.minor + patches.minors;
+    const xg_real *from[XG__LANES];
     xg_real *lines = d->lines;
-    size_t i, n;
+    size_t i, n, l;
     for (i = patches.minor; i < last; i += n, lines += XG__PATCH * p->pitch) {
         n = xg__min(p->across - i % p->across, last - i);
         XG_(mix_rows)(side, p, s, plane, i / p->across, i % p->across, n, d, lines);
     }
     for (i = 0; i < patches.minors; i += XG__LANES) {
-        const XG_(seat) *seat = d->seat + i;
-        const size_t from = seat[0].from;
-        const bool even = seat[XG__LANES - 1].from == from + 4 * (XG__LANES - 1);
-        XG_(across_rows)(side, p, d->lines + (even ? from : 0), even ? 4 : 0, seat, d,
-                         to + i / XG__NR * panel + i % XG__NR, apart);
+        for (l = 0; l < XG__LANES; l++) from[l] = d->lines + d->seat[i + l].from;
+        XG_(across_rows)(side, p, from, to + i / XG__NR * panel + i % XG__NR, apart);
     }
 }
 
@@ -6003,6 +6101,7 @@ static void XG_(see_patches)(const XG_(winograd) *p, XG_(span) patches, size_t p
                              const XG_(bench) *d, xg_real *to)
 {
     const size_t last = patches.minor + patches.minors, line = XG__PATCH * p->pitch;
+    const xg_real *from[XG__LANES];
     size_t i, j, v, l, n;
     for (i = patches.minor; i < last; i += n, to += n * XG__NR) {
         n = xg__min(p->across - i % p->across, last - i);
@@ -6012,8 +6111,8 @@ static void XG_(see_patches)(const XG_(winograd) *p, XG_(span) patches, size_t p
                               i / p->across, i % p->across, n, d, d->lines + l * line);
             }
             for (j = 0; j < n; j++) {
-                XG_(across_rows)(XG__PATCH, p, d->lines + 4 * j, line, NULL, d,
-                                 to + j * XG__NR + v, p->b_apart);
+                for (l = 0; l < XG__LANES; l++) from[l] = d->lines + l * line + 4 * j;
+                XG_(across_rows)(XG__PATCH, p, from, to + j * XG__NR + v, p->b_apart);
             }
         }
     }
@@ -6126,10 +6225,35 @@ static void XG_(add_more)(const xg__finish *f, const XG_(seat) *seat, const xg_r
 static void XG_(finish_patches)(const xg__finish *f, size_t channel, xg_real *outputs)
 {
     const XG_(channel) c = XG_(channel_of)(f, channel);
+    const bool relu = f->relu && f->more == NULL;
     size_t e;
     for (e = 0; e < 16; e++, outputs += XG__LANES) {
         const XG_(v) x = XG_(finish)(c, XG_(load)(outputs));
-        XG_(store)(outputs, f->relu && f->more == NULL ? XG_(relu)(x) : x);
+        XG_(store)(outputs, relu ? XG_(relu)(x) : x);
+    }
+}
+
+/* Some planes' outputs of a vector of patches, which lie point by point in d->room, to their place.
+ * Those that must be added to or cut at the plane's sides pass through memory. */
+static void XG_(put_patches)(const XG_(winograd) *p, const XG_(seat) *seat, size_t n,
+                             const xg_real *more, const XG_(bench) *d, xg_real *plane)
+{
+    const size_t width = (size_t)p->ow, area = (size_t)p->oh * width;
+    xg_real *to[XG__LANES], *turned = d->room + 16 * XG__LANES;
+    XG_(v) row[4];
+    const bool whole = seat->whole && more == NULL;
+    size_t l;
+    int i, j;
+    for (l = 0; l < XG__LANES; l++) to[l] = whole ? plane + seat[l].to : turned + 16 * l;
+    for (i = 0; i < 4; i++) {
+        XG__UNROLL
+        for (j = 0; j < 4; j++) row[j] = XG_(load)(d->room + (4 * i + j) * XG__LANES);
+        for (l = 0; l < XG__LANES && whole; l += 4) XG__PREFETCH(to[l] + (size_t)i * width, area);
+        XG_(store_fours)(row, to, (size_t)i * (whole ? width : 4));
+    }
+    for (l = 0; l < n && !whole; l++) {
+        if (more != NULL) XG_(add_more)(&p->job->finish, seat + l, more + seat[l].to, width, to[l]);
+        XG_(put_outputs)(to[l], seat + l, plane + seat[l].to, width, area);
     }
 }
 
@@ -6139,26 +6263,15 @@ static void XG_(answer)(const XG_(winograd) *p, size_t row, size_t rows, size_t 
 {
     const size_t area = (size_t)p->oh * (size_t)p->ow;
     const xg__finish *f = &p->job->finish;
-    xg_real *turned = d->room + 16 * XG__LANES;
-    size_t r, i, e, l;
+    size_t r, i;
     for (r = 0; r < rows; r++) {
-        xg_real *plane = p->out + (row + r) * area;
         const xg_real *more = f->more != NULL ? f->more + (row + r) * area : NULL;
         for (i = 0; i < patches; i += XG__LANES) {
-            const size_t n = xg__min(XG__LANES, patches - i);
             XG_(both_axes)(XG__PATCH, 4, false, d->c + r * p->c_stride + i, p->c_apart, d->room,
                            XG__LANES);
             if (f->any) XG_(finish_patches)(f, row + r, d->room);
-            for (e = 0; e < 16; e += XG__LANES) {
-                XG_(transpose)(d->room + e * XG__LANES, XG__LANES, turned + e, 16);
-            }
-            for (l = 0; l < n; l++) {
-                const XG_(seat) *seat = &d->seat[i + l];
-                if (more != NULL) {
-                    XG_(add_more)(f, seat, more + seat->to, (size_t)p->ow, turned + 16 * l);
-                }
-                XG_(put_outputs)(turned + 16 * l, seat, plane + seat->to, (size_t)p->ow, area);
-            }
+            XG_(put_patches)(p, d->seat + i, xg__min(XG__LANES, patches - i), more, d,
+                             p->out + (row + r) * area);
         }
     }
 }
@@ -6359,7 +6472,6 @@ static void XG_(conv)(const xg__conv_job *job, const xg__team *team)
 
 #undef XG__PATCH
 #undef XG__POINTS
-#undef XG__TURNED
 #undef XG__FEW
 #undef XG__STRETCH
 #undef XG__P
