@@ -3347,15 +3347,15 @@ static void XG_(argpool_one)(const xg__pool_job *job, const xg_real *x, int r, i
 }
 
 /* The best so far of each window, and where it is. */
-typedef struct XG_(lead) { XG_(v) best, bar, at; } XG_(lead);
+typedef struct XG_(lead) { XG_(v) best, at; } XG_(lead);
 
-/* Where t, found at `at`, clears the bar, it is the best. The first of equals wins, and the last
- * NaN: then the bar is infinite, and no number exceeds it. */
+/* Where t, found at `at`, exceeds the best, it becomes that. The first of equals wins, and the last
+ * NaN: after one, no number exceeds the infinite. */
 XG__INLINE void XG_(contest)(XG_(v) t, XG_(v) at, XG_(lead) *lead)
 {
-    const XG_(m) keep = XG_(less_equal)(t, lead->bar);         /* never holds for NaN */
+    const XG_(v) bar = XG_(min)(lead->best, XG_(set1)((xg_real)INFINITY));
+    const XG_(m) keep = XG_(less_equal)(t, bar);               /* never holds for NaN */
     lead->best = XG_(select)(keep, lead->best, t);
-    lead->bar = XG_(select)(keep, lead->bar, XG_(min)(t, XG_(set1)((xg_real)INFINITY)));
     lead->at = XG_(select)(keep, lead->at, at);
 }
 
@@ -3365,19 +3365,12 @@ XG__INLINE void XG_(argpool_some)(const xg__pool_job *job, const xg_real *x, int
     const xg_window k = job->window;
     const XG_(v) lane = XG_(ramp)(k.stride);
     XG_(lead) lead;
-    XG_(v) a, b;
     int dx;
-    lead.best = lead.bar = XG_(set1)(-(xg_real)INFINITY);
+    lead.best = XG_(set1)(-(xg_real)INFINITY);
     lead.at = XG_(add)(lane, XG_(set1)((xg_real)(r * job->w + c)));
     for (; r < end; r += k.dilation) {
         const int start = r * job->w + c;
         XG_(v) at = XG_(add)(lane, XG_(set1)((xg_real)start));
-        if (k.kw == 2 && k.stride == 2 && k.dilation == 1) {   /* the most frequent by far */
-            XG_(load_two)(x + start, n, &a, &b);
-            XG_(contest)(XG_(evens)(a, b), at, &lead);
-            XG_(contest)(XG_(odds)(a, b), XG_(add)(at, XG_(set1)(1)), &lead);
-            continue;
-        }
         for (dx = 0; dx < k.kw; dx++, at = XG_(add)(at, XG_(set1)((xg_real)k.dilation))) {
             XG_(contest)(XG_(tap)(x + start, dx * k.dilation, &k, n), at, &lead);
         }
@@ -3386,9 +3379,45 @@ XG__INLINE void XG_(argpool_some)(const xg__pool_job *job, const xg_real *x, int
     if (y != NULL) XG_(store_most)(y, lead.best, n);
 }
 
+/* The better of n pairs, the first of which lies at x + start. */
+XG__INLINE XG_(lead) XG_(best_of_pairs)(const xg_real *x, int start, size_t n)
+{
+    XG_(lead) lead;
+    XG_(v) a, b;
+    XG_(load_two)(x + start, n, &a, &b);
+    lead.best = XG_(evens)(a, b);
+    lead.at = XG_(add)(XG_(ramp)(2), XG_(set1)((xg_real)start));
+    XG_(contest)(XG_(odds)(a, b), XG_(add)(lead.at, XG_(set1)(1)), &lead);
+    return lead;
+}
+
+/* Windows of 2x2 side by side, the most frequent by far. */
+static void XG_(argpool_pairs)(const xg__pool_job *job, const xg_real *x, xg_real *index,
+                               xg_real *y)
+{
+    const int w = job->w, ow = job->ow;
+    int oy, ox;
+    for (oy = 0; oy < job->oh; oy++) {
+        for (ox = 0; ox < ow; ox += XG__LANES) {
+            const size_t n = xg__min((size_t)(ow - ox), XG__LANES), to = (size_t)(oy * ow + ox);
+            const int start = 2 * (oy * w + ox);
+            XG_(lead) top = XG_(best_of_pairs)(x, start, n);
+            const XG_(lead) bottom = XG_(best_of_pairs)(x, start + w, n);
+            XG_(contest)(bottom.best, bottom.at, &top);
+            XG_(store_most)(index + to, top.at, n);
+            if (y != NULL) XG_(store_most)(y + to, top.best, n);
+        }
+    }
+}
+
 static void XG_(argpool)(const xg__pool_job *job, const xg_real *x, xg_real *index, xg_real *y)
 {
-    XG_(each_window)(job, x, index, y, XG_(argpool_one), XG_(argpool_some));
+    const xg_window k = job->window;
+    if (k.kh == 2 && k.kw == 2 && k.stride == 2 && k.dilation == 1 && k.pad == 0) {
+        XG_(argpool_pairs)(job, x, index, y);
+    } else {
+        XG_(each_window)(job, x, index, y, XG_(argpool_one), XG_(argpool_some));
+    }
 }
 
 /* Of each window of 2x2, the number at its index. */
@@ -5423,7 +5452,8 @@ static void XG_(direct)(const xg__conv_job *job, const xg__team *team)
 /* 3.5.10 Weight gradients behind a max-pool. One number of g in four may be other than 0, at a
  *        place that depends on the plane. So the picture is staged with channels innermost: then
  *        all channels and the taps of a row of the kernel, as a pixel sees them, are neighbours, a
- *        "line". For each plane of g, lines are summed with the weights g of its windows.
+ *        "line". For each plane of g, lines are summed with the weights g of its windows; where a
+ *        ReLU was closed, g is 0, and the window is left out.
  *
  * Numeric contract. Windows are summed band by band (some rows of windows), each band by a chain of
  * fma from 0; bands are added in order, pictures likewise, and then chunks of pictures. */
@@ -5439,7 +5469,7 @@ typedef struct XG_(pooled) {
     size_t band;               /* rows of windows                                                 */
     size_t row, line;          /* of the stage; of sums, whole vectors                            */
     size_t sums, chunks;       /* numbers of a chunk                                              */
-    size_t at_where, at_desks, at_offset, at_run, at_squares, desk;            /* in bytes       */
+    size_t at_where, at_desks, at_offset, at_run, at_squares, at_from, at_weight, desk;  /* bytes */
     size_t list;               /* runs                                                            */
 } XG_(pooled);
 
@@ -5464,7 +5494,9 @@ static void XG_(plan_pooled)(XG_(pooled) *p, const xg__conv_job *job)
     p->at_offset = XG_(after)(0, p->stage.image * c + 32, room);
     p->at_run = XG_(after)(p->at_offset, c, sizeof(size_t));
     p->at_squares = XG_(after)(p->at_run, p->list, sizeof(XG_(run)));
-    p->desk = XG_(after)(p->at_squares, 2 * XG__LANES * XG__LANES, room);
+    p->at_from = XG_(after)(p->at_squares, 2 * XG__LANES * XG__LANES, room);
+    p->at_weight = XG_(after)(p->at_from, p->band * p->pw, sizeof(unsigned));
+    p->desk = XG_(after)(p->at_weight, p->band * p->pw, room);
 }
 
 /* Of each pixel of g, where in the stage its first tap begins. */
@@ -5498,28 +5530,46 @@ static void XG_(stage_pooled)(const XG_(pooled) *p, size_t image, const XG_(desk
     XG_(turn)(&s, d->stage, (size_t)p->job->c, 0, d->squares);
 }
 
-/* sum[i][j] += the sum over windows t of g[t] * x[where[at[t]] + i * row + j]: so many lines of so
- * many vectors, constants as those of XG_(micro). */
-XG__INLINE void XG_(chain)(const int lines, const int vectors, const XG_(pooled) *p,
-                           const xg_real *g, const xg_real *at, size_t windows, const xg_real *x,
-                           xg_real *sum)
+/* The windows of a band of a plane of g that count: their g, and where in the stage they see. */
+typedef struct XG_(views) { xg_real *weight; unsigned *from; size_t count; } XG_(views);
+
+static void XG_(find_views)(const XG_(pooled) *p, const xg_real *g, const xg_real *at,
+                           size_t windows, XG_(views) *views)
 {
     const unsigned *where = XG_(pooled_where)(p);
-    const size_t row = p->row, line = p->line;
+    xg_real *weight = views->weight;
+    unsigned *from = views->from;
+    size_t count = 0, t;
+    for (t = 0; t < windows; t++) {            /* without a branch: zeros come as they like */
+        weight[count] = g[t];
+        from[count] = where[(int)at[t]];
+        count += g[t] != 0;
+    }
+    views->count = count;
+}
+
+/* sum[i][j] += the sum over the views of weight * x[from + i * row + j]: so many lines of so many
+ * vectors, constants as those of XG_(micro). */
+XG__INLINE void XG_(chain)(const int lines, const int vectors, const XG_(pooled) *p,
+                           const XG_(views) *views, const xg_real *x, xg_real *sum)
+{
+    const size_t row = p->row, line = p->line, count = views->count;
+    const xg_real *weights = views->weight;
+    const unsigned *froms = views->from;
     XG_(v) chain[XG__CHAINS];
     size_t t;
     int i, j;
     XG__UNROLL
     for (i = 0; i < lines * vectors; i++) chain[i] = XG_(set1)(0);
-    for (t = 0; t < windows; t++) {
-        const xg_real *from = x + where[(int)at[t]];
-        const XG_(v) weight = XG_(set1)(g[t]);
+    for (t = 0; t < count; t++) {
+        const xg_real *from = x + froms[t];
+        const XG_(v) weight = XG_(set1)(weights[t]);
         XG__UNROLL
         for (i = 0; i < lines; i++) {
             XG__UNROLL
             for (j = 0; j < vectors; j++) {
-                const XG_(v) seen = XG_(load)(from + (size_t)i * row + j * XG__LANES);
-                chain[i * vectors + j] = XG_(fma)(weight, seen, chain[i * vectors + j]);
+                const XG_(v) v = XG_(load)(from + (size_t)i * row + j * XG__LANES);
+                chain[i * vectors + j] = XG_(fma)(weight, v, chain[i * vectors + j]);
             }
         }
     }
@@ -5533,8 +5583,8 @@ XG__INLINE void XG_(chain)(const int lines, const int vectors, const XG_(pooled)
 }
 
 /* All lines of a plane of g, as many at a time as there are registers for. */
-static void XG_(chains)(const XG_(pooled) *p, const xg_real *g, const xg_real *at, size_t windows,
-                        const xg_real *x, xg_real *sum)
+static void XG_(chains)(const XG_(pooled) *p, const XG_(views) *views, const xg_real *x,
+                        xg_real *sum)
 {
     const size_t length = (size_t)p->job->kw * (size_t)p->job->c, kh = (size_t)p->job->kh;
     const size_t vectors = XG_(ceil_div)(length, XG__LANES);
@@ -5547,7 +5597,7 @@ static void XG_(chains)(const XG_(pooled) *p, const xg_real *g, const xg_real *a
             const xg_real *from = x + j * XG__LANES;
             xg_real *to = sum + j * XG__LANES;
 #define XG__CHAIN(l, v) \
-    case (l) * 16 + (v): XG_(chain)(l, v, p, g, at, windows, from, to); break;
+    case (l) * 16 + (v): XG_(chain)(l, v, p, views, from, to); break;
             switch (lines * 16 + xg__min(vectors - j, piece)) {
             XG__CHAIN(1, 1) XG__CHAIN(1, 2) XG__CHAIN(1, 3) XG__CHAIN(1, 4) XG__CHAIN(1, 5)
             XG__CHAIN(1, 6) XG__CHAIN(1, 7) XG__CHAIN(1, 8) XG__CHAIN(1, 9) XG__CHAIN(1, 10)
@@ -5569,7 +5619,10 @@ static void XG_(unit_of_pooled)(const void *plan, size_t number, int worker)
     char *memory = (char *)p->team->scratch + p->at_desks + (size_t)worker * p->desk;
     xg_real *sum = p->team->scratch + number * p->sums;
     XG_(desk) d;
+    XG_(views) views;
     size_t i, r, k, e;
+    views.from = (unsigned *)(void *)(memory + p->at_from);
+    views.weight = (xg_real *)(void *)(memory + p->at_weight);
     memset(&d, 0, sizeof d);
     d.stage = (xg_real *)(void *)memory;
     d.offset = (size_t *)(void *)(memory + p->at_offset);
@@ -5585,11 +5638,11 @@ static void XG_(unit_of_pooled)(const void *plan, size_t number, int worker)
             for (k = 0; k < o; k++) {
                 const size_t first = (i * o + k) * plane + r * p->pw;
                 for (e = 0; e < windows; e += 16) {                    /* of the next plane */
-                        XG__PREFETCH(job->pg + first + e, plane);
-                        XG__PREFETCH(job->at + first + e, plane);
+                    XG__PREFETCH(job->pg + first + e, plane);
+                    XG__PREFETCH(job->at + first + e, plane);
                 }
-                XG_(chains)(p, job->pg + first, job->at + first, windows, d.stage,
-                            sum + k * (size_t)job->kh * p->line);
+                XG_(find_views)(p, job->pg + first, job->at + first, windows, &views);
+                XG_(chains)(p, &views, d.stage, sum + k * (size_t)job->kh * p->line);
             }
         }
     }
