@@ -103,17 +103,19 @@ for pair in "gcc g++" "clang clang++"; do
     set -- $pair
     if ! have "$1" || ! have "$2"; then skip "compile-$1" "$1 or $2 is not installed"; continue; fi
     if [ "$1" = clang ] && ! long compile-clang; then continue; fi
-    # Some warnings come only with optimisation; the whole library has it, its variants need not.
+    # Some warnings come only with optimisation: always for the whole library, else for FULL=1.
+    variant=-O0
+    if [ -n "$FULL" ]; then variant=-O1; fi
     for file in tests/compile/*.c; do
         name=$(basename "$file" .c)
-        level=-O0
+        level=$variant
         if [ "$name" = implementation ]; then level=-O1; fi
         check "compile-$1-$name" "$1" -std=c99 $level $warn -I. -c "$file" -o /dev/null
         check "compile-$2-$name" "$2" -std=c++17 $level $warn -I. -x c++ -c "$file" -o /dev/null
     done
     file=tests/compile/implementation.c
     check "compile-$1-double" "$1" -std=c17 -O1 -DXG_DOUBLE $warn -I. -c $file -o /dev/null
-    check "compile-$2-double" "$2" -std=c++17 -O0 -DXG_DOUBLE $warn -I. -x c++ -c $file -o /dev/null
+    check "compile-$2-double" "$2" -std=c++17 $variant -DXG_DOUBLE $warn -I. -x c++ -c $file -o /dev/null
 done
 
 # With OpenMP its threads are the default.

@@ -815,7 +815,7 @@ static double shared_gradient(shared_net o, xg_tensor **grad, trainer *a)
     return xg_tape_stats(a->tape).flops / pass;
 }
 
-/* How far the weights after a step, whose last sweep keeps little, are from those of a less grad. */
+/* How far the weights after a step, whose last sweep keeps little, are from a's less grad. */
 static double shared_step(shared_net o, trainer *a, xg_tensor **grad)
 {
     trainer b = trainer_new(NULL);
