@@ -3823,6 +3823,43 @@ XG__INLINE void XG_(multiply_add)(const int rows, const int vectors, const xg_re
     }
 }
 
+#if XG__PASS == XG__LEVEL_AVX2
+/* Four products at a time of a full tile whose rows are lined up, as many of `k` as there are; says
+ * how many that was. Written by hand, because compilers move sums between registers, and where
+ * another thread has half of the decoders every instruction more than these counts. */
+XG__INLINE size_t XG_(four_at_a_time)(size_t k, const float *a, const float *b,
+                                      __m256 sum[XG__MR][XG__NV])
+{
+#define XG__ROW(t, i, left, right)                                                                 \
+    "vbroadcastss 24*" #t "+4*" #i "(%[a]), %%ymm14\n\t"                                           \
+    "vfmadd231ps %%ymm12, %%ymm14, %" #left "\n\t"                                                 \
+    "vfmadd231ps %%ymm13, %%ymm14, %" #right "\n\t"
+#define XG__STEP(t)                                                                                \
+    "vmovups 64*" #t "(%[b]), %%ymm12\n\t"                                                         \
+    "vmovups 64*" #t "+32(%[b]), %%ymm13\n\t"                                                      \
+    XG__ROW(t, 0, 0, 1) XG__ROW(t, 1, 2, 3) XG__ROW(t, 2, 4, 5)                                    \
+    XG__ROW(t, 3, 6, 7) XG__ROW(t, 4, 8, 9) XG__ROW(t, 5, 10, 11)
+    size_t fours = k / 4;
+    if (fours == 0) return 0;
+    __asm__(".p2align 5\n"
+            "1:\n\t"
+            XG__STEP(0) XG__STEP(1) XG__STEP(2) XG__STEP(3)
+            "add $96, %[a]\n\t"
+            "add $256, %[b]\n\t"
+            "dec %[fours]\n\t"
+            "jnz 1b"
+            : "+x"(sum[0][0]), "+x"(sum[0][1]), "+x"(sum[1][0]), "+x"(sum[1][1]),
+              "+x"(sum[2][0]), "+x"(sum[2][1]), "+x"(sum[3][0]), "+x"(sum[3][1]),
+              "+x"(sum[4][0]), "+x"(sum[4][1]), "+x"(sum[5][0]), "+x"(sum[5][1]),
+              [a] "+r"(a), [b] "+r"(b), [fours] "+r"(fours)
+            :
+            : "xmm12", "xmm13", "xmm14", "cc", "memory");
+    return k / 4 * 4;
+#undef XG__STEP
+#undef XG__ROW
+}
+#endif
+
 /* The micro-kernel: c[i][j] (+)= sum over t of row i's number t * b[step[t] + j]. It is called with
  * constants for rows, vectors and lined, so that the loops over them unroll and the sums live in
  * registers. */
@@ -3854,6 +3891,13 @@ XG__INLINE void XG_(micro)(const int rows, const int vectors, const bool lined,
         }
         for (; t < stop; t++) XG_(multiply_add)(rows, vectors, a + t, stride, b + step[t], sum);
     }
+#if XG__PASS == XG__LEVEL_AVX2
+    if (lined && rows == XG__MR && vectors == XG__NV) {
+        t = XG_(four_at_a_time)(k, a, b, sum);
+        a += t * XG__MR;
+        b += t * XG__NR;
+    }
+#endif
     for (; t + 2 <= k; t += 2, a += 2 * XG__MR, b += 2 * XG__NR) {
         XG_(multiply_add)(rows, vectors, a, 1, b, sum);
         XG_(multiply_add)(rows, vectors, a + XG__MR, 1, b + XG__NR, sum);
