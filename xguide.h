@@ -3824,37 +3824,52 @@ XG__INLINE void XG_(multiply_add)(const int rows, const int vectors, const xg_re
 }
 
 #if XG__PASS == XG__LEVEL_AVX2
-/* Four products at a time of a full tile whose rows are lined up, as many of `k` as there are; says
- * how many that was. Written by hand, because compilers move sums between registers, and where
- * another thread has half of the decoders every instruction more than these counts. */
-XG__INLINE size_t XG_(four_at_a_time)(size_t k, const float *a, const float *b,
-                                      __m256 sum[XG__MR][XG__NV])
+/* The sums of a full tile over the first k / 4 * 4 numbers of its rows; says how many these are.
+ * Written by hand, because compilers move sums between registers, and where another thread has half
+ * of the decoders every instruction more than these counts. */
+XG__INLINE size_t XG_(sum_fours)(bool lined, const float *a, size_t stride, const float *b,
+                                 size_t k, __m256 sum[XG__MR][XG__NV])
 {
-#define XG__ROW(t, i, left, right)                                                                 \
-    "vbroadcastss 24*" #t "+4*" #i "(%[a]), %%ymm14\n\t"                                           \
+#define XG__ROW(number, left, right)                                                               \
+    "vbroadcastss " number ", %%ymm14\n\t"                                                         \
     "vfmadd231ps %%ymm12, %%ymm14, %" #left "\n\t"                                                 \
     "vfmadd231ps %%ymm13, %%ymm14, %" #right "\n\t"
-#define XG__STEP(t)                                                                                \
+#define XG__STEP(t, apart)                                                                         \
     "vmovups 64*" #t "(%[b]), %%ymm12\n\t"                                                         \
     "vmovups 64*" #t "+32(%[b]), %%ymm13\n\t"                                                      \
-    XG__ROW(t, 0, 0, 1) XG__ROW(t, 1, 2, 3) XG__ROW(t, 2, 4, 5)                                    \
-    XG__ROW(t, 3, 6, 7) XG__ROW(t, 4, 8, 9) XG__ROW(t, 5, 10, 11)
+    XG__ROW(#t "*" apart "(%[a])", 0, 1)                                                           \
+    XG__ROW(#t "*" apart "(%[a], %[row])", 2, 3)                                                   \
+    XG__ROW(#t "*" apart "(%[a], %[row], 2)", 4, 5)                                                \
+    XG__ROW(#t "*" apart "(%[half])", 6, 7)                                                        \
+    XG__ROW(#t "*" apart "(%[half], %[row])", 8, 9)                                                \
+    XG__ROW(#t "*" apart "(%[half], %[row], 2)", 10, 11)
+#define XG__ZERO(i) "vxorps %" #i ", %" #i ", %" #i "\n\t"
+#define XG__FOURS(apart)                                                                           \
+    __asm__(XG__ZERO(0) XG__ZERO(1) XG__ZERO(2) XG__ZERO(3) XG__ZERO(4) XG__ZERO(5)                \
+            XG__ZERO(6) XG__ZERO(7) XG__ZERO(8) XG__ZERO(9) XG__ZERO(10) XG__ZERO(11)              \
+            ".p2align 5\n"                                                                         \
+            "1:\n\t"                                                                               \
+            XG__STEP(0, apart) XG__STEP(1, apart) XG__STEP(2, apart) XG__STEP(3, apart)            \
+            "add $4*" apart ", %[a]\n\t"                                                           \
+            "add $4*" apart ", %[half]\n\t"                                                        \
+            "add $256, %[b]\n\t"                                                                   \
+            "dec %[fours]\n\t"                                                                     \
+            "jnz 1b"                                                                               \
+            : "=&x"(sum[0][0]), "=&x"(sum[0][1]), "=&x"(sum[1][0]), "=&x"(sum[1][1]),              \
+              "=&x"(sum[2][0]), "=&x"(sum[2][1]), "=&x"(sum[3][0]), "=&x"(sum[3][1]),              \
+              "=&x"(sum[4][0]), "=&x"(sum[4][1]), "=&x"(sum[5][0]), "=&x"(sum[5][1]),              \
+              [a] "+r"(a), [half] "+r"(half), [b] "+r"(b), [fours] "+r"(fours)                     \
+            : [row] "r"(row)                                                                       \
+            : "xmm12", "xmm13", "xmm14", "cc", "memory")
+    const size_t row = (lined ? 1 : stride) * sizeof *a;
+    const float *half = a + 3 * (lined ? 1 : stride);
     size_t fours = k / 4;
     if (fours == 0) return 0;
-    __asm__(".p2align 5\n"
-            "1:\n\t"
-            XG__STEP(0) XG__STEP(1) XG__STEP(2) XG__STEP(3)
-            "add $96, %[a]\n\t"
-            "add $256, %[b]\n\t"
-            "dec %[fours]\n\t"
-            "jnz 1b"
-            : "+x"(sum[0][0]), "+x"(sum[0][1]), "+x"(sum[1][0]), "+x"(sum[1][1]),
-              "+x"(sum[2][0]), "+x"(sum[2][1]), "+x"(sum[3][0]), "+x"(sum[3][1]),
-              "+x"(sum[4][0]), "+x"(sum[4][1]), "+x"(sum[5][0]), "+x"(sum[5][1]),
-              [a] "+r"(a), [b] "+r"(b), [fours] "+r"(fours)
-            :
-            : "xmm12", "xmm13", "xmm14", "cc", "memory");
+    if (lined) XG__FOURS("24");
+    else XG__FOURS("4");
     return k / 4 * 4;
+#undef XG__FOURS
+#undef XG__ZERO
 #undef XG__STEP
 #undef XG__ROW
 }
@@ -3884,20 +3899,20 @@ XG__INLINE void XG_(micro)(const int rows, const int vectors, const bool lined,
             for (j = 0; j < vectors; j++) XG__PREFETCH(c + (size_t)i * c_stride, j * XG__LANES);
         }
     }
-    while (t < k && !lined) {
-        const size_t stop = xg__min(k, t + 16);
-        for (i = 0; s->ahead && i < rows; i++) {
-            XG__PREFETCH(a + (size_t)i * stride + t, s->ahead);
-        }
-        for (; t < stop; t++) XG_(multiply_add)(rows, vectors, a + t, stride, b + step[t], sum);
+    for (; t < k && s->ahead; t += 16) {
+        for (i = 0; i < rows; i++) XG__PREFETCH(a + (size_t)i * stride + t, s->ahead);
     }
+    t = 0;
 #if XG__PASS == XG__LEVEL_AVX2
-    if (lined && rows == XG__MR && vectors == XG__NV) {
-        t = XG_(four_at_a_time)(k, a, b, sum);
-        a += t * XG__MR;
-        b += t * XG__NR;
+    if (rows == XG__MR && vectors == XG__NV && !p->scattered) {
+        t = XG_(sum_fours)(lined, a, stride, b, k, sum);
+        a += lined ? t * XG__MR : 0;
+        b += lined ? t * XG__NR : 0;
     }
 #endif
+    for (; t < k && !lined; t++) {
+        XG_(multiply_add)(rows, vectors, a + t, stride, b + step[t], sum);
+    }
     for (; t + 2 <= k; t += 2, a += 2 * XG__MR, b += 2 * XG__NR) {
         XG_(multiply_add)(rows, vectors, a, 1, b, sum);
         XG_(multiply_add)(rows, vectors, a + XG__MR, 1, b + XG__NR, sum);
