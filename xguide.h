@@ -3493,10 +3493,10 @@ static void XG_(place_pairs)(const xg__pool_job *job, const xg_real *g, const xg
  * Outputs are cut into units, a block of rows by a block of columns, and k into blocks. A unit is
  * one worker's. For each k block it packs its rows and columns into scratch that fits the cache, as
  * the micro-kernel wants to read them, and multiplies. The micro-kernel keeps XG__MR rows by XG__NV
- * vectors of columns in registers. It broadcasts numbers of a row; rows may lie with k innermost
- * (often they do so already and are not packed), and if there are many columns, XG__MR of them at a
- * time are lined up, k by k. Columns lie in panels of XG__NR, k by k. Where a matrix has very many,
- * a unit packs one part of them after the other, and its rows are lined up once for all parts.
+ * vectors of columns in registers. It broadcasts numbers of a row; rows lie with k innermost (often
+ * they do so already and are not packed), or are turned and lined up XG__MR at a time, k by k.
+ * Columns lie in panels of XG__NR, k by k. Where a matrix has very many, a unit packs one part of
+ * them after the other, and its turned rows are lined up once for all parts.
  *
  * There is no im2col buffer: what a k block needs of its images is copied once, with padding, to a
  * stage (3.5.4), where each tap sees neighbouring pixels as neighbours. Packing then copies runs.
@@ -3518,7 +3518,6 @@ static void XG_(place_pairs)(const xg__pool_job *job, const xg_real *g, const xg
 #endif
 #define XG__NR (XG__NV * XG__LANES)
 #define XG__ROOM (XG__MR * (XG__NR + XG__BLOCK_K) + XG__LANES)   /* of a tile and a slice */
-#define XG__WORTH 100          /* so many columns repay lining up rows                            */
 
 #define XG__BLOCK_K    288     /* the longest k block: 32 channels of a 3x3 window                */
 #define XG__BLOCK_PARTS 3      /* a matrix product's unit has so many times XG__BLOCK_COLS        */
@@ -3790,14 +3789,13 @@ typedef struct XG_(product) {
     size_t c_stride;
     bool first;                /* the first k block: store, later ones add                        */
     bool exact;                /* c has no room for vectors to reach beyond the last column       */
-    xg_real *held;             /* lined-up rows are kept here for more columns, or NULL           */
+    xg_real *held;             /* turned rows, lined up, are kept here for more columns; or NULL  */
     bool again;                /* they are here already                                           */
     XG_(soon) soon;
 } XG_(product);
 
-/* Some of its rows, at most XG__MR, which all panels pass. If there are many of these, the rows are
- * lined up: number t of row i is at a + t * XG__MR + i. That spares the micro-kernel addresses,
- * which counts where another thread has half of the processor's decoders. */
+/* Some of its rows, at most XG__MR, which all panels pass: number t of row i is at
+ * a + i * stride + t or, where XG__MR turned rows are lined up, at a + t * XG__MR + i. */
 typedef struct XG_(slice) {
     size_t rows;
     const xg_real *a;
@@ -3861,8 +3859,8 @@ XG__INLINE size_t XG_(sum_fours)(bool lined, const float *a, size_t stride, cons
               [a] "+r"(a), [half] "+r"(half), [b] "+r"(b), [fours] "+r"(fours)                     \
             : [row] "r"(row)                                                                       \
             : "xmm12", "xmm13", "xmm14", "cc", "memory")
-    const size_t row = (lined ? 1 : stride) * sizeof *a;
-    const float *half = a + 3 * (lined ? 1 : stride);
+    const size_t row = stride * sizeof *a;
+    const float *half = a + 3 * stride;
     size_t fours = k / 4;
     if (fours == 0) return 0;
     if (lined) XG__FOURS("24");
@@ -3876,14 +3874,13 @@ XG__INLINE size_t XG_(sum_fours)(bool lined, const float *a, size_t stride, cons
 #endif
 
 /* The micro-kernel: c[i][j] (+)= sum over t of row i's number t * b[step[t] + j]. It is called with
- * constants for rows, vectors and lined, so that the loops over them unroll and the sums live in
+ * constants for rows and vectors, so that the loops over them unroll and the sums live in
  * registers. */
-XG__INLINE void XG_(micro)(const int rows, const int vectors, const bool lined,
-                           const XG_(product) *p, const XG_(slice) *s, const xg_real *b,
-                           xg_real *c, size_t c_stride, bool first)
+XG__INLINE void XG_(micro)(const int rows, const int vectors, const XG_(product) *p,
+                           const XG_(slice) *s, const xg_real *b, xg_real *c, size_t c_stride,
+                           bool first)
 {
-    const size_t k = p->k, stride = s->stride, *step = p->step;
-    const xg_real *a = s->a;
+    const size_t k = p->k, row = s->lined ? 1 : s->stride, apart = s->lined ? XG__MR : 1;
     XG_(v) sum[XG__MR][XG__NV];
     size_t t = 0;
     int i, j;
@@ -3900,24 +3897,17 @@ XG__INLINE void XG_(micro)(const int rows, const int vectors, const bool lined,
         }
     }
     for (; t < k && s->ahead; t += 16) {
-        for (i = 0; i < rows; i++) XG__PREFETCH(a + (size_t)i * stride + t, s->ahead);
+        for (i = 0; i < rows; i++) XG__PREFETCH(s->a + (size_t)i * row + t, s->ahead);
     }
     t = 0;
 #if XG__PASS == XG__LEVEL_AVX2
     if (rows == XG__MR && vectors == XG__NV && !p->scattered) {
-        t = XG_(sum_fours)(lined, a, stride, b, k, sum);
-        a += lined ? t * XG__MR : 0;
-        b += lined ? t * XG__NR : 0;
+        t = XG_(sum_fours)(s->lined, s->a, row, b, k, sum);
     }
 #endif
-    for (; t < k && !lined; t++) {
-        XG_(multiply_add)(rows, vectors, a + t, stride, b + step[t], sum);
+    for (; t < k; t++) {
+        XG_(multiply_add)(rows, vectors, s->a + t * apart, row, b + p->step[t], sum);
     }
-    for (; t + 2 <= k; t += 2, a += 2 * XG__MR, b += 2 * XG__NR) {
-        XG_(multiply_add)(rows, vectors, a, 1, b, sum);
-        XG_(multiply_add)(rows, vectors, a + XG__MR, 1, b + XG__NR, sum);
-    }
-    if (t < k) XG_(multiply_add)(rows, vectors, a, 1, b, sum);
     XG__UNROLL
     for (i = 0; i < rows; i++) {
         xg_real *line = c + (size_t)i * c_stride;
@@ -3933,52 +3923,26 @@ static void XG_(tile)(size_t vectors, const XG_(product) *p, const XG_(slice) *s
                       xg_real *c, size_t c_stride, bool first)
 {
 #define XG__TILE(r, v) \
-    case (r) * 4 + (v): XG_(micro)(r, v, false, p, s, b, c, c_stride, first); break;
-#define XG__LINED(v) \
-    case v: XG_(micro)(XG__MR, v, true, p, s, b, c, c_stride, first); break;
+    case (r) * 4 + (v): XG_(micro)(r, v, p, s, b, c, c_stride, first); break;
 #if XG__NV == 3
 #define XG__TILES(r) XG__TILE(r, 1) XG__TILE(r, 2) XG__TILE(r, 3)
 #else
 #define XG__TILES(r) XG__TILE(r, 1) XG__TILE(r, 2)
 #endif
-    switch ((s->lined ? 0 : s->rows) * 4 + vectors) {
-    XG__LINED(1) XG__LINED(2)
+    switch (s->rows * 4 + vectors) {
     XG__TILES(1) XG__TILES(2) XG__TILES(3) XG__TILES(4) XG__TILES(5) XG__TILES(6)
 #if XG__MR == 8
-    XG__LINED(3) XG__TILES(7) XG__TILES(8)
+    XG__TILES(7) XG__TILES(8)
 #endif
     }
 #undef XG__TILES
-#undef XG__LINED
 #undef XG__TILE
 }
 
-/* Lines up XG__MR rows of numbers that are neighbours, and fetches as many behind them. `left` rows
- * can be read. What a vector spills, the next one overwrites; the last numbers may come twice. */
-static void XG_(line_up)(const xg_real *a, size_t stride, size_t left, size_t k, xg_real *to)
-{
-    const size_t last = (size_t)(XG__MR > XG__LANES ? XG__MR - XG__LANES : 0);
-    size_t t = 0, i;
-    if (left < XG__LANES || k < XG__LANES) {
-        for (; t < k; t++, to += XG__MR) {
-            for (i = 0; i < XG__MR; i++) to[i] = a[i * stride + t];
-        }
-    }
-    while (t < k) {
-        for (i = 0; i < XG__MR; i += XG__LANES) {
-            const size_t row = xg__min(i, last);
-            XG_(transpose)(a + row * stride + t, stride, to + t * XG__MR + row, XG__MR);
-        }
-        for (i = 0; t % 16 == 0 && i < XG__MR; i++) {
-            XG__PREFETCH(a + i * stride + t, XG__MR * stride);
-        }
-        t = t + XG__LANES < k ? xg__min(t + XG__LANES, k - XG__LANES) : k;
-    }
-}
-
-/* The same for rows that are neighbours; or fewer of them, which become rows of k numbers. */
-static void XG_(line_up_turned)(const xg_real *a, size_t stride, size_t rows, size_t left, size_t k,
-                                xg_real *to)
+/* Lines up XG__MR rows that lie number by number; or fewer of them, which become rows of k numbers.
+ * `left` rows can be read. What a vector spills, the next one overwrites. */
+static void XG_(line_up)(const xg_real *a, size_t stride, size_t rows, size_t left, size_t k,
+                         xg_real *to)
 {
     const size_t last = (size_t)(XG__MR > XG__LANES ? XG__MR - XG__LANES : 0);
     size_t t, i;
@@ -3997,22 +3961,18 @@ static void XG_(line_up_turned)(const xg_real *a, size_t stride, size_t rows, si
     }
 }
 
-/* The slice that begins at row i; `room` is for its numbers, if they are not held. */
+/* The slice that begins at row i; `room` is for turned rows, if they are not held. */
 static void XG_(cut_slice)(const XG_(product) *p, size_t i, xg_real *room, XG_(slice) *s)
 {
     const size_t left = p->rows - i;
     s->rows = xg__min(XG__MR, left);
-    s->a = p->a + i * (p->a_turned ? 1 : p->a_stride);
+    s->a = p->a + i * p->a_stride;
     s->stride = p->a_stride;
-    s->lined = s->rows == XG__MR && !p->scattered && (p->a_turned || p->columns >= XG__WORTH);
+    s->lined = p->a_turned && s->rows == XG__MR;
     s->ahead = left > XG__MR ? XG__MR * p->a_stride : 0;
-    if (!s->lined && !p->a_turned) return;
+    if (!p->a_turned) return;
     if (p->held != NULL) room = p->held + i * p->k;
-    if (!p->again && p->a_turned) {
-        XG_(line_up_turned)(s->a, s->stride, s->rows, left, p->k, room);
-    } else if (!p->again) {
-        XG_(line_up)(s->a, s->stride, left, p->k, room);
-    }
+    if (!p->again) XG_(line_up)(p->a + i, p->a_stride, s->rows, left, p->k, room);
     s->a = room;
     s->stride = p->k;
     s->ahead = 0;
@@ -6599,7 +6559,6 @@ static void XG_(conv)(const xg__conv_job *job, const xg__team *team)
 #undef XG__FAR
 #undef XG__NR
 #undef XG__ROOM
-#undef XG__WORTH
 #undef XG__BLOCK_K
 #undef XG__BLOCK_ROWS
 #undef XG__BLOCK_ROWS_ACROSS
