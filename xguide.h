@@ -1897,13 +1897,20 @@ static bool xg__winograd_chosen(const xg__conv_job *job, xg_winograd wish)
  *   bits_add, bits_and      of each number's 32 bits and u
  *   bits_up, bits_down      by 23, the width of a mantissa
  *   bits_number     what the bits, read as a whole number with sign, are worth
- *   transpose       a square of XG__LANES rows into another, whose rows are stored in order
+ *   transpose       a square of XG__LANES rows into another, whose rows are stored in order: each
+ *                   may lie over the end of the one before
  *   load_fours      four numbers of each of XG__LANES places: number j of them all into a[j]
  *   store_fours     and back
  *   evens, odds     every other number of a and b, laid end to end, from the first or the second
  *   mix_low, mix_high       and back: a0 b0 a1 b1 .., its first and its second half
  *   wide_load (from numbers), wide_load_part, wide_read, wide_store (doubles), wide_add
  *   wide_add_square         a + b*b for b from numbers, whose square is exact
+ *
+ * First what a level says in its own instructions; then, in 3.1.1, what is said once for all. For
+ * that, levels with vectors have more: d, as many doubles as fit into a v; wide_half, numbers as
+ * doubles; turn_fours, which transposes the 4 x 4 squares that lie side by side in four vectors;
+ * join_fours and part_fours, four numbers each of from[0], from[4], .. side by side in a vector,
+ * and back.
  */
 
 #if XG__PASS == XG__LEVEL_SCALAR
@@ -1920,13 +1927,8 @@ XG__INLINE void   XG_(store)(xg_real *p, XG_(v) a)          { *p = a; }
 XG__INLINE XG_(v) XG_(load_part)(const xg_real *p, size_t n)       { return n ? *p : 0; }
 XG__INLINE void   XG_(store_part)(xg_real *p, XG_(v) a, size_t n)  { if (n) *p = a; }
 XG__INLINE XG_(v) XG_(set1)(xg_real x)                      { return x; }
-XG__INLINE XG_(v) XG_(add)(XG_(v) a, XG_(v) b)              { return a + b; }
-XG__INLINE XG_(v) XG_(sub)(XG_(v) a, XG_(v) b)              { return a - b; }
-XG__INLINE XG_(v) XG_(mul)(XG_(v) a, XG_(v) b)              { return a * b; }
-XG__INLINE XG_(v) XG_(div)(XG_(v) a, XG_(v) b)              { return a / b; }
 XG__INLINE XG_(v) XG_(min)(XG_(v) a, XG_(v) b)              { return a < b ? a : b; }
 XG__INLINE XG_(v) XG_(max)(XG_(v) a, XG_(v) b)              { return a > b ? a : b; }
-XG__INLINE XG_(v) XG_(neg)(XG_(v) a)                        { return -a; }
 XG__INLINE XG_(m) XG_(less)(XG_(v) a, XG_(v) b)             { return a < b; }
 XG__INLINE XG_(m) XG_(less_equal)(XG_(v) a, XG_(v) b)       { return a <= b; }
 XG__INLINE XG_(v) XG_(select)(XG_(m) m, XG_(v) a, XG_(v) b) { return m ? a : b; }
@@ -1970,12 +1972,15 @@ XG__INLINE XG_(v) XG_(copysign)(XG_(v) a, XG_(v) b)         { return copysign(a,
 
 #else
 
+typedef uint32_t XG_(u);
+
 XG__INLINE XG_(v) XG_(sqrt)(XG_(v) a)                       { return sqrtf(a); }
 XG__INLINE XG_(v) XG_(abs)(XG_(v) a)                        { return fabsf(a); }
 XG__INLINE XG_(v) XG_(copysign)(XG_(v) a, XG_(v) b)         { return copysignf(a, b); }
 
-XG__INLINE uint32_t XG_(bits)(XG_(v) a) { uint32_t u; memcpy(&u, &a, 4); return u; }
-XG__INLINE XG_(v) XG_(of_bits)(uint32_t u) { XG_(v) a; memcpy(&a, &u, 4); return a; }
+XG__INLINE XG_(u) XG_(bits)(XG_(v) a) { XG_(u) u; memcpy(&u, &a, 4); return u; }
+XG__INLINE XG_(v) XG_(of_bits)(XG_(u) u) { XG_(v) a; memcpy(&a, &u, 4); return a; }
+XG__INLINE XG_(v) XG_(bits_number)(XG_(v) a) { return (XG_(v))(int32_t)XG_(bits)(a); }
 
 /* A double holds the product of two floats exactly. Its sum with c is rounded here to 53 bits and
  * then to 24, which is wrong only if the first rounding lands half-way between two floats. So it
@@ -2010,12 +2015,6 @@ XG__INLINE XG_(v) XG_(fma)(XG_(v) a, XG_(v) b, XG_(v) c)
 #endif
 }
 
-XG__INLINE XG_(v) XG_(bits_add)(XG_(v) a, uint32_t u) { return XG_(of_bits)(XG_(bits)(a) + u); }
-XG__INLINE XG_(v) XG_(bits_and)(XG_(v) a, uint32_t u) { return XG_(of_bits)(XG_(bits)(a) & u); }
-XG__INLINE XG_(v) XG_(bits_up)(XG_(v) a)              { return XG_(of_bits)(XG_(bits)(a) << 23); }
-XG__INLINE XG_(v) XG_(bits_down)(XG_(v) a)            { return XG_(of_bits)(XG_(bits)(a) >> 23); }
-XG__INLINE XG_(v) XG_(bits_number)(XG_(v) a)          { return (XG_(v))(int32_t)XG_(bits)(a); }
-
 #endif
 
 XG__INLINE XG_(v) XG_(fnma)(XG_(v) a, XG_(v) b, XG_(v) c)   { return XG_(fma)(-a, b, c); }
@@ -2023,310 +2022,158 @@ XG__INLINE XG_(v) XG_(fnma)(XG_(v) a, XG_(v) b, XG_(v) c)   { return XG_(fma)(-a
 #elif XG__PASS == XG__LEVEL_NEON
 
 /* 64-bit ARM: 32 registers of 4. Its own minimum and maximum treat NaN and -0 otherwise than 3.1
- * asks, and it has no masked access: parts of vectors go through a little memory. */
+ * asks. */
 
 #define XG__LANES 4
 typedef float32x4_t XG_(v);
 typedef uint32x4_t  XG_(m);
-typedef struct XG_(w) { float64x2_t low, high; } XG_(w);
+typedef float64x2_t XG_(d);
 
 XG__INLINE XG_(v) XG_(load)(const float *p)                 { return vld1q_f32(p); }
 XG__INLINE void   XG_(store)(float *p, XG_(v) a)            { vst1q_f32(p, a); }
 XG__INLINE XG_(v) XG_(set1)(float x)                        { return vdupq_n_f32(x); }
-XG__INLINE XG_(v) XG_(add)(XG_(v) a, XG_(v) b)              { return vaddq_f32(a, b); }
-XG__INLINE XG_(v) XG_(sub)(XG_(v) a, XG_(v) b)              { return vsubq_f32(a, b); }
-XG__INLINE XG_(v) XG_(mul)(XG_(v) a, XG_(v) b)              { return vmulq_f32(a, b); }
-XG__INLINE XG_(v) XG_(div)(XG_(v) a, XG_(v) b)              { return vdivq_f32(a, b); }
 XG__INLINE XG_(v) XG_(sqrt)(XG_(v) a)                       { return vsqrtq_f32(a); }
 XG__INLINE XG_(v) XG_(fma)(XG_(v) a, XG_(v) b, XG_(v) c)    { return vfmaq_f32(c, a, b); }
 XG__INLINE XG_(v) XG_(fnma)(XG_(v) a, XG_(v) b, XG_(v) c)   { return vfmsq_f32(c, a, b); }
 XG__INLINE XG_(v) XG_(abs)(XG_(v) a)                        { return vabsq_f32(a); }
-XG__INLINE XG_(v) XG_(neg)(XG_(v) a)                        { return vnegq_f32(a); }
 XG__INLINE XG_(m) XG_(less)(XG_(v) a, XG_(v) b)             { return vcltq_f32(a, b); }
 XG__INLINE XG_(m) XG_(less_equal)(XG_(v) a, XG_(v) b)       { return vcleq_f32(a, b); }
 XG__INLINE XG_(v) XG_(select)(XG_(m) m, XG_(v) a, XG_(v) b) { return vbslq_f32(m, a, b); }
 XG__INLINE XG_(v) XG_(min)(XG_(v) a, XG_(v) b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
 XG__INLINE XG_(v) XG_(max)(XG_(v) a, XG_(v) b) { return vbslq_f32(vcltq_f32(b, a), a, b); }
+XG__INLINE XG_(v) XG_(evens)(XG_(v) a, XG_(v) b)            { return vuzp1q_f32(a, b); }
+XG__INLINE XG_(v) XG_(odds)(XG_(v) a, XG_(v) b)             { return vuzp2q_f32(a, b); }
+XG__INLINE XG_(v) XG_(mix_low)(XG_(v) a, XG_(v) b)          { return vzip1q_f32(a, b); }
+XG__INLINE XG_(v) XG_(mix_high)(XG_(v) a, XG_(v) b)         { return vzip2q_f32(a, b); }
+XG__INLINE XG_(d) XG_(wide_half)(const float *p)            { return vcvt_f64_f32(vld1_f32(p)); }
+
+XG__INLINE XG_(v) XG_(bits_number)(XG_(v) a) { return vcvtq_f32_s32(vreinterpretq_s32_f32(a)); }
 
 XG__INLINE XG_(v) XG_(copysign)(XG_(v) a, XG_(v) b)
 {
     return vbslq_f32(vdupq_n_u32(0x80000000u), b, a);
 }
 
-XG__INLINE XG_(v) XG_(load_part)(const float *p, size_t n)
-{
-    float room[4] = { 0, 0, 0, 0 };
-    size_t i;
-    for (i = 0; i < n; i++) room[i] = p[i];
-    return vld1q_f32(room);
-}
-
-XG__INLINE void XG_(store_part)(float *p, XG_(v) a, size_t n)
-{
-    float room[4];
-    size_t i;
-    vst1q_f32(room, a);
-    for (i = 0; i < n; i++) p[i] = room[i];
-}
-
-XG__INLINE XG_(v) XG_(bits_add)(XG_(v) a, uint32_t u)
-{
-    return vreinterpretq_f32_u32(vaddq_u32(vreinterpretq_u32_f32(a), vdupq_n_u32(u)));
-}
-
-XG__INLINE XG_(v) XG_(bits_and)(XG_(v) a, uint32_t u)
-{
-    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(a), vdupq_n_u32(u)));
-}
-
-XG__INLINE XG_(v) XG_(bits_up)(XG_(v) a)
-{
-    return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(a), 23));
-}
-
-XG__INLINE XG_(v) XG_(bits_down)(XG_(v) a)
-{
-    return vreinterpretq_f32_u32(vshrq_n_u32(vreinterpretq_u32_f32(a), 23));
-}
-
-XG__INLINE XG_(v) XG_(bits_number)(XG_(v) a) { return vcvtq_f32_s32(vreinterpretq_s32_f32(a)); }
-
-XG__INLINE XG_(v) XG_(evens)(XG_(v) a, XG_(v) b)    { return vuzp1q_f32(a, b); }
-XG__INLINE XG_(v) XG_(odds)(XG_(v) a, XG_(v) b)     { return vuzp2q_f32(a, b); }
-XG__INLINE XG_(v) XG_(mix_low)(XG_(v) a, XG_(v) b)  { return vzip1q_f32(a, b); }
-XG__INLINE XG_(v) XG_(mix_high)(XG_(v) a, XG_(v) b) { return vzip2q_f32(a, b); }
-
-XG__INLINE void XG_(turn_fours)(const XG_(v) *from, XG_(v) *to)
-{
-    const float32x4x2_t a = vtrnq_f32(from[0], from[1]), b = vtrnq_f32(from[2], from[3]);
-    to[0] = vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0]));
-    to[1] = vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1]));
-    to[2] = vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0]));
-    to[3] = vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1]));
-}
-
-XG__INLINE XG_(w) XG_(widen)(XG_(v) a)
-{
-    XG_(w) w;
-    w.low = vcvt_f64_f32(vget_low_f32(a));
-    w.high = vcvt_high_f64_f32(a);
-    return w;
-}
-
-XG__INLINE XG_(w) XG_(wide_load)(const float *p)   { return XG_(widen)(vld1q_f32(p)); }
-XG__INLINE XG_(w) XG_(wide_load_part)(const float *p, size_t n)
-{
-    return XG_(widen)(XG_(load_part)(p, n));
-}
-
-XG__INLINE XG_(w) XG_(wide_add)(XG_(w) a, XG_(w) b)
-{
-    a.low = vaddq_f64(a.low, b.low);
-    a.high = vaddq_f64(a.high, b.high);
-    return a;
-}
-
-XG__INLINE XG_(w) XG_(wide_add_square)(XG_(w) a, XG_(w) b)
-{
-    a.low = vaddq_f64(a.low, vmulq_f64(b.low, b.low));
-    a.high = vaddq_f64(a.high, vmulq_f64(b.high, b.high));
-    return a;
-}
-
-XG__INLINE XG_(w) XG_(wide_read)(const double *p)
-{
-    XG_(w) w;
-    w.low = vld1q_f64(p);
-    w.high = vld1q_f64(p + 2);
-    return w;
-}
-
-XG__INLINE void XG_(wide_store)(double *p, XG_(w) a)
-{
-    vst1q_f64(p, a.low);
-    vst1q_f64(p + 2, a.high);
-}
-
 #elif XG__PASS == XG__LEVEL_WASM
 
-/* WebAssembly: registers of 4, and pmin, pmax that are 3.1's with the operands exchanged. There is
- * no fused product and sum, so results differ from other machines', but not from its own scalar
- * level. */
+/* WebAssembly, always by clang: registers of 4, and pmin, pmax that are 3.1's with the operands
+ * exchanged. There is no fused product and sum, so results differ from other machines', but not
+ * from its own scalar level. */
 
 #define XG__LANES 4
-typedef v128_t XG_(v);
+typedef float  XG_(v) __attribute__((vector_size(16)));
 typedef v128_t XG_(m);
-typedef struct XG_(w) { v128_t low, high; } XG_(w);
+typedef double XG_(d) __attribute__((vector_size(16)));
 
-XG__INLINE XG_(v) XG_(load)(const float *p)                 { return wasm_v128_load(p); }
-XG__INLINE void   XG_(store)(float *p, XG_(v) a)            { wasm_v128_store(p, a); }
-XG__INLINE XG_(v) XG_(set1)(float x)                        { return wasm_f32x4_splat(x); }
-XG__INLINE XG_(v) XG_(add)(XG_(v) a, XG_(v) b)              { return wasm_f32x4_add(a, b); }
-XG__INLINE XG_(v) XG_(sub)(XG_(v) a, XG_(v) b)              { return wasm_f32x4_sub(a, b); }
-XG__INLINE XG_(v) XG_(mul)(XG_(v) a, XG_(v) b)              { return wasm_f32x4_mul(a, b); }
-XG__INLINE XG_(v) XG_(div)(XG_(v) a, XG_(v) b)              { return wasm_f32x4_div(a, b); }
-XG__INLINE XG_(v) XG_(sqrt)(XG_(v) a)                       { return wasm_f32x4_sqrt(a); }
-XG__INLINE XG_(v) XG_(min)(XG_(v) a, XG_(v) b)              { return wasm_f32x4_pmin(b, a); }
-XG__INLINE XG_(v) XG_(max)(XG_(v) a, XG_(v) b)              { return wasm_f32x4_pmax(b, a); }
-XG__INLINE XG_(v) XG_(abs)(XG_(v) a)                        { return wasm_f32x4_abs(a); }
-XG__INLINE XG_(v) XG_(neg)(XG_(v) a)                        { return wasm_f32x4_neg(a); }
-XG__INLINE XG_(m) XG_(less)(XG_(v) a, XG_(v) b)             { return wasm_f32x4_lt(a, b); }
-XG__INLINE XG_(m) XG_(less_equal)(XG_(v) a, XG_(v) b)       { return wasm_f32x4_le(a, b); }
-XG__INLINE XG_(v) XG_(select)(XG_(m) m, XG_(v) a, XG_(v) b) { return wasm_v128_bitselect(a, b, m); }
+XG__INLINE XG_(v) XG_(load)(const float *p)      { return (XG_(v))wasm_v128_load(p); }
+XG__INLINE void   XG_(store)(float *p, XG_(v) a) { wasm_v128_store(p, (v128_t)a); }
+XG__INLINE XG_(v) XG_(set1)(float x)             { return (XG_(v))wasm_f32x4_splat(x); }
+XG__INLINE XG_(v) XG_(sqrt)(XG_(v) a)            { return (XG_(v))wasm_f32x4_sqrt((v128_t)a); }
+XG__INLINE XG_(v) XG_(abs)(XG_(v) a)             { return (XG_(v))wasm_f32x4_abs((v128_t)a); }
+XG__INLINE XG_(v) XG_(fma)(XG_(v) a, XG_(v) b, XG_(v) c)    { return a * b + c; }
+XG__INLINE XG_(v) XG_(fnma)(XG_(v) a, XG_(v) b, XG_(v) c)   { return c - a * b; }
+XG__INLINE XG_(m) XG_(less)(XG_(v) a, XG_(v) b)             { return (v128_t)(a < b); }
+XG__INLINE XG_(m) XG_(less_equal)(XG_(v) a, XG_(v) b)       { return (v128_t)(a <= b); }
 
-XG__INLINE XG_(v) XG_(fma)(XG_(v) a, XG_(v) b, XG_(v) c)
+XG__INLINE XG_(v) XG_(select)(XG_(m) m, XG_(v) a, XG_(v) b)
 {
-    return wasm_f32x4_add(wasm_f32x4_mul(a, b), c);
+    return (XG_(v))wasm_v128_bitselect((v128_t)a, (v128_t)b, m);
 }
 
-XG__INLINE XG_(v) XG_(fnma)(XG_(v) a, XG_(v) b, XG_(v) c)
+XG__INLINE XG_(v) XG_(min)(XG_(v) a, XG_(v) b)
 {
-    return wasm_f32x4_sub(c, wasm_f32x4_mul(a, b));
+    return (XG_(v))wasm_f32x4_pmin((v128_t)b, (v128_t)a);
+}
+
+XG__INLINE XG_(v) XG_(max)(XG_(v) a, XG_(v) b)
+{
+    return (XG_(v))wasm_f32x4_pmax((v128_t)b, (v128_t)a);
 }
 
 XG__INLINE XG_(v) XG_(copysign)(XG_(v) a, XG_(v) b)
 {
-    return wasm_v128_bitselect(b, a, wasm_i32x4_splat(INT32_MIN));
+    return XG_(select)(wasm_i32x4_splat(INT32_MIN), b, a);
 }
 
-XG__INLINE XG_(v) XG_(load_part)(const float *p, size_t n)
+XG__INLINE XG_(v) XG_(bits_number)(XG_(v) a)
 {
-    float room[4] = { 0, 0, 0, 0 };
-    size_t i;
-    for (i = 0; i < n; i++) room[i] = p[i];
-    return wasm_v128_load(room);
+    return (XG_(v))wasm_f32x4_convert_i32x4((v128_t)a);
 }
 
-XG__INLINE void XG_(store_part)(float *p, XG_(v) a, size_t n)
+XG__INLINE XG_(d) XG_(wide_half)(const float *p)
 {
-    float room[4];
-    size_t i;
-    wasm_v128_store(room, a);
-    for (i = 0; i < n; i++) p[i] = room[i];
+    return (XG_(d))wasm_f64x2_promote_low_f32x4(wasm_v128_load64_zero(p));
 }
 
-XG__INLINE XG_(v) XG_(bits_add)(XG_(v) a, uint32_t u)
-{
-    return wasm_i32x4_add(a, wasm_i32x4_splat((int32_t)u));
-}
+#define XG__SHUFFLE(name, ...)                                                                     \
+    XG__INLINE XG_(v) XG_(name)(XG_(v) a, XG_(v) b)                                                \
+    {                                                                                              \
+        return __builtin_shufflevector(a, b, __VA_ARGS__);                                         \
+    }
+XG__SHUFFLE(evens,    0, 2, 4, 6)
+XG__SHUFFLE(odds,     1, 3, 5, 7)
+XG__SHUFFLE(mix_low,  0, 4, 1, 5)
+XG__SHUFFLE(mix_high, 2, 6, 3, 7)
+#undef XG__SHUFFLE
 
-XG__INLINE XG_(v) XG_(bits_and)(XG_(v) a, uint32_t u)
-{
-    return wasm_v128_and(a, wasm_i32x4_splat((int32_t)u));
-}
+#else
 
-XG__INLINE XG_(v) XG_(bits_up)(XG_(v) a)     { return wasm_i32x4_shl(a, 23); }
-XG__INLINE XG_(v) XG_(bits_down)(XG_(v) a)   { return wasm_u32x4_shr(a, 23); }
-XG__INLINE XG_(v) XG_(bits_number)(XG_(v) a) { return wasm_f32x4_convert_i32x4(a); }
+/* x86: AVX2, since 2013, has 16 registers of 8; AVX-512, in servers since 2017, 32 of 16. What
+ * differs but in their width is written once: XG__X86(add_ps) is _mm256_add_ps or _mm512_add_ps.
+ * min and max return their second operand for NaN and for zeros of either sign, which is where
+ * 3.1's definition comes from. */
 
-XG__INLINE XG_(v) XG_(evens)(XG_(v) a, XG_(v) b)
-{
-    return wasm_i32x4_shuffle(a, b, 0, 2, 4, 6);
-}
+#if XG__PASS == XG__LEVEL_AVX2
+#define XG__LANES 8
+#define XG__X86(name) _mm256_##name
+typedef __m256  XG_(v);
+typedef __m256  XG_(m);                            /* all ones or zeros */
+typedef __m256d XG_(d);
+typedef __m256i XG_(i);
+#else
+#define XG__LANES 16
+#define XG__X86(name) _mm512_##name
+typedef __m512    XG_(v);
+typedef __mmask16 XG_(m);                          /* a bit a lane, in registers of their own */
+typedef __m512d   XG_(d);
+typedef __m512i   XG_(i);
+#endif
 
-XG__INLINE XG_(v) XG_(odds)(XG_(v) a, XG_(v) b)
-{
-    return wasm_i32x4_shuffle(a, b, 1, 3, 5, 7);
-}
+XG__INLINE XG_(v) XG_(load)(const float *p)                 { return XG__X86(loadu_ps)(p); }
+XG__INLINE void   XG_(store)(float *p, XG_(v) a)            { XG__X86(storeu_ps)(p, a); }
+XG__INLINE XG_(v) XG_(set1)(float x)                        { return XG__X86(set1_ps)(x); }
+XG__INLINE XG_(v) XG_(sqrt)(XG_(v) a)                       { return XG__X86(sqrt_ps)(a); }
+XG__INLINE XG_(v) XG_(fma)(XG_(v) a, XG_(v) b, XG_(v) c)    { return XG__X86(fmadd_ps)(a, b, c); }
+XG__INLINE XG_(v) XG_(fnma)(XG_(v) a, XG_(v) b, XG_(v) c)   { return XG__X86(fnmadd_ps)(a, b, c); }
+XG__INLINE XG_(v) XG_(min)(XG_(v) a, XG_(v) b)              { return XG__X86(min_ps)(a, b); }
+XG__INLINE XG_(v) XG_(max)(XG_(v) a, XG_(v) b)              { return XG__X86(max_ps)(a, b); }
+XG__INLINE XG_(v) XG_(sign_bit)(void)                       { return XG__X86(set1_ps)(-0.0f); }
+XG__INLINE XG_(v) XG_(abs)(XG_(v) a)       { return XG__X86(andnot_ps)(XG_(sign_bit)(), a); }
+XG__INLINE XG_(v) XG_(bits_number)(XG_(v) a)          { return XG__X86(cvtepi32_ps)((XG_(i))a); }
 
-XG__INLINE XG_(v) XG_(mix_low)(XG_(v) a, XG_(v) b)
+XG__INLINE XG_(v) XG_(copysign)(XG_(v) a, XG_(v) b)
 {
-    return wasm_i32x4_shuffle(a, b, 0, 4, 1, 5);
-}
-
-XG__INLINE XG_(v) XG_(mix_high)(XG_(v) a, XG_(v) b)
-{
-    return wasm_i32x4_shuffle(a, b, 2, 6, 3, 7);
+    return XG__X86(or_ps)(XG_(abs)(a), XG__X86(and_ps)(XG_(sign_bit)(), b));
 }
 
 XG__INLINE void XG_(turn_fours)(const XG_(v) *from, XG_(v) *to)
 {
-    const v128_t a = wasm_i32x4_shuffle(from[0], from[1], 0, 4, 1, 5);
-    const v128_t b = wasm_i32x4_shuffle(from[2], from[3], 0, 4, 1, 5);
-    const v128_t c = wasm_i32x4_shuffle(from[0], from[1], 2, 6, 3, 7);
-    const v128_t d = wasm_i32x4_shuffle(from[2], from[3], 2, 6, 3, 7);
-    to[0] = wasm_i64x2_shuffle(a, b, 0, 2);
-    to[1] = wasm_i64x2_shuffle(a, b, 1, 3);
-    to[2] = wasm_i64x2_shuffle(c, d, 0, 2);
-    to[3] = wasm_i64x2_shuffle(c, d, 1, 3);
+    const XG_(d) a = (XG_(d))XG__X86(unpacklo_ps)(from[0], from[1]);
+    const XG_(d) b = (XG_(d))XG__X86(unpacklo_ps)(from[2], from[3]);
+    const XG_(d) c = (XG_(d))XG__X86(unpackhi_ps)(from[0], from[1]);
+    const XG_(d) d = (XG_(d))XG__X86(unpackhi_ps)(from[2], from[3]);
+    to[0] = (XG_(v))XG__X86(unpacklo_pd)(a, b);
+    to[1] = (XG_(v))XG__X86(unpackhi_pd)(a, b);
+    to[2] = (XG_(v))XG__X86(unpacklo_pd)(c, d);
+    to[3] = (XG_(v))XG__X86(unpackhi_pd)(c, d);
 }
 
-XG__INLINE XG_(w) XG_(widen)(XG_(v) a)
-{
-    XG_(w) w;
-    w.low = wasm_f64x2_promote_low_f32x4(a);
-    w.high = wasm_f64x2_promote_low_f32x4(wasm_i64x2_shuffle(a, a, 1, 1));
-    return w;
-}
+#if XG__PASS == XG__LEVEL_AVX2
 
-XG__INLINE XG_(w) XG_(wide_load)(const float *p)   { return XG_(widen)(wasm_v128_load(p)); }
-XG__INLINE XG_(w) XG_(wide_load_part)(const float *p, size_t n)
-{
-    return XG_(widen)(XG_(load_part)(p, n));
-}
-
-XG__INLINE XG_(w) XG_(wide_add)(XG_(w) a, XG_(w) b)
-{
-    a.low = wasm_f64x2_add(a.low, b.low);
-    a.high = wasm_f64x2_add(a.high, b.high);
-    return a;
-}
-
-XG__INLINE XG_(w) XG_(wide_add_square)(XG_(w) a, XG_(w) b)
-{
-    a.low = wasm_f64x2_add(a.low, wasm_f64x2_mul(b.low, b.low));
-    a.high = wasm_f64x2_add(a.high, wasm_f64x2_mul(b.high, b.high));
-    return a;
-}
-
-XG__INLINE XG_(w) XG_(wide_read)(const double *p)
-{
-    XG_(w) w;
-    w.low = wasm_v128_load(p);
-    w.high = wasm_v128_load(p + 2);
-    return w;
-}
-
-XG__INLINE void XG_(wide_store)(double *p, XG_(w) a)
-{
-    wasm_v128_store(p, a.low);
-    wasm_v128_store(p + 2, a.high);
-}
-
-#elif XG__PASS == XG__LEVEL_AVX2
-
-/* x86 since 2013: 16 registers of 8. A mask is a vector of all ones or zeros; min and max return
- * their second operand for NaN and for zeros of either sign, which is where 3.1's definition comes
- * from. */
-
-#define XG__LANES 8
-typedef __m256 XG_(v);
-typedef __m256 XG_(m);
-typedef struct XG_(w) { __m256d low, high; } XG_(w);
-
-XG__INLINE XG_(v) XG_(load)(const float *p)                 { return _mm256_loadu_ps(p); }
-XG__INLINE void   XG_(store)(float *p, XG_(v) a)            { _mm256_storeu_ps(p, a); }
-XG__INLINE XG_(v) XG_(set1)(float x)                        { return _mm256_set1_ps(x); }
-XG__INLINE XG_(v) XG_(add)(XG_(v) a, XG_(v) b)              { return _mm256_add_ps(a, b); }
-XG__INLINE XG_(v) XG_(sub)(XG_(v) a, XG_(v) b)              { return _mm256_sub_ps(a, b); }
-XG__INLINE XG_(v) XG_(mul)(XG_(v) a, XG_(v) b)              { return _mm256_mul_ps(a, b); }
-XG__INLINE XG_(v) XG_(div)(XG_(v) a, XG_(v) b)              { return _mm256_div_ps(a, b); }
-XG__INLINE XG_(v) XG_(sqrt)(XG_(v) a)                       { return _mm256_sqrt_ps(a); }
-XG__INLINE XG_(v) XG_(fma)(XG_(v) a, XG_(v) b, XG_(v) c)    { return _mm256_fmadd_ps(a, b, c); }
-XG__INLINE XG_(v) XG_(fnma)(XG_(v) a, XG_(v) b, XG_(v) c)   { return _mm256_fnmadd_ps(a, b, c); }
-XG__INLINE XG_(v) XG_(min)(XG_(v) a, XG_(v) b)              { return _mm256_min_ps(a, b); }
-XG__INLINE XG_(v) XG_(max)(XG_(v) a, XG_(v) b)              { return _mm256_max_ps(a, b); }
 XG__INLINE XG_(m) XG_(less)(XG_(v) a, XG_(v) b)       { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 XG__INLINE XG_(m) XG_(less_equal)(XG_(v) a, XG_(v) b) { return _mm256_cmp_ps(a, b, _CMP_LE_OQ); }
 XG__INLINE XG_(v) XG_(select)(XG_(m) m, XG_(v) a, XG_(v) b) { return _mm256_blendv_ps(b, a, m); }
-
-XG__INLINE XG_(v) XG_(sign_bit)(void)      { return _mm256_set1_ps(-0.0f); }
-XG__INLINE XG_(v) XG_(abs)(XG_(v) a)       { return _mm256_andnot_ps(XG_(sign_bit)(), a); }
-XG__INLINE XG_(v) XG_(neg)(XG_(v) a)       { return _mm256_xor_ps(XG_(sign_bit)(), a); }
-XG__INLINE XG_(v) XG_(copysign)(XG_(v) a, XG_(v) b)
-{
-    return _mm256_or_ps(XG_(abs)(a), _mm256_and_ps(XG_(sign_bit)(), b));
-}
+XG__INLINE XG_(d) XG_(wide_half)(const float *p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
 
 /* All ones in the first n lanes. */
 XG__INLINE __m256i XG_(first)(size_t n)
@@ -2345,43 +2192,15 @@ XG__INLINE void XG_(store_part)(float *p, XG_(v) a, size_t n)
     _mm256_maskstore_ps(p, XG_(first)(n), a);
 }
 
-XG__INLINE XG_(v) XG_(bits_add)(XG_(v) a, uint32_t u)
-{
-    const __m256i sum = _mm256_add_epi32(_mm256_castps_si256(a), _mm256_set1_epi32((int)u));
-    return _mm256_castsi256_ps(sum);
-}
-
-XG__INLINE XG_(v) XG_(bits_and)(XG_(v) a, uint32_t u)
-{
-    return _mm256_and_ps(a, _mm256_castsi256_ps(_mm256_set1_epi32((int)u)));
-}
-
-XG__INLINE XG_(v) XG_(bits_up)(XG_(v) a)
-{
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 23));
-}
-
-XG__INLINE XG_(v) XG_(bits_down)(XG_(v) a)
-{
-    return _mm256_castsi256_ps(_mm256_srli_epi32(_mm256_castps_si256(a), 23));
-}
-
-XG__INLINE XG_(v) XG_(bits_number)(XG_(v) a)
-{
-    return _mm256_cvtepi32_ps(_mm256_castps_si256(a));
-}
-
 /* Within the halves of the registers first; then quarters, or halves, change places. */
 XG__INLINE XG_(v) XG_(evens)(XG_(v) a, XG_(v) b)
 {
-    const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88));
-    return _mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8));
+    return (XG_(v))_mm256_permute4x64_pd((XG_(d))_mm256_shuffle_ps(a, b, 0x88), 0xd8);
 }
 
 XG__INLINE XG_(v) XG_(odds)(XG_(v) a, XG_(v) b)
 {
-    const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0xdd));
-    return _mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8));
+    return (XG_(v))_mm256_permute4x64_pd((XG_(d))_mm256_shuffle_ps(a, b, 0xdd), 0xd8);
 }
 
 XG__INLINE XG_(v) XG_(mix_low)(XG_(v) a, XG_(v) b)
@@ -2394,50 +2213,25 @@ XG__INLINE XG_(v) XG_(mix_high)(XG_(v) a, XG_(v) b)
     return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
 }
 
-/* Transposes the 4 x 4 squares within the halves of four registers. */
-XG__INLINE void XG_(turn_fours)(const XG_(v) *from, XG_(v) *to)
+XG__INLINE XG_(v) XG_(join_fours)(const float *const *from, size_t offset)
 {
-    const __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(from[0], from[1]));
-    const __m256d b = _mm256_castps_pd(_mm256_unpacklo_ps(from[2], from[3]));
-    const __m256d c = _mm256_castps_pd(_mm256_unpackhi_ps(from[0], from[1]));
-    const __m256d d = _mm256_castps_pd(_mm256_unpackhi_ps(from[2], from[3]));
-    to[0] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
-    to[1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
-    to[2] = _mm256_castpd_ps(_mm256_unpacklo_pd(c, d));
-    to[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(c, d));
+    const XG_(v) a = _mm256_castps128_ps256(_mm_loadu_ps(from[0] + offset));
+    return _mm256_insertf128_ps(a, _mm_loadu_ps(from[4] + offset), 1);
 }
 
-XG__INLINE void XG_(load_fours)(const float *const *from, size_t offset, XG_(v) *a)
+XG__INLINE void XG_(part_fours)(XG_(v) a, float *const *to, size_t offset)
 {
-    XG_(v) r[4];
-    int i;
-    XG__UNROLL
-    for (i = 0; i < 4; i++) {
-        r[i] = _mm256_castps128_ps256(_mm_loadu_ps(from[i] + offset));
-        r[i] = _mm256_insertf128_ps(r[i], _mm_loadu_ps(from[i + 4] + offset), 1);
-    }
-    XG_(turn_fours)(r, a);
-}
-
-XG__INLINE void XG_(store_fours)(const XG_(v) *a, float *const *to, size_t offset)
-{
-    XG_(v) r[4];
-    int i;
-    XG_(turn_fours)(a, r);
-    XG__UNROLL
-    for (i = 0; i < 4; i++) {
-        _mm_storeu_ps(to[i] + offset, _mm256_castps256_ps128(r[i]));
-        _mm_storeu_ps(to[i + 4] + offset, _mm256_extractf128_ps(r[i], 1));
-    }
+    _mm_storeu_ps(to[0] + offset, _mm256_castps256_ps128(a));
+    _mm_storeu_ps(to[4] + offset, _mm256_extractf128_ps(a, 1));
 }
 
 /* First 4 x 4 squares within the halves of the registers, then the halves change places. */
 XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to, size_t to_stride)
 {
     XG_(v) r[8], u[8];
-    int i;
+    size_t i;
     XG__UNROLL
-    for (i = 0; i < 8; i++) r[i] = XG_(load)(from + (size_t)i * from_stride);
+    for (i = 0; i < 8; i++) r[i] = XG_(load)(from + i * from_stride);
     XG_(turn_fours)(r, u);
     XG_(turn_fours)(r + 4, u + 4);
     XG__UNROLL
@@ -2450,74 +2244,7 @@ XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to,
     }
 }
 
-XG__INLINE XG_(w) XG_(wide_read)(const double *p)
-{
-    XG_(w) w;
-    w.low = _mm256_loadu_pd(p);
-    w.high = _mm256_loadu_pd(p + 4);
-    return w;
-}
-
-/* Halves are loaded apart: to widen the upper half of a register would take a shuffle more. */
-XG__INLINE XG_(w) XG_(wide_load)(const float *p)
-{
-    XG_(w) w;
-    w.low = _mm256_cvtps_pd(_mm_loadu_ps(p));
-    w.high = _mm256_cvtps_pd(_mm_loadu_ps(p + 4));
-    return w;
-}
-
-XG__INLINE XG_(w) XG_(wide_load_part)(const float *p, size_t n)
-{
-    const XG_(v) a = XG_(load_part)(p, n);
-    XG_(w) w;
-    w.low = _mm256_cvtps_pd(_mm256_castps256_ps128(a));
-    w.high = _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1));
-    return w;
-}
-
-XG__INLINE XG_(w) XG_(wide_add)(XG_(w) a, XG_(w) b)
-{
-    a.low = _mm256_add_pd(a.low, b.low);
-    a.high = _mm256_add_pd(a.high, b.high);
-    return a;
-}
-
-XG__INLINE XG_(w) XG_(wide_add_square)(XG_(w) a, XG_(w) b)
-{
-    a.low = _mm256_add_pd(a.low, _mm256_mul_pd(b.low, b.low));
-    a.high = _mm256_add_pd(a.high, _mm256_mul_pd(b.high, b.high));
-    return a;
-}
-
-XG__INLINE void XG_(wide_store)(double *p, XG_(w) a)
-{
-    _mm256_storeu_pd(p, a.low);
-    _mm256_storeu_pd(p + 4, a.high);
-}
-
-#elif XG__PASS == XG__LEVEL_AVX512
-
-/* x86 servers since 2017: 32 registers of 16, and masks of one bit a lane in registers of their
- * own. */
-
-#define XG__LANES 16
-typedef __m512    XG_(v);
-typedef __mmask16 XG_(m);
-typedef struct XG_(w) { __m512d low, high; } XG_(w);
-
-XG__INLINE XG_(v) XG_(load)(const float *p)                 { return _mm512_loadu_ps(p); }
-XG__INLINE void   XG_(store)(float *p, XG_(v) a)            { _mm512_storeu_ps(p, a); }
-XG__INLINE XG_(v) XG_(set1)(float x)                        { return _mm512_set1_ps(x); }
-XG__INLINE XG_(v) XG_(add)(XG_(v) a, XG_(v) b)              { return _mm512_add_ps(a, b); }
-XG__INLINE XG_(v) XG_(sub)(XG_(v) a, XG_(v) b)              { return _mm512_sub_ps(a, b); }
-XG__INLINE XG_(v) XG_(mul)(XG_(v) a, XG_(v) b)              { return _mm512_mul_ps(a, b); }
-XG__INLINE XG_(v) XG_(div)(XG_(v) a, XG_(v) b)              { return _mm512_div_ps(a, b); }
-XG__INLINE XG_(v) XG_(sqrt)(XG_(v) a)                       { return _mm512_sqrt_ps(a); }
-XG__INLINE XG_(v) XG_(fma)(XG_(v) a, XG_(v) b, XG_(v) c)    { return _mm512_fmadd_ps(a, b, c); }
-XG__INLINE XG_(v) XG_(fnma)(XG_(v) a, XG_(v) b, XG_(v) c)   { return _mm512_fnmadd_ps(a, b, c); }
-XG__INLINE XG_(v) XG_(min)(XG_(v) a, XG_(v) b)              { return _mm512_min_ps(a, b); }
-XG__INLINE XG_(v) XG_(max)(XG_(v) a, XG_(v) b)              { return _mm512_max_ps(a, b); }
+#else /* AVX-512 */
 
 XG__INLINE XG_(m) XG_(less)(XG_(v) a, XG_(v) b)
 {
@@ -2534,13 +2261,7 @@ XG__INLINE XG_(v) XG_(select)(XG_(m) m, XG_(v) a, XG_(v) b)
     return _mm512_mask_blend_ps(m, b, a);
 }
 
-XG__INLINE XG_(v) XG_(sign_bit)(void)      { return _mm512_set1_ps(-0.0f); }
-XG__INLINE XG_(v) XG_(abs)(XG_(v) a)       { return _mm512_andnot_ps(XG_(sign_bit)(), a); }
-XG__INLINE XG_(v) XG_(neg)(XG_(v) a)       { return _mm512_xor_ps(XG_(sign_bit)(), a); }
-XG__INLINE XG_(v) XG_(copysign)(XG_(v) a, XG_(v) b)
-{
-    return _mm512_or_ps(XG_(abs)(a), _mm512_and_ps(XG_(sign_bit)(), b));
-}
+XG__INLINE XG_(d) XG_(wide_half)(const float *p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
 
 XG__INLINE XG_(m) XG_(first)(size_t n) { return (XG_(m))((1u << n) - 1u); }
 
@@ -2554,108 +2275,41 @@ XG__INLINE void XG_(store_part)(float *p, XG_(v) a, size_t n)
     _mm512_mask_storeu_ps(p, XG_(first)(n), a);
 }
 
-XG__INLINE XG_(v) XG_(bits_add)(XG_(v) a, uint32_t u)
-{
-    const __m512i sum = _mm512_add_epi32(_mm512_castps_si512(a), _mm512_set1_epi32((int)u));
-    return _mm512_castsi512_ps(sum);
-}
-
-XG__INLINE XG_(v) XG_(bits_and)(XG_(v) a, uint32_t u)
-{
-    return _mm512_and_ps(a, _mm512_castsi512_ps(_mm512_set1_epi32((int)u)));
-}
-
-XG__INLINE XG_(v) XG_(bits_up)(XG_(v) a)
-{
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23));
-}
-
-XG__INLINE XG_(v) XG_(bits_down)(XG_(v) a)
-{
-    return _mm512_castsi512_ps(_mm512_srli_epi32(_mm512_castps_si512(a), 23));
-}
-
-XG__INLINE XG_(v) XG_(bits_number)(XG_(v) a)
-{
-    return _mm512_cvtepi32_ps(_mm512_castps_si512(a));
-}
-
-XG__INLINE XG_(v) XG_(evens)(XG_(v) a, XG_(v) b)
-{
-    const __m512i from = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14,
-                                           16, 18, 20, 22, 24, 26, 28, 30);
-    return _mm512_permutex2var_ps(a, from, b);
-}
-
-XG__INLINE XG_(v) XG_(odds)(XG_(v) a, XG_(v) b)
-{
-    const __m512i from = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15,
-                                           17, 19, 21, 23, 25, 27, 29, 31);
-    return _mm512_permutex2var_ps(a, from, b);
-}
-
-XG__INLINE XG_(v) XG_(mix_low)(XG_(v) a, XG_(v) b)
-{
-    const __m512i from = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19,
-                                           4, 20, 5, 21, 6, 22, 7, 23);
-    return _mm512_permutex2var_ps(a, from, b);
-}
-
-XG__INLINE XG_(v) XG_(mix_high)(XG_(v) a, XG_(v) b)
-{
-    const __m512i from = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27,
-                                           12, 28, 13, 29, 14, 30, 15, 31);
-    return _mm512_permutex2var_ps(a, from, b);
-}
-
-/* Transposes the 4 x 4 squares within the quarters of four registers. */
-XG__INLINE void XG_(turn_fours)(const XG_(v) *from, XG_(v) *to)
-{
-    const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(from[0], from[1]));
-    const __m512d b = _mm512_castps_pd(_mm512_unpacklo_ps(from[2], from[3]));
-    const __m512d c = _mm512_castps_pd(_mm512_unpackhi_ps(from[0], from[1]));
-    const __m512d d = _mm512_castps_pd(_mm512_unpackhi_ps(from[2], from[3]));
-    to[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
-    to[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
-    to[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(c, d));
-    to[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(c, d));
-}
-
-XG__INLINE void XG_(load_fours)(const float *const *from, size_t offset, XG_(v) *a)
-{
-    XG_(v) r[4];
-    int i;
-    XG__UNROLL
-    for (i = 0; i < 4; i++) {
-        r[i] = _mm512_castps128_ps512(_mm_loadu_ps(from[i] + offset));
-        r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(from[i + 4] + offset), 1);
-        r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(from[i + 8] + offset), 2);
-        r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(from[i + 12] + offset), 3);
+/* Number 16 + i of the choice is number i of b. */
+#define XG__CHOOSE(name, ...)                                                                      \
+    XG__INLINE XG_(v) XG_(name)(XG_(v) a, XG_(v) b)                                                \
+    {                                                                                              \
+        return _mm512_permutex2var_ps(a, _mm512_setr_epi32(__VA_ARGS__), b);                       \
     }
-    XG_(turn_fours)(r, a);
+XG__CHOOSE(evens,    0,  2, 4,  6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
+XG__CHOOSE(odds,     1,  3, 5,  7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)
+XG__CHOOSE(mix_low,  0, 16, 1, 17, 2, 18,  3, 19,  4, 20,  5, 21,  6, 22,  7, 23)
+XG__CHOOSE(mix_high, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#undef XG__CHOOSE
+
+XG__INLINE XG_(v) XG_(join_fours)(const float *const *from, size_t offset)
+{
+    XG_(v) a = _mm512_castps128_ps512(_mm_loadu_ps(from[0] + offset));
+    a = _mm512_insertf32x4(a, _mm_loadu_ps(from[4] + offset), 1);
+    a = _mm512_insertf32x4(a, _mm_loadu_ps(from[8] + offset), 2);
+    return _mm512_insertf32x4(a, _mm_loadu_ps(from[12] + offset), 3);
 }
 
-XG__INLINE void XG_(store_fours)(const XG_(v) *a, float *const *to, size_t offset)
+XG__INLINE void XG_(part_fours)(XG_(v) a, float *const *to, size_t offset)
 {
-    XG_(v) r[4];
-    int i;
-    XG_(turn_fours)(a, r);
-    XG__UNROLL
-    for (i = 0; i < 4; i++) {
-        _mm_storeu_ps(to[i] + offset, _mm512_castps512_ps128(r[i]));
-        _mm_storeu_ps(to[i + 4] + offset, _mm512_extractf32x4_ps(r[i], 1));
-        _mm_storeu_ps(to[i + 8] + offset, _mm512_extractf32x4_ps(r[i], 2));
-        _mm_storeu_ps(to[i + 12] + offset, _mm512_extractf32x4_ps(r[i], 3));
-    }
+    _mm_storeu_ps(to[0] + offset, _mm512_castps512_ps128(a));
+    _mm_storeu_ps(to[4] + offset, _mm512_extractf32x4_ps(a, 1));
+    _mm_storeu_ps(to[8] + offset, _mm512_extractf32x4_ps(a, 2));
+    _mm_storeu_ps(to[12] + offset, _mm512_extractf32x4_ps(a, 3));
 }
 
 /* First 4 x 4 squares within the quarters of the registers, then the quarters change places. */
 XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to, size_t to_stride)
 {
     XG_(v) r[16], u[16];
-    int i;
+    size_t i;
     XG__UNROLL
-    for (i = 0; i < 16; i++) r[i] = XG_(load)(from + (size_t)i * from_stride);
+    for (i = 0; i < 16; i++) r[i] = XG_(load)(from + i * from_stride);
     XG__UNROLL
     for (i = 0; i < 16; i += 4) XG_(turn_fours)(r + i, u + i);
     XG__UNROLL
@@ -2676,63 +2330,84 @@ XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to,
     }
 }
 
-/* Number 16 + i of the choice is number i of b. */
-
-XG__INLINE XG_(w) XG_(wide_read)(const double *p)
-{
-    XG_(w) w;
-    w.low = _mm512_loadu_pd(p);
-    w.high = _mm512_loadu_pd(p + 8);
-    return w;
-}
-
-XG__INLINE XG_(w) XG_(wide_load)(const float *p)
-{
-    XG_(w) w;
-    w.low = _mm512_cvtps_pd(_mm256_loadu_ps(p));
-    w.high = _mm512_cvtps_pd(_mm256_loadu_ps(p + 8));
-    return w;
-}
-
-XG__INLINE XG_(w) XG_(wide_load_part)(const float *p, size_t n)
-{
-    const XG_(v) a = XG_(load_part)(p, n);
-    XG_(w) w;
-    w.low = _mm512_cvtps_pd(_mm512_castps512_ps256(a));
-    w.high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
-    return w;
-}
-
-XG__INLINE XG_(w) XG_(wide_add)(XG_(w) a, XG_(w) b)
-{
-    a.low = _mm512_add_pd(a.low, b.low);
-    a.high = _mm512_add_pd(a.high, b.high);
-    return a;
-}
-
-XG__INLINE XG_(w) XG_(wide_add_square)(XG_(w) a, XG_(w) b)
-{
-    a.low = _mm512_add_pd(a.low, _mm512_mul_pd(b.low, b.low));
-    a.high = _mm512_add_pd(a.high, _mm512_mul_pd(b.high, b.high));
-    return a;
-}
-
-XG__INLINE void XG_(wide_store)(double *p, XG_(w) a)
-{
-    _mm512_storeu_pd(p, a.low);
-    _mm512_storeu_pd(p + 8, a.high);
-}
+#endif
+#undef XG__X86
 
 #endif /* levels */
 
+/* 3.1.1 What all levels share. Only levels of gcc and clang have vectors, and those two know C's
+ *       operators and casts for them: number by number, and bit by bit. */
+
+XG__INLINE XG_(v) XG_(add)(XG_(v) a, XG_(v) b)              { return a + b; }
+XG__INLINE XG_(v) XG_(sub)(XG_(v) a, XG_(v) b)              { return a - b; }
+XG__INLINE XG_(v) XG_(mul)(XG_(v) a, XG_(v) b)              { return a * b; }
+XG__INLINE XG_(v) XG_(div)(XG_(v) a, XG_(v) b)              { return a / b; }
+XG__INLINE XG_(v) XG_(neg)(XG_(v) a)                        { return -a; }
+
 #if XG__LANES == 4
+
+/* NEON and wasm have no masked access: parts of vectors go through a little memory. */
+XG__INLINE XG_(v) XG_(load_part)(const float *p, size_t n)
+{
+    float room[4] = { 0, 0, 0, 0 };
+    size_t i;
+    for (i = 0; i < n; i++) room[i] = p[i];
+    return XG_(load)(room);
+}
+
+XG__INLINE void XG_(store_part)(float *p, XG_(v) a, size_t n)
+{
+    float room[4];
+    size_t i;
+    XG_(store)(room, a);
+    for (i = 0; i < n; i++) p[i] = room[i];
+}
+
+XG__INLINE void XG_(turn_fours)(const XG_(v) *from, XG_(v) *to)
+{
+    const XG_(v) a = XG_(mix_low)(from[0], from[2]), b = XG_(mix_low)(from[1], from[3]);
+    const XG_(v) c = XG_(mix_high)(from[0], from[2]), d = XG_(mix_high)(from[1], from[3]);
+    to[0] = XG_(mix_low)(a, b);
+    to[1] = XG_(mix_high)(a, b);
+    to[2] = XG_(mix_low)(c, d);
+    to[3] = XG_(mix_high)(c, d);
+}
+
+XG__INLINE XG_(v) XG_(join_fours)(const float *const *from, size_t offset)
+{
+    return XG_(load)(from[0] + offset);
+}
+
+XG__INLINE void XG_(part_fours)(XG_(v) a, float *const *to, size_t offset)
+{
+    XG_(store)(to[0] + offset, a);
+}
+
+XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to, size_t to_stride)
+{
+    XG_(v) r[4], u[4];
+    size_t i;
+    XG__UNROLL
+    for (i = 0; i < 4; i++) r[i] = XG_(load)(from + i * from_stride);
+    XG_(turn_fours)(r, u);
+    XG__UNROLL
+    for (i = 0; i < 4; i++) XG_(store)(to + i * to_stride, u[i]);
+}
+
+#endif
+
+#if XG__LANES > 1
+
+typedef uint32_t XG_(u) __attribute__((vector_size(4 * XG__LANES)));
+XG__INLINE XG_(u) XG_(bits)(XG_(v) a)    { return (XG_(u))a; }
+XG__INLINE XG_(v) XG_(of_bits)(XG_(u) u) { return (XG_(v))u; }
 
 XG__INLINE void XG_(load_fours)(const float *const *from, size_t offset, XG_(v) *a)
 {
     XG_(v) r[4];
     int i;
     XG__UNROLL
-    for (i = 0; i < 4; i++) r[i] = XG_(load)(from[i] + offset);
+    for (i = 0; i < 4; i++) r[i] = XG_(join_fours)(from + i, offset);
     XG_(turn_fours)(r, a);
 }
 
@@ -2742,20 +2417,62 @@ XG__INLINE void XG_(store_fours)(const XG_(v) *a, float *const *to, size_t offse
     int i;
     XG_(turn_fours)(a, r);
     XG__UNROLL
-    for (i = 0; i < 4; i++) XG_(store)(to[i] + offset, r[i]);
+    for (i = 0; i < 4; i++) XG_(part_fours)(r[i], to + i, offset);
 }
 
-XG__INLINE void XG_(transpose)(const float *from, size_t from_stride, float *to, size_t to_stride)
+typedef struct XG_(w) { XG_(d) low, high; } XG_(w);
+typedef XG_(d) XG_(loose) __attribute__((aligned(8), may_alias));       /* anywhere in memory */
+
+XG__INLINE XG_(w) XG_(wide_load)(const float *p)
 {
-    XG_(v) r[4], u[4];
-    int i;
-    XG__UNROLL
-    for (i = 0; i < 4; i++) r[i] = XG_(load)(from + (size_t)i * from_stride);
-    XG_(turn_fours)(r, u);
-    XG__UNROLL
-    for (i = 0; i < 4; i++) XG_(store)(to + (size_t)i * to_stride, u[i]);
+    XG_(w) w;
+    w.low = XG_(wide_half)(p);
+    w.high = XG_(wide_half)(p + XG__LANES / 2);
+    return w;
 }
 
+XG__INLINE XG_(w) XG_(wide_load_part)(const float *p, size_t n)
+{
+    float room[XG__LANES];
+    XG_(store)(room, XG_(load_part)(p, n));
+    return XG_(wide_load)(room);
+}
+
+XG__INLINE XG_(w) XG_(wide_read)(const double *p)
+{
+    XG_(w) w;
+    w.low = *(const XG_(loose) *)p;
+    w.high = *(const XG_(loose) *)(p + XG__LANES / 2);
+    return w;
+}
+
+XG__INLINE void XG_(wide_store)(double *p, XG_(w) a)
+{
+    *(XG_(loose) *)p = a.low;
+    *(XG_(loose) *)(p + XG__LANES / 2) = a.high;
+}
+
+XG__INLINE XG_(w) XG_(wide_add)(XG_(w) a, XG_(w) b)
+{
+    a.low += b.low;
+    a.high += b.high;
+    return a;
+}
+
+XG__INLINE XG_(w) XG_(wide_add_square)(XG_(w) a, XG_(w) b)
+{
+    a.low += b.low * b.low;
+    a.high += b.high * b.high;
+    return a;
+}
+
+#endif
+
+#ifndef XG_DOUBLE
+XG__INLINE XG_(v) XG_(bits_add)(XG_(v) a, uint32_t u) { return XG_(of_bits)(XG_(bits)(a) + u); }
+XG__INLINE XG_(v) XG_(bits_and)(XG_(v) a, uint32_t u) { return XG_(of_bits)(XG_(bits)(a) & u); }
+XG__INLINE XG_(v) XG_(bits_up)(XG_(v) a)              { return XG_(of_bits)(XG_(bits)(a) << 23); }
+XG__INLINE XG_(v) XG_(bits_down)(XG_(v) a)            { return XG_(of_bits)(XG_(bits)(a) >> 23); }
 #endif
 
 /* 3.2 Vector mathematics. One text for all levels, from the operations above only, so that all
