@@ -140,11 +140,12 @@
  *
  * HOW TO ADD AN OPERATION        Two places, about fifteen lines.
  *
- *   1. A row in XG_OPS [A5]: name, number of operands, kind of kernel, whether it has a rule,
- *      formula.
+ *   1. In [A5] a row of XG_OPS (name, number of operands, kind of kernel, whether it has a rule,
+ *      formula), and the function's declaration.
  *   2. A room in [5]: the shape rule (checks, sets y->shape), the kernel (fills y->data), the
  *      public function (emits), and the gradient rule, written in public operations.
- *      Pointwise operations need only the last two, and a vector expression in [3].
+ *      A pointwise operation needs only the last two there, but in [3] its name in XG__MAPS or
+ *      XG__ZIPS (3.0) and a vector expression (3.3).
  *   The compiler names what is missing, and tests/test_ops.c what is untested: every operation is
  *   checked against finite differences to third order. Ask of a rule: what kind is it?
  *
@@ -167,7 +168,10 @@
 #define XG_VERSION_MAJOR 0
 #define XG_VERSION_MINOR 4
 #define XG_VERSION_PATCH 0
-#define XG_VERSION "0.4.0"
+#define XG_VERSION                                                                                 \
+    XG__TEXT(XG_VERSION_MAJOR) "." XG__TEXT(XG_VERSION_MINOR) "." XG__TEXT(XG_VERSION_PATCH)
+#define XG__TEXT(a)  XG__TEXT_(a)
+#define XG__TEXT_(a) #a
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -311,10 +315,10 @@ XG_API void     xg_tape_free(xg_tape *tape);         /* frees everything made on
 
 /* Everything made after a mark is gone after the release; memory stays reserved for the next step.
  *     xg_mark m = xg_tape_mark(t);  ... one training step ...  xg_tape_release(t, m); */
-typedef struct xg_mark {           /* opaque */
-    void *chunk, *spare, *names, *updates, *changes;
-    size_t used, bytes;
-    int marks;
+typedef struct xg__place { void *chunk, *spare; size_t used, bytes; int marks; } xg__place;
+typedef struct xg_mark {                                               /* opaque */
+    xg__place place;
+    void *names, *updates, *changes;
     xg_tensor *last;
 } xg_mark;
 XG_API xg_mark  xg_tape_mark(xg_tape *tape);
@@ -372,7 +376,7 @@ XG_API const char *xg_name_of(const xg_tensor *x);                     /* its na
 /* 5.0 The list of all primitive operations: X(name, operands, kernel, gradient, formula).
  *     kernel    map: pointwise, zip: broadcasting pair, fan: repetition, sum: a sum over axes
  *               (these wait until their numbers are asked for), view: the operand's own numbers,
- *               own: anything else, with xg__shape_NAME and xg__run_NAME
+ *               own: anything else, with xg__shape_NAME and xg__run_NAME; late: such, that waits
  *     gradient  rule: xg__vjp_NAME, none: piecewise constant */
 #define XG_OPS(X)                                                                                  \
     X(leaf,           0, own, none, "data")                                                        \
@@ -1043,8 +1047,6 @@ XG_API xg_code    xg_npy_save(xg_tensor *x, const char *path);
 
 #define XG__JOIN_(a, b) a##b
 #define XG__JOIN(a, b)  XG__JOIN_(a, b)
-#define XG__TEXT_(a)    #a
-#define XG__TEXT(a)     XG__TEXT_(a)
 
 /* The processor reads ahead along a run of numbers, but not from one run to the next. */
 #if defined(__GNUC__) || defined(__clang__)
@@ -1268,14 +1270,6 @@ typedef struct xg__arena {
     size_t peak;              /* the most ever handed out at once                                 */
     size_t reserved;          /* taken from the allocator                                         */
 } xg__arena;
-
-/* Where an arena stood. */
-typedef struct xg__place {
-    void  *chunk;
-    size_t used, bytes;
-    void  *spare;
-    int    marks;
-} xg__place;
 
 static void *xg__default_alloc(void *user, size_t bytes)
 {
@@ -6615,12 +6609,7 @@ XG_API_DEF xg_mark xg_tape_mark(xg_tape *tape)
     xg_mark mark;
     memset(&mark, 0, sizeof mark);
     if (!tape) return mark;
-    xg__place place = xg__arena_mark(&tape->arena);
-    mark.chunk = place.chunk;
-    mark.spare = place.spare;
-    mark.used = place.used;
-    mark.bytes = place.bytes;
-    mark.marks = place.marks;
+    mark.place = xg__arena_mark(&tape->arena);
     mark.last = tape->last;
     mark.names = tape->names;
     mark.updates = tape->updates;
@@ -6654,13 +6643,7 @@ static void xg__tape_rewind(xg_tape *tape, xg_mark mark, bool keep_mark)
         xg_tensor **known = &tape->known[i];
         while (*known && (*known)->id >= tape->count) *known = (*known)->older;
     }
-    xg__place place;
-    place.chunk = mark.chunk;
-    place.spare = mark.spare;
-    place.used = mark.used;
-    place.bytes = mark.bytes;
-    place.marks = mark.marks;
-    xg__arena_rewind(&tape->arena, place, keep_mark);
+    xg__arena_rewind(&tape->arena, mark.place, keep_mark);
 }
 
 XG_API_DEF void xg_tape_release(xg_tape *tape, xg_mark mark)
@@ -8236,9 +8219,7 @@ XG_API_DEF void xg_tape_reset(xg_tape *tape)
     if (!tape) return;
     xg_mark start;
     memset(&start, 0, sizeof start);
-    start.chunk = tape->start.chunk;
-    start.used = tape->start.used;
-    start.bytes = tape->start.bytes;
+    start.place = tape->start;
     xg__tape_rewind(tape, start, false);
     xg_clear_error(tape);
 }
@@ -8733,11 +8714,7 @@ static xg_tensor *xg__vjp_permute(xg_tensor *y, int i, xg_tensor *g)
     return xg_permute(g, back[0], back[1], back[2], back[3]);
 }
 
-static bool xg__shape_flip(xg_tensor *y)
-{
-    y->shape = y->in[0]->shape;
-    return true;
-}
+static bool xg__shape_flip(xg_tensor *y) { return xg__shape_map(y); }
 
 static void xg__flip_planes(const void *context, size_t begin, size_t end)
 {
@@ -9008,18 +8985,23 @@ static int xg__windows(int extent, int kernel, xg_window k)
     return room < 0 ? 0 : room / k.stride + 1;
 }
 
-static bool xg__window_valid(xg_window k)
+/* Are the window's numbers usable? Refuses y if not. */
+static bool xg__window_valid(const xg_tensor *y)
 {
     const int most = 1 << 15;                  /* keeps every product of extents inside an int */
-    return k.kh > 0 && k.kw > 0 && k.stride > 0 && k.dilation > 0 && k.groups > 0 && k.pad >= 0 &&
-           k.kh < most && k.kw < most && k.stride < most && k.dilation < most && k.pad < most;
+    xg_window k = y->attr.conv.window;
+    if (k.kh > 0 && k.kw > 0 && k.stride > 0 && k.dilation > 0 && k.groups > 0 && k.pad >= 0 &&
+        k.kh < most && k.kw < most && k.stride < most && k.dilation < most && k.pad < most) {
+        return true;
+    }
+    return xg__refuse(y, XG_ERR_ARGUMENT, "a window number is negative");
 }
 
 /* Checks x [n,c,h,w], w [o,c/groups,kh,kw], g [n,o,oh,ow] against one another. */
 static bool xg__conv_fits(const xg_tensor *y, xg_shape x, xg_shape w, xg_shape g)
 {
     xg_window k = y->attr.conv.window;
-    if (!xg__window_valid(k)) return xg__refuse(y, XG_ERR_ARGUMENT, "a window number is negative");
+    if (!xg__window_valid(y)) return false;
     if (x.c != w.c * k.groups) return xg__refuse(y, XG_ERR_SHAPE, "channels differ");
     if (w.n % k.groups) return xg__refuse(y, XG_ERR_SHAPE, "groups do not divide the outputs");
     if (g.n != x.n || g.c != w.n) return xg__refuse(y, XG_ERR_SHAPE, "batch or outputs differ");
@@ -9102,7 +9084,7 @@ static bool xg__shape_conv2d(xg_tensor *y)
 {
     xg_shape x = y->in[0]->shape, w = y->in[1]->shape;
     xg_window k = y->attr.conv.window;
-    if (!xg__window_valid(k)) return xg__refuse(y, XG_ERR_ARGUMENT, "a window number is negative");
+    if (!xg__window_valid(y)) return false;
     y->shape = xg_shape4(x.n, w.n, xg__windows(x.h, w.h, k), xg__windows(x.w, w.w, k));
     return xg__conv_fits(y, x, w, y->shape);
 }
@@ -9182,7 +9164,7 @@ static bool xg__shape_pool(xg_tensor *y)
 {
     xg_shape x = y->in[0]->shape;
     xg_window k = y->attr.conv.window;
-    if (!xg__window_valid(k)) return xg__refuse(y, XG_ERR_ARGUMENT, "a window number is negative");
+    if (!xg__window_valid(y)) return false;
     if (2 * k.pad > k.dilation * (k.kh - 1) + 1 || 2 * k.pad > k.dilation * (k.kw - 1) + 1) {
         return xg__refuse(y, XG_ERR_ARGUMENT, "padding is more than half the window");
     }
@@ -9235,7 +9217,7 @@ static bool xg__shape_avgpool_t(xg_tensor *y)
     xg_shape g = y->in[0]->shape, x = y->attr.conv.shape;
     xg_window k = y->attr.conv.window;
     y->shape = x;
-    if (!xg__window_valid(k)) return xg__refuse(y, XG_ERR_ARGUMENT, "a window number is negative");
+    if (!xg__window_valid(y)) return false;
     if (g.n == x.n && g.c == x.c && g.h == xg__windows(x.h, k.kh, k) &&
         g.w == xg__windows(x.w, k.kw, k)) {
         return true;
@@ -9617,15 +9599,19 @@ static void xg__gather_planes(const void *context, size_t begin, size_t end)
     }
 }
 
-static void xg__pick_planes(const void *context, size_t begin, size_t end)
+/* Both ways between planes and the maxima of their 2x2 windows. */
+static void xg__pairs_planes(const void *context, size_t begin, size_t end)
 {
     const xg__plane_job *job = (const xg__plane_job *)context;
-    const xg_tensor *index = job->y->in[1];
-    xg__pool_job pool = xg__pool_of(index->attr.conv.window, job->x->shape, index->shape);
+    const xg_tensor *x = job->x, *y = job->y, *index = y->in[1];
+    const bool pick = y->op == XG_OP_gather;
+    const xg__kernels *kernels = y->tape->kernels;
+    xg__pool_job pool = xg__pool_of(index->attr.conv.window, pick ? x->shape : y->shape,
+                                    index->shape);
     for (size_t plane = begin; plane < end; plane++) {
-        job->y->tape->kernels->pick_pairs(&pool, job->x->data + plane * xg__plane(job->x),
-                                          xg__index_plane(index, plane, job->y->shape.c),
-                                          job->y->data + plane * xg__plane(job->y));
+        const xg_real *at = xg__index_plane(index, plane, y->shape.c);
+        (pick ? kernels->pick_pairs : kernels->place_pairs)
+            (&pool, x->data + plane * xg__plane(x), at, y->data + plane * xg__plane(y));
     }
 }
 
@@ -9646,7 +9632,7 @@ static void xg__run_gather(xg_tensor *y)
     }
     if (!xg__force(y->in[0]) || !xg__force(y->in[1])) return;
     bool pairs = xg__in_pairs(y->in[1], y->in[0]->shape);
-    xg__for_planes(y, y, xg__plane(y), pairs ? xg__pick_planes : xg__gather_planes);
+    xg__for_planes(y, y, xg__plane(y), pairs ? xg__pairs_planes : xg__gather_planes);
 }
 
 XG_API_DEF xg_tensor *xg_gather(xg_tensor *x, xg_tensor *index)
@@ -9682,24 +9668,12 @@ static void xg__scatter_planes(const void *context, size_t begin, size_t end)
     }
 }
 
-static void xg__place_planes(const void *context, size_t begin, size_t end)
-{
-    const xg__plane_job *job = (const xg__plane_job *)context;
-    const xg_tensor *index = job->y->in[1];
-    xg__pool_job pool = xg__pool_of(index->attr.conv.window, job->y->shape, index->shape);
-    for (size_t plane = begin; plane < end; plane++) {
-        job->y->tape->kernels->place_pairs(&pool, job->x->data + plane * xg__plane(job->x),
-                                           xg__index_plane(index, plane, job->y->shape.c),
-                                           job->y->data + plane * xg__plane(job->y));
-    }
-}
-
 static void xg__run_scatter(xg_tensor *y)
 {
     if (!xg__force(y->in[0]) || !xg__force(y->in[1])) return;
     bool pairs = xg__in_pairs(y->in[1], y->shape);
     xg__for_planes(y, y, xg__plane(y) + xg__plane(y->in[0]),
-                   pairs ? xg__place_planes : xg__scatter_planes);
+                   pairs ? xg__pairs_planes : xg__scatter_planes);
 }
 
 XG_API_DEF xg_tensor *xg_scatter(xg_tensor *g, xg_tensor *index, xg_shape x)
@@ -10009,10 +9983,10 @@ XG_API_DEF xg_tensor *xg_bce_with_logits(xg_tensor *logits, xg_tensor *target)
 
 /* ---- control --------------------------------------------------------------------------------- */
 
-#define xg__shape_detach xg__shape_map
+static bool xg__shape_detach(xg_tensor *y) { return xg__shape_map(y); }
 XG_API_DEF xg_tensor *xg_detach(xg_tensor *x) { return xg__emit1(XG_OP_detach, x); }
 
-#define xg__shape_barrier xg__shape_map
+static bool xg__shape_barrier(xg_tensor *y) { return xg__shape_map(y); }
 XG_API_DEF xg_tensor *xg_barrier(xg_tensor *x) { return xg__emit1(XG_OP_barrier, x); }
 static xg_tensor *xg__vjp_barrier(xg_tensor *y, int i, xg_tensor *g)
 {
@@ -10022,7 +9996,7 @@ static xg_tensor *xg__vjp_barrier(xg_tensor *y, int i, xg_tensor *g)
 
 /* ---- the table of rooms, from the list ------------------------------------------------------- */
 
-#define xg__shape_leaf NULL                    /* leaves are recorded by 4.6, never emitted */
+#define xg__shape_leaf NULL                    /* leaves are recorded by 4.9, never emitted */
 #define xg__run_leaf NULL
 
 #define XG__ROOM_map(name) xg__shape_map, NULL, XG__LATER_MAP, XG__MAP_##name
@@ -10070,8 +10044,6 @@ static xg_tensor *xg__walk_begin(xg_tape *tape, xg_tensor *const *x, int count)
     int number = ++tape->walks;
     for (int i = 0; i < count; i++) {
         x[i]->walk.number = number;
-        x[i]->walk.leads = false;
-        x[i]->walk.first = x[i]->walk.second = NULL;
         if (!earliest || x[i]->id < earliest->id) earliest = x[i];
     }
     for (xg_tensor *node = earliest; node; node = node->next) {
@@ -10079,7 +10051,7 @@ static xg_tensor *xg__walk_begin(xg_tape *tape, xg_tensor *const *x, int count)
         for (int i = 0; i < 2 && !depends; i++) {
             depends = node->in[i] && node->in[i]->walk.number == number;
         }
-        if (!depends || node->walk.number == number) continue;
+        if (!depends) continue;
         node->walk.number = number;
         node->walk.leads = false;
         node->walk.first = node->walk.second = NULL;
@@ -10393,12 +10365,14 @@ XG_API_DEF xg_rules xg_rules_plain(void)
     return rules;
 }
 
-XG_API_DEF xg_rules xg_rules_explain(void)
+static xg_rules xg__rules_but(xg_op op, xg_vjp rule)
 {
     xg_rules rules = xg_rules_plain();
-    rules.vjp[XG_OP_barrier] = NULL;
+    rules.vjp[op] = rule;
     return rules;
 }
+
+XG_API_DEF xg_rules xg_rules_explain(void) { return xg__rules_but(XG_OP_barrier, NULL); }
 
 static xg_tensor *xg__vjp_guided_relu(xg_tensor *y, int i, xg_tensor *g)
 {
@@ -10408,9 +10382,7 @@ static xg_tensor *xg__vjp_guided_relu(xg_tensor *y, int i, xg_tensor *g)
 
 XG_API_DEF xg_rules xg_rules_guided(void)
 {
-    xg_rules rules = xg_rules_plain();
-    rules.vjp[XG_OP_relu] = xg__vjp_guided_relu;
-    return rules;
+    return xg__rules_but(XG_OP_relu, xg__vjp_guided_relu);
 }
 
 static xg_tensor *xg__vjp_deconv_relu(xg_tensor *y, int i, xg_tensor *g)
@@ -10421,9 +10393,7 @@ static xg_tensor *xg__vjp_deconv_relu(xg_tensor *y, int i, xg_tensor *g)
 
 XG_API_DEF xg_rules xg_rules_deconv(void)
 {
-    xg_rules rules = xg_rules_plain();
-    rules.vjp[XG_OP_relu] = xg__vjp_deconv_relu;
-    return rules;
+    return xg__rules_but(XG_OP_relu, xg__vjp_deconv_relu);
 }
 
 /* 6.3 Forward readings: both carry a pair of tensors for each node between x and y. A node that
@@ -10460,6 +10430,12 @@ static void xg__no_rule(const xg_tensor *node, const char *reading)
 {
     xg_fail(node->tape, XG_ERR_RULE, "%s: %s has no rule here; use it on nets made of convolution, "
             "dense, addition, scaling, ReLU and pooling", reading, xg_op_name(node->op));
+}
+
+/* A product again, x in the place of the operand that varies. */
+static xg_tensor *xg__product(const xg_tensor *node, int moving, xg_tensor *x, xg_tensor *constant)
+{
+    return moving ? xg__again(node, constant, x) : xg__again(node, x, constant);
 }
 
 /* Which operand of a bilinear operation varies: 0 or 1, or -1 for both. */
@@ -10524,11 +10500,10 @@ static void xg__bounds_bilinear(xg_tensor *node)
     xg_tensor *radius = xg__box_radius(x), *size = xg_abs(constant);
     if (!radius) {
         centre = xg_affine(xg_add(x->walk.first, x->walk.second), 0.5, 0);
-        centre = moving ? xg__again(node, constant, centre) : xg__again(node, centre, constant);
+        centre = xg__product(node, moving, centre, constant);
         radius = xg_affine(xg_sub(x->walk.second, x->walk.first), 0.5, 0);
     }
-    radius = moving ? xg__again(node, size, radius) : xg__again(node, radius, size);
-    xg__bounds_about(node, centre, radius);
+    xg__bounds_about(node, centre, xg__product(node, moving, radius, size));
 }
 
 static void xg__bounds_node(xg_tensor *node)
@@ -10635,8 +10610,8 @@ static void xg__split_node(xg_tensor *node)
         xg__split_constant(node, beta, gamma, c);
     } else if (kind == XG__BILINEAR && moving >= 0) {
         xg_tensor *c = node->in[1 - moving];
-        node->walk.first = moving ? xg__again(node, c, beta) : xg__again(node, beta, c);
-        node->walk.second = moving ? xg__again(node, c, gamma) : xg__again(node, gamma, c);
+        node->walk.first = xg__product(node, moving, beta, c);
+        node->walk.second = xg__product(node, moving, gamma, c);
     } else {
         xg__no_rule(node, "split");
     }
@@ -10983,10 +10958,17 @@ XG_API_DEF int xg_params_add(xg_params *params, const char *name, xg_shape s, bo
     return -1;
 }
 
+/* What follows a prefix; NULL when the text does not begin with it. */
+static const char *xg__after(const char *text, const char *prefix)
+{
+    const size_t length = strlen(prefix);
+    return strncmp(text, prefix, length) ? NULL : text + length;
+}
+
 /* No prefix fits every text. */
 static bool xg__starts_with(const char *text, const char *prefix)
 {
-    return !prefix || !strncmp(text, prefix, strlen(prefix));
+    return !prefix || xg__after(text, prefix);
 }
 
 XG_API_DEF void xg_params_freeze(xg_params *params, const char *prefix, bool frozen)
@@ -11036,7 +11018,6 @@ static xg__steps *xg__steps_find(xg_params *params, const char *optim, bool crea
     return steps;
 }
 
-/* The next four are what [11] needs to save and restore counts. */
 static int64_t xg__steps_get(const xg_params *params, const char *optim)
 {
     for (const xg__steps *at = params ? params->steps : NULL; at; at = at->next) {
@@ -11052,18 +11033,12 @@ static bool xg__steps_set(xg_params *params, const char *optim, int64_t steps)
     return found != NULL;
 }
 
-static int xg__steps_count(const xg_params *params)
+/* An entry's state of that optimiser and number; NULL when there is none. */
+static xg__slot *xg__slot_find(const xg__entry *entry, const char *optim, int which)
 {
-    int count = 0;
-    for (const xg__steps *at = params->steps; at; at = at->next) count++;
-    return count;
-}
-
-static const char *xg__steps_name(const xg_params *params, int i)
-{
-    const xg__steps *at = params->steps;
-    while (at && i-- > 0) at = at->next;
-    return at ? at->optim : "";
+    xg__slot *slot = entry->slots;
+    while (slot && (slot->which != which || strcmp(slot->optim, optim))) slot = slot->next;
+    return slot;
 }
 
 /* The state vector, zeros when it is new; NULL when absent (or without memory, if create). */
@@ -11072,14 +11047,13 @@ static xg_real *xg__slot_get(xg_params *params, int entry, const char *optim, in
 {
     if (!xg__params_has(params, entry)) return NULL;
     xg__entry *owner = &params->entry[entry];
-    for (xg__slot *slot = owner->slots; slot; slot = slot->next) {
-        if (slot->which == which && !strcmp(slot->optim, optim)) return slot->data;
-    }
+    xg__slot *slot = xg__slot_find(owner, optim, which);
+    if (slot) return slot->data;
     xg__steps *steps = create ? xg__steps_find(params, optim, true) : NULL;
     if (!steps) return NULL;
     xg__place before = xg__arena_place(&params->arena);
     size_t bytes = xg_shape_size(owner->shape) * sizeof(xg_real);
-    xg__slot *slot = (xg__slot *)xg__params_take(params, sizeof *slot);
+    slot = (xg__slot *)xg__params_take(params, sizeof *slot);
     if (slot) slot->data = (xg_real *)xg__params_take(params, bytes);
     if (!slot || !slot->data) {
         xg__arena_release(&params->arena, before);
@@ -11117,20 +11091,22 @@ static bool xg__full_name(const xg_scope *s, const char *name, const char *tail,
     return false;
 }
 
-XG_API_DEF xg_scope xg_in(const xg_scope *s, const char *name)
+static xg_scope xg__scope_in(const xg_scope *s, const char *name, const char *tail)
 {
     xg_scope inner = *s;
-    if (!xg__full_name(s, name, ".", inner.prefix, sizeof inner.prefix)) inner = *s;
-    return inner;
+    return xg__full_name(s, name, tail, inner.prefix, sizeof inner.prefix) ? inner : *s;
+}
+
+XG_API_DEF xg_scope xg_in(const xg_scope *s, const char *name)
+{
+    return xg__scope_in(s, name, ".");
 }
 
 XG_API_DEF xg_scope xg_in_at(const xg_scope *s, const char *name, int i)
 {
     char tail[24];
     snprintf(tail, sizeof tail, ".%d.", i);
-    xg_scope inner = *s;
-    if (!xg__full_name(s, name, tail, inner.prefix, sizeof inner.prefix)) inner = *s;
-    return inner;
+    return xg__scope_in(s, name, tail);
 }
 
 /* How weights start. With a variance of gain^2 2/fan_in a ReLU layer hands on the variance that it
@@ -12946,7 +12922,7 @@ XG_API_DEF double xg_f1_value(const xg_f1 *f)
  * byte, so neither alignment nor the byte order of the machine matters.
  *
  * This section reads the entries, slots and step counts of the store in [7] and adds to it with
- * xg_params_add, xg__slot_get and xg__steps_set, which copy the names they are given. */
+ * xg_params_add, xg__slot_get and xg__steps_find, which copy the names they are given. */
 
 /* 11.0 Bytes. */
 
@@ -13828,11 +13804,11 @@ static void xg__load_flags(xg__weights *w)
 {
     for (int i = 0; i < w->pairs; i++) {
         const char *key = w->pair[i].key;
-        const bool buffer = xg__starts_with(key, "xguide.buffer:");
-        if (!buffer && !xg__starts_with(key, "xguide.frozen:")) continue;
-        xg__stored *t = xg__weights_find(w, key + 14);
+        const char *buffer = xg__after(key, "xguide.buffer:");
+        const char *frozen = xg__after(key, "xguide.frozen:");
+        xg__stored *t = buffer || frozen ? xg__weights_find(w, buffer ? buffer : frozen) : NULL;
         if (t && buffer) t->buffer = true;
-        if (t && !buffer) t->frozen = true;
+        if (t && frozen) t->frozen = true;
     }
 }
 
@@ -13878,14 +13854,6 @@ static void xg__resume_plan(xg__weights *w, const xg_load_report *report);
 static bool xg__resume_reserve(const xg__weights *w, xg_params *p);
 static void xg__resume_commit(const xg__weights *w, xg_params *p, xg__notes *notes);
 
-/* Takes the entries from `count` on out of the store again. Their memory stays with its arena. */
-static void xg__load_undo(xg_params *p, int count)
-{
-    p->count = count;
-    if (p->capacity) memset(p->bucket, 0, 2 * (size_t)p->capacity * sizeof *p->bucket);
-    for (int i = 0; i < count; i++) *xg__params_bucket(p, p->entry[i].name) = i + 1;
-}
-
 /* Everything of a load that may ask for memory. */
 static bool xg__load_reserve(xg__weights *w, xg_params *p, bool resume)
 {
@@ -13899,7 +13867,7 @@ static bool xg__load_reserve(xg__weights *w, xg_params *p, bool resume)
     }
     if (resume) good = good && xg__resume_reserve(w, p);
     if (!good) {
-        xg__load_undo(p, before);
+        xg__params_cut(p, before);
         xg__complain(w->error, XG_ERR_MEMORY, "out of memory for what the file holds");
     }
     return good;
@@ -13921,13 +13889,18 @@ static void xg__load_commit(const xg__weights *w, xg_params *p)
     }
 }
 
-/* The whole load; `notes` is NULL unless a checkpoint is resumed. */
+/* The whole load; options and report may be NULL, and notes are unless a checkpoint is resumed. */
 static xg_code xg__load(xg_params *p, const char *where, const unsigned char *bytes, size_t count,
                         const xg_load_options *o, xg_load_report *report, xg__notes *notes)
 {
+    const xg_load_options usual = { false, false, NULL };
+    xg_load_report unread;
     xg_error error = { XG_ERR_OK, "" };
     xg__loan loan = { NULL, 0 };
     xg__weights w;
+    if (!o) o = &usual;
+    if (!report) report = &unread;
+    memset(report, 0, sizeof *report);
     memset(&w, 0, sizeof w);
     w.error = &error;
     w.lenient = o->lenient;
@@ -13951,13 +13924,10 @@ static xg_code xg__load(xg_params *p, const char *where, const unsigned char *by
 XG_API_DEF xg_code xg_params_parse(xg_params *params, const void *bytes, size_t count,
                                    const xg_load_options *o, xg_load_report *report)
 {
-    const xg_load_options usual = { false, false, NULL };
-    xg_load_report unread;
-    if (!report) report = &unread;
-    memset(report, 0, sizeof *report);
+    if (report) memset(report, 0, sizeof *report);
     if (xg_params_error(params)->code != XG_ERR_OK) return xg_params_error(params)->code;
-    return xg__load(params, "(memory)", (const unsigned char *)bytes, bytes ? count : 0,
-                    o ? o : &usual, report, NULL);
+    return xg__load(params, "(memory)", (const unsigned char *)bytes, bytes ? count : 0, o, report,
+                    NULL);
 }
 
 #ifndef XG_NO_STDIO
@@ -13968,6 +13938,7 @@ static xg_code xg__load_path(xg_params *p, const char *path, const xg_load_optio
 {
     xg_error error = { XG_ERR_OK, "" };
     xg__loan loan = { NULL, 0 };
+    if (report) memset(report, 0, sizeof *report);
     if (xg_params_error(p)->code != XG_ERR_OK) return xg_params_error(p)->code;
     xg__source s = xg__source_open(path, &error);
     const uint64_t size = s.left;
@@ -13992,11 +13963,7 @@ static xg_code xg__load_path(xg_params *p, const char *path, const xg_load_optio
 XG_API_DEF xg_code xg_params_load(xg_params *params, const char *path, const xg_load_options *o,
                                   xg_load_report *report)
 {
-    const xg_load_options usual = { false, false, NULL };
-    xg_load_report unread;
-    if (!report) report = &unread;
-    memset(report, 0, sizeof *report);
-    return xg__load_path(params, path, o ? o : &usual, report, NULL);
+    return xg__load_path(params, path, o, report, NULL);
 }
 
 /* 11.1 safetensors: from the store to a file. What the format has no place for goes into the
@@ -14019,6 +13986,12 @@ typedef struct xg__saving {
     int  count;                            /* of notes                                            */
     bool checkpoint;                       /* optimiser state, step counts and notes too          */
 } xg__saving;
+
+/* The list of optimisers whose state is written. */
+static const xg__steps *xg__saved_steps(const xg__saving *what)
+{
+    return what->checkpoint ? what->params->steps : NULL;
+}
 
 /* A text between quotes; the caller has made sure that it is UTF-8. */
 static void xg__put_escaped(xg__sink *s, const char *text)
@@ -14054,10 +14027,9 @@ static void xg__put_metadata(xg__sink *s, const xg__saving *what)
         if (!e->trainable) xg__put_pair(s, "xguide.buffer:", e->name, "1");
         if (e->frozen && what->checkpoint) xg__put_pair(s, "xguide.frozen:", e->name, "1");
     }
-    for (int i = 0; what->checkpoint && i < xg__steps_count(p); i++) {
-        const char *slot = xg__steps_name(p, i);
+    for (const xg__steps *at = xg__saved_steps(what); at; at = at->next) {
         char room[24];
-        xg__put_pair(s, "xguide.steps:", slot, xg__digits(room, (uint64_t)xg__steps_get(p, slot)));
+        xg__put_pair(s, "xguide.steps:", at->optim, xg__digits(room, (uint64_t)at->steps));
     }
     for (int i = 0; i < what->count; i++) {
         xg__put_pair(s, "xguide.note:", what->notes[i].key, what->notes[i].value);
@@ -14095,14 +14067,6 @@ static void xg__put_line(xg__sink *s, const xg__entry *e, const xg__slot *slot, 
     xg__put_text(s, "]}");
 }
 
-/* A state vector of an entry, or NULL. */
-static const xg__slot *xg__slot_of(const xg__entry *e, const char *optim, int which)
-{
-    const xg__slot *slot = e->slots;
-    while (slot && (slot->which != which || strcmp(slot->optim, optim) != 0)) slot = slot->next;
-    return slot;
-}
-
 /* Every entry and then all state: their lines in the header, or their numbers. */
 static void xg__put_tensors(xg__sink *s, const xg__saving *what, bool lines)
 {
@@ -14113,11 +14077,10 @@ static void xg__put_tensors(xg__sink *s, const xg__saving *what, bool lines)
         if (lines) xg__put_line(s, e, NULL, &at);
         else xg__put_reals(s, e->data, xg_shape_size(e->shape));
     }
-    const int states = what->checkpoint ? 2 * xg__steps_count(p) : 0;
-    for (int k = 0; k < states; k++) {
-        for (int i = 0; i < p->count; i++) {
-            const xg__entry *e = &p->entry[i];
-            const xg__slot *slot = xg__slot_of(e, xg__steps_name(p, k / 2), k % 2);
+    for (const xg__steps *optim = xg__saved_steps(what); optim; optim = optim->next) {
+        for (int k = 0; k < 2 * p->count; k++) {
+            const xg__entry *e = &p->entry[k % p->count];
+            const xg__slot *slot = xg__slot_find(e, optim->optim, k / p->count);
             if (slot && lines) xg__put_line(s, e, slot, &at);
             if (slot && !lines) xg__put_reals(s, slot->data, xg_shape_size(e->shape));
         }
@@ -14157,10 +14120,9 @@ static void xg__save_check(const xg__saving *what, xg_error *error)
             xg__complain(error, XG_ERR_ARGUMENT, "'%.80s' cannot be a name in a file", e->name);
         }
     }
-    for (int i = 0; what->checkpoint && i < xg__steps_count(p); i++) {
-        const char *slot = xg__steps_name(p, i);
-        if (xg__is_text(slot, SIZE_MAX / 2) && xg__is_slot(slot)) continue;
-        xg__complain(error, XG_ERR_ARGUMENT, "'%.80s' cannot name a slot in a file", slot);
+    for (const xg__steps *at = xg__saved_steps(what); at; at = at->next) {
+        if (xg__is_text(at->optim, SIZE_MAX / 2) && xg__is_slot(at->optim)) continue;
+        xg__complain(error, XG_ERR_ARGUMENT, "'%.80s' cannot name a slot in a file", at->optim);
     }
     for (int i = 0; i < what->count; i++) {
         const xg_note *note = &what->notes[i];
@@ -14217,7 +14179,7 @@ typedef struct xg__state { char optim[XG__SLOT_SIZE]; int which; xg__stored *of;
 /* Takes such a name apart. False: it is not one, or its parameter is not in the file. */
 static bool xg__state_split(const xg__weights *w, const xg__stored *t, xg__state *state)
 {
-    const char *optim = t->name + 6, *colon = strchr(optim, ':');
+    const char *optim = xg__after(t->name, "optim:"), *colon = strchr(optim, ':');
     if (!colon || colon == optim || (size_t)(colon - optim) >= sizeof state->optim) return false;
     if (colon[1] < '0' || colon[1] > '1' || colon[2] != ':') return false;
     memcpy(state->optim, optim, (size_t)(colon - optim));
@@ -14227,22 +14189,21 @@ static bool xg__state_split(const xg__weights *w, const xg__stored *t, xg__state
     return state->of && !xg__is_state(w, state->of);
 }
 
-/* The count of a "xguide.steps:<slot>" text, or -1. */
-static int64_t xg__steps_of(const xg__meta *pair)
+/* The count that a "xguide.steps:<slot>" text says, or -1. */
+static int64_t xg__steps_of(const char *value)
 {
     xg_error error = { XG_ERR_OK, "" };
-    const unsigned char *text = (const unsigned char *)pair->value;
-    xg__cursor c = { text, text, text + strlen(pair->value), &error };
+    const unsigned char *text = (const unsigned char *)value;
+    xg__cursor c = { text, text, text + strlen(value), &error };
     const uint64_t steps = xg__cursor_number(&c);
-    if (c.at != c.end || steps > INT64_MAX || !xg__is_slot(pair->key + 13)) return -1;
-    return error.code == XG_ERR_OK ? (int64_t)steps : -1;
+    return c.at == c.end && steps <= INT64_MAX && error.code == XG_ERR_OK ? (int64_t)steps : -1;
 }
 
-/* Does a "xguide.note:<key>" text fit into a note of ours? */
-static bool xg__note_fits(const xg__meta *pair)
+/* Do key and text fit into a note of ours? */
+static bool xg__note_fits(const char *key, const char *value)
 {
-    return strlen(pair->key + 12) < sizeof(((xg_note *)0)->key)
-        && strlen(pair->value) < sizeof(((xg_note *)0)->value);
+    return strlen(key) < sizeof(((xg_note *)0)->key)
+        && strlen(value) < sizeof(((xg_note *)0)->value);
 }
 
 /* A checkpoint must be whole, of this build's numbers, and the one of this model. */
@@ -14270,10 +14231,11 @@ static void xg__resume_plan(xg__weights *w, const xg_load_report *report)
         }
     }
     for (int i = 0; i < w->pairs; i++) {
-        const xg__meta *pair = &w->pair[i];
-        if ((xg__starts_with(pair->key, "xguide.steps:") && xg__steps_of(pair) < 0)
-            || (xg__starts_with(pair->key, "xguide.note:") && !xg__note_fits(pair))) {
-            xg__complain(error, XG_ERR_FORMAT, "'%.80s' is malformed", pair->key);
+        const char *key = w->pair[i].key, *value = w->pair[i].value;
+        const char *slot = xg__after(key, "xguide.steps:"), *note = xg__after(key, "xguide.note:");
+        if ((slot && (!xg__is_slot(slot) || xg__steps_of(value) < 0))
+            || (note && !xg__note_fits(note, value))) {
+            xg__complain(error, XG_ERR_FORMAT, "'%.80s' is malformed", key);
         }
     }
 }
@@ -14284,9 +14246,8 @@ static bool xg__resume_reserve(const xg__weights *w, xg_params *p)
 {
     bool good = true;
     for (int i = 0; good && i < w->pairs; i++) {
-        const char *slot = w->pair[i].key + 13;
-        if (!xg__starts_with(w->pair[i].key, "xguide.steps:")) continue;
-        good = xg__steps_set(p, slot, xg__steps_get(p, slot));
+        const char *slot = xg__after(w->pair[i].key, "xguide.steps:");
+        if (slot) good = xg__steps_find(p, slot, true) != NULL;
     }
     for (int i = 0; good && i < w->count; i++) {
         const xg__stored *t = &w->stored[i];
@@ -14301,10 +14262,11 @@ static bool xg__resume_reserve(const xg__weights *w, xg_params *p)
 static void xg__resume_notes(const xg__weights *w, xg__notes *notes)
 {
     for (int i = 0; i < w->pairs && notes->count < notes->max; i++) {
-        if (!xg__starts_with(w->pair[i].key, "xguide.note:")) continue;
+        const char *key = xg__after(w->pair[i].key, "xguide.note:");
+        if (!key) continue;
         xg_note *note = &notes->note[notes->count++];
         memset(note, 0, sizeof *note);
-        strcpy(note->key, w->pair[i].key + 12);
+        strcpy(note->key, key);
         strcpy(note->value, w->pair[i].value);
     }
 }
@@ -14316,7 +14278,7 @@ static void xg__resume_commit(const xg__weights *w, xg_params *p, xg__notes *not
         const size_t bytes = xg_shape_size(p->entry[i].shape) * sizeof(xg_real);
         for (xg__slot *s = p->entry[i].slots; s; s = s->next) memset(s->data, 0, bytes);
     }
-    for (int i = 0; i < xg__steps_count(p); i++) xg__steps_set(p, xg__steps_name(p, i), 0);
+    for (xg__steps *at = p->steps; at; at = at->next) at->steps = 0;
     for (int i = 0; i < w->count; i++) {
         const xg__stored *t = &w->stored[i];
         xg__state state;
@@ -14329,8 +14291,8 @@ static void xg__resume_commit(const xg__weights *w, xg_params *p, xg__notes *not
         }
     }
     for (int i = 0; i < w->pairs; i++) {
-        if (!xg__starts_with(w->pair[i].key, "xguide.steps:")) continue;
-        xg__steps_set(p, w->pair[i].key + 13, xg__steps_of(&w->pair[i]));
+        const char *slot = xg__after(w->pair[i].key, "xguide.steps:");
+        if (slot) xg__steps_set(p, slot, xg__steps_of(w->pair[i].value));
     }
     xg__resume_notes(w, notes);
 }
@@ -14341,9 +14303,7 @@ XG_API_DEF xg_code xg_checkpoint_load(xg_params *params, const char *path, xg_no
 {
     const xg_load_options whole = { false, true, NULL };
     xg__notes wanted = { notes, notes ? max : 0, 0 };
-    xg_load_report report;
-    memset(&report, 0, sizeof report);
-    const xg_code code = xg__load_path(params, path, &whole, &report, &wanted);
+    const xg_code code = xg__load_path(params, path, &whole, NULL, &wanted);
     if (count) *count = wanted.count;
     return code;
 }

@@ -985,11 +985,7 @@ static void test_gradient_errors(void)
 
 static xg_post post_of(bool positive, bool normalise, int h, int w)
 {
-    xg_post post;
-    post.positive = positive;
-    post.normalise = normalise;
-    post.h = h;
-    post.w = w;
+    xg_post post = { positive, normalise, h, w };
     return post;
 }
 

@@ -511,11 +511,7 @@ static void test_errors(void)
 
 static xg_box box_of(double x0, double y0, double x1, double y1)
 {
-    xg_box box;
-    box.x0 = x0;
-    box.y0 = y0;
-    box.x1 = x1;
-    box.y1 = y1;
+    xg_box box = { x0, y0, x1, y1 };
     return box;
 }
 

@@ -1,6 +1,7 @@
 /* check.c - reads xguide.h as a strict reviewer would:  check HEADER TESTS_FOLDER EXAMPLES_FOLDER
  *
  *   lines      at most 100 columns, no tabs, no blanks at the end
+ *   version    the first line names the version that XG_VERSION_... define
  *   index      every section number [A1]..[A11] and [1]..[11] stands twice: in the index, on its banner
  *   arrows     no section calls a public function that a later section defines
  *   functions  at most 80 lines
@@ -74,6 +75,19 @@ static void check_lines(const char *path, const text *t)
         if (strchr(line, '\t')) complain(path, i + 1, "a tab", "");
         if (length && line[length - 1] == ' ') complain(path, i + 1, "blanks at the end", "");
     }
+}
+
+static void check_version(const char *path, const text *t)
+{
+    int major = -1, minor = -1, patch = -1;
+    char wanted[64];
+    for (int i = 0; i < t->lines; i++) {
+        sscanf(t->line[i], "#define XG_VERSION_MAJOR %d", &major);
+        sscanf(t->line[i], "#define XG_VERSION_MINOR %d", &minor);
+        sscanf(t->line[i], "#define XG_VERSION_PATCH %d", &patch);
+    }
+    snprintf(wanted, sizeof wanted, "xguide.h %d.%d.%d ", major, minor, patch);
+    if (!strstr(t->line[0], wanted)) complain(path, 1, "the first line names another version than", wanted);
 }
 
 static void check_index(const char *path, const text *t)
@@ -244,6 +258,7 @@ int main(int argc, char **argv)
 
     int count = collect_public(&header, symbols);
     check_lines(argv[1], &header);
+    check_version(argv[1], &header);
     check_index(argv[1], &header);
     check_functions(argv[1], &header);
     check_public(argv[1], &header, symbols, count, uses);

@@ -40,9 +40,11 @@ static void compose(const kit_progress *p, int64_t done, double now, bool ended,
 }
 
 /* On a terminal the line is written over itself; in a file each state is a line. */
-static void show(kit_progress *p, int64_t done, double now, bool ended, const char *note)
+static void show(kit_progress *p, int64_t done, double now, bool ended, const char *format,
+                 va_list arguments)
 {
-    char line[400];
+    char note[200] = "", line[400];
+    if (format != NULL) vsnprintf(note, sizeof note, format, arguments);
     compose(p, done, now, ended, note, line, sizeof line);
     int length = (int)strlen(line);
     if (!p->live) {
@@ -61,26 +63,18 @@ void kit_progress_step(kit_progress *p, int64_t done, const char *note, ...)
 {
     double now = kit_seconds();
     if (now - p->shown < (p->live ? LIVE_EVERY : p->every)) return;
-    char text[200] = "";
-    if (note != NULL) {
-        va_list arguments;
-        va_start(arguments, note);
-        vsnprintf(text, sizeof text, note, arguments);
-        va_end(arguments);
-    }
-    show(p, done, now, false, text);
+    va_list arguments;
+    va_start(arguments, note);
+    show(p, done, now, false, note, arguments);
+    va_end(arguments);
 }
 
 void kit_progress_end(kit_progress *p, int64_t done, const char *note, ...)
 {
-    char text[200] = "";
-    if (note != NULL) {
-        va_list arguments;
-        va_start(arguments, note);
-        vsnprintf(text, sizeof text, note, arguments);
-        va_end(arguments);
-    }
-    show(p, done, kit_seconds(), true, text);
+    va_list arguments;
+    va_start(arguments, note);
+    show(p, done, kit_seconds(), true, note, arguments);
+    va_end(arguments);
 }
 
 /* ------------------------------------------------------------------------------------ Ctrl-C -- */

@@ -1,23 +1,7 @@
 /* fuzz_safetensors.c - any bytes as a safetensors file, loaded in every mode. It must be refused
  * with an error that leaves the store alone, or be loaded; never crash, hang or read too far.
- *
- * With libFuzzer, from the top folder (a folder of small real files makes a good start):
- *     clang -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -I. \
- *         tests/fuzz/fuzz_safetensors.c -o build/fuzz_safetensors -lm
- *     build/fuzz_safetensors -max_len=4096 [FOLDER]
- * To replay what it found, with any compiler:
- *     cc -g -DFUZZ_MAIN -I. tests/fuzz/fuzz_safetensors.c -o build/replay -lm
- *     build/replay FILE...
- */
-#define XG_IMPLEMENTATION
-#include "xguide.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count);
-
-static void must(bool condition)
-{
-    if (!condition) abort();
-}
+ * fuzz.h tells how to run it. */
+#include "fuzz.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count)
 {
@@ -48,23 +32,3 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count)
     }
     return 0;
 }
-
-#ifdef FUZZ_MAIN
-int main(int argc, char **argv)
-{
-    for (int i = 1; i < argc; i++) {
-        FILE *file = fopen(argv[i], "rb");
-        if (!file) return 1;
-        fseek(file, 0, SEEK_END);
-        const size_t count = (size_t)ftell(file);
-        rewind(file);
-        uint8_t *bytes = (uint8_t *)malloc(count ? count : 1);
-        must(bytes && fread(bytes, 1, count, file) == count);
-        fclose(file);
-        LLVMFuzzerTestOneInput(bytes, count);
-        free(bytes);
-        printf("%s: fine\n", argv[i]);
-    }
-    return 0;
-}
-#endif
