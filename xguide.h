@@ -3515,20 +3515,31 @@ typedef struct XG_(slice) {
     size_t ahead;              /* so far on lie the next rows, if they are to be fetched          */
 } XG_(slice);
 
-/* One product of the sum for each number of a tile. */
+/* One product of the sum for each number of a tile. Rows or columns, the fewer of them are loaded
+ * first, or there would not be registers enough. */
 XG__INLINE void XG_(multiply_add)(const int rows, const int vectors, const xg_real *a,
-                                  size_t stride, const xg_real *line,
-                                  XG_(v) sum[XG__MR][XG__NV])
+                                  size_t stride, const xg_real *line, size_t panel, XG_(v) *sum)
 {
-    XG_(v) column[XG__NV];
+    const bool rows_first = rows < vectors;
+    XG_(v) number[XG__MR], column[2 * XG__NV];
     int i, j;
     XG__UNROLL
-    for (j = 0; j < vectors; j++) column[j] = XG_(load)(line + j * XG__LANES);
+    for (i = 0; i < rows && rows_first; i++) number[i] = XG_(set1)(a[(size_t)i * stride]);
     XG__UNROLL
-    for (i = 0; i < rows; i++) {
-        const XG_(v) x = XG_(set1)(a[(size_t)i * stride]);
+    for (j = 0; j < vectors; j++) {
+        column[j] = XG_(load)(line + (j < XG__NV ? 0 : panel) + j % XG__NV * XG__LANES);
         XG__UNROLL
-        for (j = 0; j < vectors; j++) sum[i][j] = XG_(fma)(x, column[j], sum[i][j]);
+        for (i = 0; i < rows && rows_first; i++) {
+            sum[i * vectors + j] = XG_(fma)(number[i], column[j], sum[i * vectors + j]);
+        }
+    }
+    XG__UNROLL
+    for (i = 0; i < rows && !rows_first; i++) {
+        number[i] = XG_(set1)(a[(size_t)i * stride]);
+        XG__UNROLL
+        for (j = 0; j < vectors; j++) {
+            sum[i * vectors + j] = XG_(fma)(number[i], column[j], sum[i * vectors + j]);
+        }
     }
 }
 
@@ -3537,7 +3548,7 @@ XG__INLINE void XG_(multiply_add)(const int rows, const int vectors, const xg_re
  * Written by hand, because compilers move sums between registers, and where another thread has half
  * of the decoders every instruction more than these counts. */
 XG__INLINE size_t XG_(sum_fours)(bool lined, const float *a, size_t stride, const float *b,
-                                 size_t k, __m256 sum[XG__MR][XG__NV])
+                                 size_t k, __m256 *sum)
 {
 #define XG__ROW(number, left, right)                                                               \
     "vbroadcastss " number ", %%ymm14\n\t"                                                         \
@@ -3564,9 +3575,9 @@ XG__INLINE size_t XG_(sum_fours)(bool lined, const float *a, size_t stride, cons
             "add $256, %[b]\n\t"                                                                   \
             "dec %[fours]\n\t"                                                                     \
             "jnz 1b"                                                                               \
-            : "=&x"(sum[0][0]), "=&x"(sum[0][1]), "=&x"(sum[1][0]), "=&x"(sum[1][1]),              \
-              "=&x"(sum[2][0]), "=&x"(sum[2][1]), "=&x"(sum[3][0]), "=&x"(sum[3][1]),              \
-              "=&x"(sum[4][0]), "=&x"(sum[4][1]), "=&x"(sum[5][0]), "=&x"(sum[5][1]),              \
+            : "=&x"(sum[0]), "=&x"(sum[1]), "=&x"(sum[2]), "=&x"(sum[3]), "=&x"(sum[4]),           \
+              "=&x"(sum[5]), "=&x"(sum[6]), "=&x"(sum[7]), "=&x"(sum[8]), "=&x"(sum[9]),           \
+              "=&x"(sum[10]), "=&x"(sum[11]),                                                      \
               [a] "+r"(a), [half] "+r"(half), [b] "+r"(b), [fours] "+r"(fours)                     \
             : [row] "r"(row)                                                                       \
             : "xmm12", "xmm13", "xmm14", "cc", "memory")
@@ -3592,14 +3603,11 @@ XG__INLINE void XG_(micro)(const int rows, const int vectors, const XG_(product)
                            bool first)
 {
     const size_t k = p->k, row = s->lined ? 1 : s->stride, apart = s->lined ? XG__MR : 1;
-    XG_(v) sum[XG__MR][XG__NV];
+    XG_(v) sum[XG__MR * XG__NV];
     size_t t = 0;
     int i, j;
     XG__UNROLL
-    for (i = 0; i < rows; i++) {
-        XG__UNROLL
-        for (j = 0; j < vectors; j++) sum[i][j] = XG_(set1)(0);
-    }
+    for (i = 0; i < rows * vectors; i++) sum[i] = XG_(set1)(0);
     if (!first) {
         XG__UNROLL
         for (i = 0; i < rows; i++) {
@@ -3617,36 +3625,43 @@ XG__INLINE void XG_(micro)(const int rows, const int vectors, const XG_(product)
     }
 #endif
     for (; t < k; t++) {
-        XG_(multiply_add)(rows, vectors, s->a + t * apart, row, b + p->step[t], sum);
+        XG_(multiply_add)(rows, vectors, s->a + t * apart, row, b + p->step[t], p->panel, sum);
     }
     XG__UNROLL
     for (i = 0; i < rows; i++) {
         xg_real *line = c + (size_t)i * c_stride;
         XG__UNROLL
         for (j = 0; j < vectors; j++, line += XG__LANES) {
-            XG_(store)(line, first ? sum[i][j] : XG_(add)(XG_(load)(line), sum[i][j]));
+            const XG_(v) x = sum[i * vectors + j];
+            XG_(store)(line, first ? x : XG_(add)(XG_(load)(line), x));
         }
     }
 }
 
-/* A tile with fewer rows or columns has its own code, and costs less than a full one. */
+/* A tile with fewer rows or columns has its own code, and costs less than a full one. One of half
+ * the rows or fewer takes two panels, or it would have too few sums to keep the processor busy. */
 static void XG_(tile)(size_t vectors, const XG_(product) *p, const XG_(slice) *s, const xg_real *b,
                       xg_real *c, size_t c_stride, bool first)
 {
 #define XG__TILE(r, v) \
-    case (r) * 4 + (v): XG_(micro)(r, v, p, s, b, c, c_stride, first); break;
+    case (r) * 8 + (v): XG_(micro)(r, v, p, s, b, c, c_stride, first); break;
 #if XG__NV == 3
-#define XG__TILES(r) XG__TILE(r, 1) XG__TILE(r, 2) XG__TILE(r, 3)
+#define XG__PANEL(r) XG__TILE(r, 1) XG__TILE(r, 2) XG__TILE(r, 3)
+#define XG__PANELS(r) XG__PANEL(r) XG__TILE(r, 4) XG__TILE(r, 5) XG__TILE(r, 6)
 #else
-#define XG__TILES(r) XG__TILE(r, 1) XG__TILE(r, 2)
+#define XG__PANEL(r) XG__TILE(r, 1) XG__TILE(r, 2)
+#define XG__PANELS(r) XG__PANEL(r) XG__TILE(r, 3) XG__TILE(r, 4)
 #endif
-    switch (s->rows * 4 + vectors) {
-    XG__TILES(1) XG__TILES(2) XG__TILES(3) XG__TILES(4) XG__TILES(5) XG__TILES(6)
+    switch (s->rows * 8 + vectors) {
+    XG__PANELS(1) XG__PANELS(2) XG__PANELS(3)
 #if XG__MR == 8
-    XG__TILES(7) XG__TILES(8)
+    XG__PANELS(4) XG__PANEL(5) XG__PANEL(6) XG__PANEL(7) XG__PANEL(8)
+#else
+    XG__PANEL(4) XG__PANEL(5) XG__PANEL(6)
 #endif
     }
-#undef XG__TILES
+#undef XG__PANELS
+#undef XG__PANEL
 #undef XG__TILE
 }
 
@@ -3697,11 +3712,12 @@ static void XG_(multiply)(const XG_(product) *p, xg_real *room)
     XG_(soon) soon = p->soon;
     const size_t lines = soon.rows * XG_(ceil_div)(soon.length, 16) / tiles + 1;
     XG_(slice) s;
-    size_t i, j, r;
+    size_t wide, i, j, r;
     for (i = 0; i < p->rows; i += XG__MR) {
         XG_(cut_slice)(p, i, room + XG__MR * XG__NR, &s);
-        for (j = 0; j < p->columns; j += XG__NR, s.ahead = 0) {
-            const size_t columns = xg__min(XG__NR, p->columns - j);
+        wide = s.rows <= XG__MR / 2 ? 2 * XG__NR : XG__NR;
+        for (j = 0; j < p->columns; j += wide, s.ahead = 0) {
+            const size_t columns = xg__min(wide, p->columns - j);
             const size_t vectors = XG_(ceil_div)(columns, XG__LANES);
             const xg_real *b = p->b + j / XG__NR * p->panel;
             xg_real *c = p->c + i * p->c_stride + j;
@@ -3710,9 +3726,9 @@ static void XG_(multiply)(const XG_(product) *p, xg_real *room)
                 XG_(tile)(vectors, p, &s, b, c, p->c_stride, p->first);
                 continue;
             }
-            XG_(tile)(vectors, p, &s, b, room, XG__NR, true);
+            XG_(tile)(vectors, p, &s, b, room, wide, true);
             for (r = 0; r < s.rows; r++) {
-                XG_(put_run)(room + r * XG__NR, c + r * p->c_stride, columns, !p->first);
+                XG_(put_run)(room + r * wide, c + r * p->c_stride, columns, !p->first);
             }
         }
     }
