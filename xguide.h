@@ -9997,7 +9997,7 @@ XG_API_DEF xg_tensor *xg_bce_with_logits(xg_tensor *logits, xg_tensor *target)
     return xg_mean(xg_sub(xg_softplus(logits), xg_mul(logits, target)));
 }
 
-/* ---- control --------------------------------------------------------------------------------- */
+/* ---- 5.9 control ----------------------------------------------------------------------------- */
 
 static bool xg__shape_detach(xg_tensor *y) { return xg__shape_map(y); }
 XG_API_DEF xg_tensor *xg_detach(xg_tensor *x) { return xg__emit1(XG_OP_detach, x); }
