@@ -6502,6 +6502,15 @@ static void xg__set_error(xg_error *error, xg_code code, const char *format, va_
     vsnprintf(error->text, sizeof error->text, format, arguments);
 }
 
+/* For stores and files. */
+static void xg__complain(xg_error *error, xg_code code, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    xg__set_error(error, code, format, arguments);
+    va_end(arguments);
+}
+
 XG_API_DEF void xg_fail(xg_tape *tape, xg_code code, const char *format, ...)
 {
     if (!tape) return;
@@ -10797,15 +10806,6 @@ struct xg_params {
 
 enum { XG__FIRST_CAPACITY = 64, XG__NAME_SIZE = 256 };
 
-/* Like a tape's: the first error stays. */
-static void xg__params_fail(xg_params *params, xg_code code, const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    xg__set_error(&params->error, code, format, arguments);
-    va_end(arguments);
-}
-
 /* Zeroed memory that lives as long as the store, zeroed up to the padding. */
 static void *xg__params_take(xg_params *params, size_t bytes)
 {
@@ -10814,8 +10814,8 @@ static void *xg__params_take(xg_params *params, size_t bytes)
     if (memory) {
         memset(memory, 0, padded);
     } else {
-        xg__params_fail(params, XG_ERR_MEMORY, "out of memory: %.1f MB more for parameters or "
-                        "optimiser state", (double)padded / 1e6);
+        xg__complain(&params->error, XG_ERR_MEMORY, "out of memory: %.1f MB more for parameters or "
+                     "optimiser state", (double)padded / 1e6);
     }
     return memory;
 }
@@ -10961,16 +10961,16 @@ XG_API_DEF int xg_params_add(xg_params *params, const char *name, xg_shape s, bo
 {
     if (!params) return -1;
     if (!name || !name[0] || !xg__shape_valid(s)) {
-        xg__params_fail(params, XG_ERR_ARGUMENT, "params_add: '%.80s' [%d %d %d %d] needs a name "
-                        "and extents of at least 1", name ? name : "", s.n, s.c, s.h, s.w);
+        xg__complain(&params->error, XG_ERR_ARGUMENT, "params_add: '%.80s' [%d %d %d %d] needs a "
+                     "name and extents of at least 1", name ? name : "", s.n, s.c, s.h, s.w);
         return -1;
     }
     int found = xg_params_find(params, name);
     if (found < 0) return xg__params_insert(params, name, s, trainable);
     xg_shape old = params->entry[found].shape;
     if (xg_shape_same(old, s)) return found;
-    xg__params_fail(params, XG_ERR_SHAPE, "params_add: '%.80s' is [%d %d %d %d] already, not "
-                    "[%d %d %d %d]", name, old.n, old.c, old.h, old.w, s.n, s.c, s.h, s.w);
+    xg__complain(&params->error, XG_ERR_SHAPE, "params_add: '%.80s' is [%d %d %d %d] already, not "
+                 "[%d %d %d %d]", name, old.n, old.c, old.h, old.w, s.n, s.c, s.h, s.w);
     return -1;
 }
 
@@ -12942,15 +12942,6 @@ XG_API_DEF double xg_f1_value(const xg_f1 *f)
 
 /* 11.0 Bytes. */
 
-/* Sets an error that is not set yet: as everywhere, the first sentence stays. */
-static void xg__complain(xg_error *error, xg_code code, const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    xg__set_error(error, code, format, arguments);
-    va_end(arguments);
-}
-
 /* Memory for the length of one call. It cannot come from the end at which the arena grows, where
  * entries of the store may be added meanwhile: a fixed buffer lends its far end, any other arena
  * its allocator. What was lent last is given back first. */
@@ -13931,7 +13922,7 @@ static xg_code xg__load(xg_params *p, const char *where, const unsigned char *by
     }
     xg__give_back(&p->arena, loan);
     if (error.code != XG_ERR_OK) {
-        xg__params_fail(p, error.code, "safetensors '%.90s': %s", where, error.text);
+        xg__complain(&p->error, error.code, "safetensors '%.90s': %s", where, error.text);
         memset(report, 0, sizeof *report);
     }
     return xg_params_error(p)->code;
@@ -13968,7 +13959,8 @@ static xg_code xg__load_path(xg_params *p, const char *path, const xg_load_optio
     }
     xg__source_close(&s);
     if (error.code != XG_ERR_OK) {
-        xg__params_fail(p, error.code, "safetensors '%.90s': %s", path ? path : "", error.text);
+        xg__complain(&p->error, error.code, "safetensors '%.90s': %s", path ? path : "",
+                     error.text);
     } else {
         xg__load(p, path, (const unsigned char *)loan.memory, (size_t)size, o, report, notes);
     }
@@ -14331,7 +14323,7 @@ XG_API_DEF xg_code xg_checkpoint_save(xg_params *params, const char *path, const
     xg_error error = { XG_ERR_OK, "" };
     if (xg_params_error(params)->code != XG_ERR_OK) return xg_params_error(params)->code;
     if (xg__save(&all, path, &error) != XG_ERR_OK) {
-        xg__params_fail(params, error.code, "checkpoint: %s", error.text);
+        xg__complain(&params->error, error.code, "checkpoint: %s", error.text);
     }
     return params->error.code;
 }
