@@ -3243,8 +3243,9 @@ static void XG_(place_pairs)(const xg__pool_job *job, const xg_real *g, const xg
  *       (1, n). A block is several whole majors, or a piece of one. */
 typedef struct XG_(cut) {
     size_t major, minor;
-    size_t group, piece;       /* extents of a block; one of the two is a whole axis              */
+    size_t group, piece;       /* extents of the longest block; one of the two is a whole axis    */
     size_t pieces, blocks;     /* blocks of one major; blocks in all                              */
+    size_t unit;               /* pieces are multiples of this, but for the last                  */
 } XG_(cut);
 
 /* One block: majors [major, major + majors), minors likewise. */
@@ -3260,7 +3261,7 @@ static XG_(cut) XG_(axis)(int major, int minor)
     XG_(cut) cut;
     cut.major = major > 0 ? (size_t)major : 0;
     cut.minor = minor > 0 ? (size_t)minor : 0;
-    cut.group = cut.pieces = 1;
+    cut.group = cut.pieces = cut.unit = 1;
     cut.piece = cut.minor;
     cut.blocks = 0;
     return cut;
@@ -3271,6 +3272,7 @@ static XG_(cut) XG_(cut_axis)(XG_(cut) cut, size_t target, size_t unit)
 {
     cut.group = cut.pieces = 1;
     cut.piece = cut.minor;
+    cut.unit = unit;
     cut.blocks = 0;
     if (cut.major == 0 || cut.minor == 0) return cut;
     if (cut.minor > target) {
@@ -3285,13 +3287,22 @@ static XG_(cut) XG_(cut_axis)(XG_(cut) cut, size_t target, size_t unit)
     return cut;
 }
 
+/* Where piece i begins: they differ by one unit at most, and longer ones lie among shorter ones, so
+ * that workers get equal shares. Those of k (unit 1) are equal but for the last. */
+XG__INLINE size_t XG_(piece)(const XG_(cut) *cut, size_t i)
+{
+    const size_t units = XG_(ceil_div)(cut->minor, cut->unit);
+    if (cut->unit == 1) return xg__min(i * cut->piece, cut->minor);
+    return xg__min(XG_(ceil_div)(i * units, cut->pieces) * cut->unit, cut->minor);
+}
+
 static XG_(span) XG_(block)(const XG_(cut) *cut, size_t i)
 {
     XG_(span) span;
     span.major = i / cut->pieces * cut->group;
-    span.minor = i % cut->pieces * cut->piece;
     span.majors = xg__min(cut->major - span.major, cut->group);
-    span.minors = xg__min(cut->minor - span.minor, cut->piece);
+    span.minor = XG_(piece)(cut, i % cut->pieces);
+    span.minors = XG_(piece)(cut, i % cut->pieces + 1) - span.minor;
     return span;
 }
 
@@ -4196,7 +4207,9 @@ static void XG_(plan_units)(XG_(plan) *p, int workers)
         r = XG_(longest)(&p->rows);
         c = XG_(longest)(&p->cols);
         if (workers < 2 || work < 5e5 * (double)units) break;
-        if (units >= (work < 3e7 * (double)units ? 2 : 4) * (size_t)workers) break;
+        if (units >= (p->conv != NULL && work < 3e7 * (double)units ? 2 : 4) * (size_t)workers) {
+            break;
+        }
         if (c >= 2 * XG__NR && (c * taps > r || r < 64)) col_target = c / 2;
         else if (r >= 32 && !p->folded) row_target = r / 2;
         else break;
@@ -4925,7 +4938,7 @@ static void XG_(pack_columns)(const XG_(plan) *p, size_t group, XG_(span) cols, 
     for (t = 0; t < product->k; t++) d->step[t] = t * XG__NR;
 }
 
-typedef struct XG_(spot) { size_t problem; XG_(span) rows, cols; } XG_(spot);
+typedef struct XG_(spot) { size_t problem, column; XG_(span) rows, cols; } XG_(spot);
 
 static XG_(spot) XG_(spot_of)(const XG_(plan) *p, size_t unit)
 {
@@ -4933,7 +4946,8 @@ static XG_(spot) XG_(spot_of)(const XG_(plan) *p, size_t unit)
     XG_(spot) spot;
     spot.problem = unit / blocks;
     spot.rows = XG_(block)(&p->rows, unit % blocks / p->cols.blocks);
-    spot.cols = XG_(block)(&p->cols, unit % p->cols.blocks);
+    spot.column = unit % p->cols.blocks;
+    spot.cols = XG_(block)(&p->cols, spot.column);
     return spot;
 }
 
@@ -4979,10 +4993,8 @@ static XG_(soon) XG_(foresee)(const XG_(plan) *p, const XG_(spot) *spot, size_t 
     if (from == XG_(length)(cols)) {
         from = 0;
         if (++i == end) {
-            const size_t blocks = cols.major / p->cols.group * p->cols.pieces;
-            const size_t block = blocks + cols.minor / p->cols.piece + 1;
-            if (block >= p->cols.blocks) return soon;
-            cols = XG_(block)(&p->cols, block);
+            if (spot->column + 1 >= p->cols.blocks) return soon;
+            cols = XG_(block)(&p->cols, spot->column + 1);
             i = begin;
         }
     }
