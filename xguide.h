@@ -1633,6 +1633,7 @@ typedef struct xg__kernels {
     void   (*sum_lanes)(double *lane, const xg_real *x, size_t n);  /* lane[i % 16] += x[i] */
     void   (*sum_each)(double *sum, const xg_real *x, size_t n);    /* sum[i] += x[i] */
     void   (*square_lanes)(double *lane, const xg_real *x, size_t n);  /* lane[i % 16] += x[i]^2 */
+    double (*check)(const xg_real *x, size_t n);        /* 0 if all are finite, else NaN */
     xg__update_row update[3];                                       /* by vectors of state */
     /* Of one plane: the mean of each window; the index of its maximum, and unless y is NULL the
      * maximum. Then of windows of 2x2 side by side: the numbers at an index, and the plane that
@@ -2859,6 +2860,30 @@ static void XG_(square_lanes)(double *lane, const xg_real *x, size_t n)
     XG__UNROLL
     for (l = 0; l < 16 / XG__LANES; l++) XG_(wide_store)(lane + l * XG__LANES, sum[l]);
     for (; i < n; i++) lane[i % 16] += (double)x[i] * (double)x[i];
+}
+
+/* Zero times what is not finite is NaN, and no sum with it is a number again. */
+static double XG_(check)(const xg_real *x, size_t n)
+{
+    const XG_(v) zero = XG_(set1)(0);
+    XG_(v) sum[4];
+    xg_real lane[XG__LANES], all = 0;
+    size_t i;
+    int l;
+    XG__UNROLL
+    for (l = 0; l < 4; l++) sum[l] = zero;
+    for (i = 0; i + 4 * XG__LANES <= n; i += 4 * XG__LANES) {
+        XG__UNROLL
+        for (l = 0; l < 4; l++) {
+            XG__PREFETCH(x + i + l * XG__LANES, XG__FAR);
+            sum[l] = XG_(fma)(zero, XG_(load)(x + i + l * XG__LANES), sum[l]);
+        }
+    }
+    for (; i < n; i++) all += 0 * x[i];
+    for (l = 1; l < 4; l++) sum[0] = XG_(add)(sum[0], sum[l]);
+    XG_(store)(lane, sum[0]);
+    for (l = 0; l < XG__LANES; l++) all += lane[l];
+    return (double)all;
 }
 
 /* A whole vector, or the n numbers that are left. */
@@ -6325,6 +6350,7 @@ static const xg__kernels XG_(kernels) = {
     XG_(sum_lanes),
     XG_(sum_each),
     XG_(square_lanes),
+    XG_(check),
     { XG_(update_plain), XG_(update_momentum), XG_(update_adam) },
     XG_(avgpool),
     XG_(argpool),
@@ -6747,6 +6773,8 @@ static void xg__range_task(void *context, int task, int worker)
 /* Runs run(job, begin, end, worker) over [0, units). `cost` is the work of a unit in elementary
  * steps: what is cheaper than waking a thread is not divided. With four tasks a worker, a slow core
  * is helped. */
+enum { XG__START = 256 };       /* what beginning a row of few numbers costs, in such steps */
+
 static void xg__share_out(xg_tape *tape, size_t units, size_t cost, xg__range run, const void *job)
 {
     const size_t worth = 32768;
@@ -7614,7 +7642,7 @@ static bool xg__program_run(xg__program *p)
     for (int i = 0; i < p->sweeps; i++) {
         cost += (size_t)(p->sweep[i].count + 2 * p->sweep[i].sums);
     }
-    cost *= p->group * p->piece;
+    cost *= p->group * p->piece + XG__START;
     if (!xg__has_units(p)) {
         xg__share_out(tape, p->pieces, cost, xg__program_pieces_of, p);
         return true;
@@ -8083,13 +8111,22 @@ static xg_tensor *xg__alias_leaf(xg_tape *tape, xg_shape s, xg_real *data)
     return made ? made : xg__poison(tape);
 }
 
+typedef struct xg__copy_job { xg_real *to; const xg_real *from; } xg__copy_job;
+
+static void xg__copy_range(const void *context, size_t begin, size_t end)
+{
+    const xg__copy_job *job = (const xg__copy_job *)context;
+    size_t bytes = (end - begin) * sizeof(xg_real);
+    if (job->from) memcpy(job->to + begin, job->from + begin, bytes);
+    else memset(job->to + begin, 0, bytes);
+}
+
 XG_API_DEF xg_tensor *xg_leaf(xg_tape *tape, xg_shape s, const xg_real *data)
 {
     xg_tensor *x = xg__alias_leaf(tape, s, NULL);
     if (xg__is_poison(x)) return x;
-    size_t bytes = xg_size(x) * sizeof(xg_real);
-    if (data) memcpy(x->data, data, bytes);
-    else memset(x->data, 0, bytes);
+    xg__copy_job job = { x->data, data };
+    xg__parallel(tape, xg_size(x), 1, xg__copy_range, &job);
     return x;
 }
 
@@ -8565,15 +8602,20 @@ typedef struct xg__sum_job {
     size_t r, i, t, j;
 } xg__sum_job;
 
-/* Units are chunks of the j numbers of an output [o,i]. */
+/* Units are chunks of the j numbers of an output [o,i]: a quarter, so that workers can share them. */
+static size_t xg__columns_at_once(size_t j)
+{
+    return xg__min((j + 63) / 64 * 16, XG__CHUNK);
+}
+
 static void xg__sum_columns(const void *context, size_t begin, size_t end)
 {
     const xg__sum_job *job = (const xg__sum_job *)context;
     double sum[XG__CHUNK];
-    size_t chunks = (job->j + XG__CHUNK - 1) / XG__CHUNK;
+    size_t most = xg__columns_at_once(job->j), chunks = (job->j + most - 1) / most;
     for (size_t unit = begin; unit < end; unit++) {
-        size_t o = unit / chunks, first = unit % chunks * XG__CHUNK;
-        size_t width = xg__min(job->j - first, XG__CHUNK);
+        size_t o = unit / chunks, first = unit % chunks * most;
+        size_t width = xg__min(job->j - first, most);
         memset(sum, 0, width * sizeof *sum);
         for (size_t k = 0; k < job->r * job->t; k++) {
             size_t block = (o / job->i * job->r + k / job->t) * job->i + o % job->i;
@@ -8611,7 +8653,7 @@ static void xg__run_sum_to(xg_tensor *y)
     job.i = run[2];
     job.t = run[3];
     job.j = run[4];
-    size_t chunks = (job.j + XG__CHUNK - 1) / XG__CHUNK;
+    size_t most = xg__columns_at_once(job.j), chunks = (job.j + most - 1) / most;
     xg__parallel(y->tape, run[0] * run[2] * chunks, job.r * job.t * job.j / chunks,
                  xg__sum_columns, &job);
 }
@@ -9952,7 +9994,7 @@ static void xg__softmaxes(xg_tensor *y, xg_real *powers, bool logs)
     xg__softmax_job job = { y, powers, finish, logs };
     size_t samples = (size_t)y->shape.n, plane = xg__plane(y);
     size_t chunks = (plane + XG__CHUNK - 1) / XG__CHUNK;
-    size_t cost = xg__min(plane, XG__CHUNK) * (size_t)y->shape.c * 8;
+    size_t cost = xg__min(plane, XG__CHUNK) * (size_t)y->shape.c * 8 + XG__START;
     xg__parallel(y->tape, samples * chunks, cost,
                  plane == 1 ? xg__softmax_samples : xg__softmax_chunks, &job);
 }
@@ -12101,7 +12143,7 @@ typedef struct xg__optim_job {
     xg_params *params;
     xg_tensor *const *grad;
     const xg__rates *rates;
-    double *squares;                           /* of each block's gradients, added */
+    double *squares;                           /* of each block's gradients, added, or 0 */
 } xg__optim_job;
 
 enum { XG__OPTIM_BLOCK = 16384 };
@@ -12113,11 +12155,14 @@ static size_t xg__optim_blocks(const xg_params *params, int i)
     return params->chosen[i] < 0 ? 0 : (size + XG__OPTIM_BLOCK - 1) / XG__OPTIM_BLOCK;
 }
 
+/* Only clipping wants the sum; else it is enough to know that all are finite, which is quicker. */
 static void xg__square_block(const xg__optim_job *job, size_t block, int i, size_t at, size_t n)
 {
+    const xg_real *grad = job->grad[job->params->chosen[i]]->data + at;
     double lane[16];
     memset(lane, 0, sizeof lane);
-    job->kernels->square_lanes(lane, job->grad[job->params->chosen[i]]->data + at, n);
+    if (job->o->clip_norm > 0) job->kernels->square_lanes(lane, grad, n);
+    else lane[0] = job->kernels->check(grad, n);
     job->squares[block] = xg__lanes_sum(lane);
 }
 
@@ -12175,8 +12220,8 @@ static size_t xg__optim_count(const xg__optim_job *job)
     return blocks;
 }
 
-/* The length of all gradients taken as one vector; negative after failing the tape because one is
- * not finite. Blocks are added in their order, so the bits do not depend on who summed them. */
+/* The length of all gradients taken as one vector, or 0 if nothing is clipped; negative after
+ * failing the tape because one is not finite. Blocks are added in their order, so the bits do not depend on who summed them. */
 static double xg__optim_norm(xg__optim_job *job, xg_tape *tape, size_t blocks)
 {
     double total = 0;
