@@ -7865,12 +7865,25 @@ static xg_tensor *xg__leaf_behind(xg_tensor *x)
     return x;
 }
 
-/* A leaf is awaited where a reshaping of it is. */
-static void xg__spread_awaited(xg_tape *tape)
+/* Is x made of nothing but a leaf whose numbers are a store's? Then it is never dropped: a step
+ * would have to keep the leaf's old numbers in its place. */
+static bool xg__of_store(const xg_tensor *x)
+{
+    const xg_tensor *leaf = x->in[0] && !x->in[1] ? xg__leaf_behind(x->in[0]) : NULL;
+    return leaf && leaf->fixed;
+}
+
+/* Finds out which leaves will be read, as they are or reshaped, by those that wait or may be
+ * dropped and wait again (4.8). Leaves come before their readers. */
+static void xg__find_awaited(xg_tape *tape)
 {
     for (xg_tensor *node = tape->first; node; node = node->next) {
-        xg_tensor *leaf = node->awaited ? xg__leaf_behind(node) : NULL;
-        if (leaf) leaf->awaited = true;
+        bool stays = xg__room_of(node->op)->manner == XG__NOW || node->fixed || xg__of_store(node);
+        if (node->op == XG_OP_leaf) node->awaited = false;
+        for (int i = 0; i < 2 && !(node->data && stays); i++) {
+            xg_tensor *leaf = xg__leaf_behind(node->in[i]);
+            if (leaf) leaf->awaited = true;
+        }
     }
 }
 
@@ -8047,7 +8060,8 @@ static void xg__drop(xg_tensor *x)
 static void xg__retire(xg_tensor *x)
 {
     xg_tensor **recent = x->tape->recent, *oldest = recent[XG__RECENT - 1];
-    if (!x->cheap || x->fixed || x->passing || xg_size(x) < XG__WORTH) return;
+    bool kept = !x->cheap || x->fixed || x->passing || xg_size(x) < XG__WORTH;
+    if (kept || xg__of_store(x)) return;
     for (int i = 0; i < XG__RECENT; i++) if (recent[i] == x) return;
     memmove(recent + 1, recent, (XG__RECENT - 1) * sizeof *recent);
     recent[0] = x;
@@ -8060,7 +8074,7 @@ static void xg__read_last(xg_tensor *x)
 {
     xg__manner manner = xg__room_of(x->op)->manner;
     bool pointwise = manner == XG__LATER_MAP || manner == XG__LATER_ZIP;
-    if (pointwise && !x->awaited && xg_size(x) >= XG__WORTH) xg__drop(x);
+    if (pointwise && !x->awaited && xg_size(x) >= XG__WORTH && !xg__of_store(x)) xg__drop(x);
 }
 
 /* The gradient sweep of a training step is the last to read the tape, and what it makes on its way
@@ -8318,10 +8332,13 @@ static void xg__defer_update(xg_tensor *running, xg_tensor *value, double moment
 static bool xg__prepare_updates(xg_tape *tape, xg_tensor *const *leaf, int count)
 {
     bool good = true;
-    xg__spread_awaited(tape);
+    for (xg__update *update = tape->updates; update && good; update = update->older) {
+        good = !update->target || xg__force(update->value);
+    }
+    xg__find_awaited(tape);
     for (int i = 0; i < count && good; i++) good = xg__keep_old(leaf[i]);
     for (xg__update *update = tape->updates; update && good; update = update->older) {
-        good = !update->target || (xg__force(update->value) && xg__keep_old(update->running));
+        good = !update->target || xg__keep_old(update->running);
     }
     return good && xg__spread_copies(tape);
 }
@@ -8602,7 +8619,7 @@ typedef struct xg__sum_job {
     size_t r, i, t, j;
 } xg__sum_job;
 
-/* Units are chunks of the j numbers of an output [o,i]: a quarter, so that workers can share them. */
+/* Units are chunks of the j numbers of an output [o,i]; a quarter, so that workers share them. */
 static size_t xg__columns_at_once(size_t j)
 {
     return xg__min((j + 63) / 64 * 16, XG__CHUNK);
@@ -12221,7 +12238,8 @@ static size_t xg__optim_count(const xg__optim_job *job)
 }
 
 /* The length of all gradients taken as one vector, or 0 if nothing is clipped; negative after
- * failing the tape because one is not finite. Blocks are added in their order, so the bits do not depend on who summed them. */
+ * failing the tape because one is not finite. Blocks are added in their order, so the bits do not
+ * depend on who summed them. */
 static double xg__optim_norm(xg__optim_job *job, xg_tape *tape, size_t blocks)
 {
     double total = 0;

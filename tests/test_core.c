@@ -774,6 +774,37 @@ static void test_what_products_read_is_given_back(void)
     CHECK(less + sizeof kept <= more);
 }
 
+/* What a step's weights were made into reads as before it, even if it was given back. What one leaf
+ * alone gives is not: for that, no step has to keep the leaf's old numbers. */
+static void test_what_weights_give_outlives_steps(void)
+{
+    enum { SIDE = 130, SIZE = SIDE * SIDE };
+    static xg_real old[2][SIZE];
+    trainer a = trainer_new(NULL);
+    xg_scope s = xg_scope_new(a.tape, a.params, &a.rng, true);
+    const xg_shape square = xg_shape4(1, 1, SIDE, SIDE);
+    xg_tensor *v = xg_param(&s, "v", square, XG_INIT_KAIMING, 1);
+    xg_tensor *w = xg_param(&s, "w", square, XG_INIT_KAIMING, 1);
+    xg_tensor *x = xg_randn(a.tape, square, &a.rng);
+    xg_tensor *mask = xg_step(xg_randn(a.tape, square, &a.rng));
+    xg_tensor *abs = xg_abs(v), *part = xg_mul(w, mask);
+    xg_tensor *y = xg_add(xg_matmul(x, abs, false, false), xg_matmul(x, part, false, false));
+    xg_tensor *loss = xg_mean(xg_mul(y, y));
+    memcpy(old[0], xg_data(v), sizeof old[0]);
+    memcpy(old[1], xg_data(w), sizeof old[1]);
+    for (int i = 0; i < 2; i++) CHECK(xg_optim_step(NULL, a.params, loss) == XG_ERR_OK);
+    CHECK(xg_data(v) == xg_params_data(a.params, xg_params_find(a.params, "v")));
+    CHECK(xg_data(w) != xg_params_data(a.params, xg_params_find(a.params, "w")));
+    int wrong = 0;
+    for (int i = 0; i < SIZE; i++) {
+        wrong += !(xg_data(abs)[i] == (xg_real)fabs((double)old[0][i]));
+        wrong += !(xg_data(part)[i] == old[1][i] * xg_data(mask)[i]);
+    }
+    CHECK(wrong == 0);
+    CHECK_OK(a.tape);
+    trainer_free(&a);
+}
+
 /* A guided gradient of a net with one output or two; the explained score is the one that the loss is
  * built on, or (apart) an equal tensor that the loss does not know. */
 typedef struct shared_net { bool margin, norm, apart; } shared_net;
@@ -972,6 +1003,7 @@ TEST_MAIN(
     TEST(test_long_chains_do_not_wait_for_ever)
     TEST(test_dropping_and_reading_change_no_bit)
     TEST(test_what_products_read_is_given_back)
+    TEST(test_what_weights_give_outlives_steps)
     TEST(test_gradients_are_taken_over)
     TEST(test_products_are_added_where_they_belong)
     TEST(test_margin_is_cross_entropy)
