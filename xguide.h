@@ -6770,11 +6770,11 @@ static void xg__range_task(void *context, int task, int worker)
     range->run(range->job, begin, end < range->units ? end : range->units, worker);
 }
 
+enum { XG__START = 256 };       /* what beginning a row costs, in the steps in which cost is given */
+
 /* Runs run(job, begin, end, worker) over [0, units). `cost` is the work of a unit in elementary
  * steps: what is cheaper than waking a thread is not divided. With four tasks a worker, a slow core
  * is helped. */
-enum { XG__START = 256 };       /* what beginning a row of few numbers costs, in such steps */
-
 static void xg__share_out(xg_tape *tape, size_t units, size_t cost, xg__range run, const void *job)
 {
     const size_t worth = 32768;
