@@ -6770,7 +6770,7 @@ static void xg__range_task(void *context, int task, int worker)
     range->run(range->job, begin, end < range->units ? end : range->units, worker);
 }
 
-enum { XG__START = 256 };       /* what beginning a row costs, in the steps in which cost is given */
+enum { XG__START = 256 };       /* what beginning a row costs, in elementary steps */
 
 /* Runs run(job, begin, end, worker) over [0, units). `cost` is the work of a unit in elementary
  * steps: what is cheaper than waking a thread is not divided. With four tasks a worker, a slow core
