@@ -6901,6 +6901,8 @@ enum {
     XG__KEPT = 4,               /* results kept from one sweep to the next, at most ... */
     XG__KEEP = 3,               /* ... and only if they take as many steps to make */
     XG__KEEP_MOST = 1 << 17,    /* ... and have at most so many numbers: the second-level cache */
+    XG__BATCH = 2048,           /* numbers of small units that are taken together, at most ... */
+    XG__BATCH_MOST = 64,        /* ... of so many units */
     XG__SUMS = 8,               /* of one sweep at most, and that join a program */
     XG__DEPTH = 256,            /* a chain this long does not wait to be asked */
     XG__SOURCES = XG__STEPS + 2,/* a step has two operands: one more than there are steps */
@@ -6928,21 +6930,23 @@ typedef struct xg__step {
 /* What is to be done with the rows of a unit: steps in order, each with a slot for its chunk, and
  * sums of what they made. */
 typedef struct xg__sweep {
-    int count, sums, uses;
+    int count, sums, uses, reads, ones;
     bool runs[XG__STEPS];
     int step[XG__STEPS], slot[XG__STEPS];
     int sum[XG__SUMS];
     int use[XG__SOURCES], packed[XG__SOURCES];            /* sources, and slots to pack them in */
+    int read[XG__STEPS];        /* steps that run elsewhere */
+    int one[XG__STEPS];         /* steps of one number that run before */
 } xg__sweep;
 
 /* How a tensor is walked: along the row or, if it repeats there, one number serves it. */
 typedef struct xg__walker {
     xg_tensor *x;
     bool   walks;
-    bool   still;               /* where a row starts does not depend on its number in the unit */
-    bool   dense;               /* the rows of a unit follow one another */
-    size_t pace[4];             /* how far it moves along each axis, */
-    size_t by_unit, by_row;     /* and from unit to unit, row to row, where one axis counts them */
+    bool   packs;               /* rows are short, and do not follow one another in a unit */
+    int    pack;                /* where packed rows are kept for all sweeps; -1: nowhere */
+    const xg__sweep *packer;    /* the sweep that packs them then */
+    size_t pace[4];             /* how far it moves along each axis */
 } xg__walker;
 
 typedef struct xg__program {
@@ -6952,14 +6956,16 @@ typedef struct xg__program {
     int        steps, limit;
     xg__walker source[XG__SOURCES];            /* the last stands for the result */
     int        sources, waiting;
-    xg__sweep  sweep[XG__SWEEPS];
-    int        sweeps, kept;
-    int        longest;         /* the sweep of most steps, which fetches the next unit */
+    xg__sweep  sweep[XG__SWEEPS + 1];          /* the last is for steps of one number only */
+    int        sweeps, kept, packs;
+    int        longest;         /* the sweep of most steps, which fetches the next units */
     xg_real   *keep;            /* for each worker, room for what is kept */
     size_t     row, rows, units;               /* numbers in a row, rows in a unit */
     size_t     group, piece, pieces;           /* rows, or numbers of a row, of a piece of a unit */
-    int        axes;                           /* outer ones, 0 to axes - 1 */
-    bool       simple;                         /* one of them counts units, one rows, at most */
+    size_t     batch;                          /* units that are taken together */
+    int        axes;                           /* outer ones, 0 to axes - 1: ... */
+    size_t     extent[4];                      /* ... how far they go */
+    bool       counts_units[4];                /* ... and whether they count units, or rows */
     xg_real   *out;                            /* the result's numbers, if it is ROWS */
 } xg__program;
 
@@ -7183,54 +7189,60 @@ static void xg__program_rows(xg__program *p)
 }
 
 /* Outer axes count units where these have them, and rows of a unit elsewhere. */
-static bool xg__counts_units(const xg__program *p, int axis)
+static void xg__program_axes(xg__program *p)
 {
-    return xg__has_units(p) && xg__extent(p->unit, axis) != 1;
+    p->rows = p->units = 1;
+    for (int axis = 0; axis < p->axes; axis++) {
+        p->extent[axis] = (size_t)xg__extent(p->domain, axis);
+        p->counts_units[axis] = xg__has_units(p) && xg__extent(p->unit, axis) != 1;
+        *(p->counts_units[axis] ? &p->units : &p->rows) *= p->extent[axis];
+    }
 }
 
 static void xg__program_paces(const xg__program *p, xg__walker *w)
 {
-    size_t step = 1, dense = p->row;
-    w->still = w->dense = true;
+    size_t step = 1, dense = w->walks ? p->row : 0;
+    w->packs = false;
+    w->pack = -1;
     for (int axis = 3; axis >= 0; axis--) {
         size_t extent = (size_t)xg__extent(w->x->shape, axis);
         w->pace[axis] = extent == 1 ? 0 : step;
         step *= extent;
-        if (axis >= p->axes || xg__counts_units(p, axis)) continue;
-        if (xg__extent(p->domain, axis) == 1) continue;
-        w->still = w->still && w->pace[axis] == 0;
-        w->dense = w->dense && w->pace[axis] == dense;
-        dense *= (size_t)xg__extent(p->domain, axis);
-    }
-    w->by_unit = w->by_row = 0;
-    for (int axis = 0; axis < p->axes; axis++) {
-        if (xg__extent(p->domain, axis) == 1) continue;
-        if (xg__counts_units(p, axis)) w->by_unit = w->pace[axis];
-        else w->by_row = w->pace[axis];
+        if (axis >= p->axes || p->extent[axis] == 1 || p->counts_units[axis]) continue;
+        w->packs = w->packs || (p->group > 1 && w->pace[axis] != dense);
+        dense *= p->extent[axis];
     }
 }
 
 /* Cuts the rows of a unit into pieces: of a long row, or several short rows. */
 static void xg__program_pieces(xg__program *p)
 {
-    int unit_axes = 0, row_axes = 0;
-    p->rows = p->units = 1;
-    for (int axis = 0; axis < p->axes; axis++) {
-        size_t extent = (size_t)xg__extent(p->domain, axis);
-        if (extent == 1) continue;
-        if (xg__counts_units(p, axis)) { p->units *= extent; unit_axes++; }
-        else { p->rows *= extent; row_axes++; }
-    }
-    p->simple = unit_axes < 2 && row_axes < 2;
     if (p->row > XG__CHUNK / 2 || p->rows == 1) {
         size_t count = (p->row + XG__CHUNK - 1) / XG__CHUNK;
         p->group = 1;
         p->piece = ((p->row + count - 1) / count + 15) / 16 * 16;
         p->pieces = p->rows * ((p->row + p->piece - 1) / p->piece);
     } else {
-        p->group = xg__min(XG__CHUNK / p->row, p->rows);
+        size_t most = XG__CHUNK / p->row, count = (p->rows + most - 1) / most;
+        p->group = (p->rows + count - 1) / count;
         p->piece = p->row;
         p->pieces = (p->rows + p->group - 1) / p->group;
+    }
+}
+
+/* Small units are taken several at once, and steps of one number run on a row of units, unless
+ * what they read lies apart. */
+static void xg__program_batch(xg__program *p)
+{
+    size_t most = p->rows * p->row < XG__BATCH ? XG__BATCH / (p->rows * p->row) : 1;
+    p->batch = xg__min(most, XG__BATCH_MOST);
+    for (int i = 0; i < p->steps; i++) {
+        const xg__step *s = &p->step[i];
+        for (int k = 0; k < s->operands && s->part == XG__ONE; k++) {
+            if (s->from[k] < XG__STEPS) continue;
+            const xg_tensor *x = p->source[s->from[k] - XG__STEPS].x;
+            if (xg_size(x) != 1 && !xg_shape_same(x->shape, p->unit)) p->batch = 1;
+        }
     }
 }
 
@@ -7243,11 +7255,16 @@ static int xg__slot_take(unsigned *taken)
     return slot;
 }
 
+/* Can rows of a unit be kept from sweep to sweep? */
+static bool xg__unit_keeps(const xg__program *p)
+{
+    return xg__has_units(p) && p->rows * p->row <= XG__KEEP_MOST;
+}
+
 /* Is a step that an earlier sweep has made worth keeping? */
 static bool xg__step_keep(xg__program *p, xg__step *s)
 {
-    bool worth = s->weight >= XG__KEEP && p->rows * p->row <= XG__KEEP_MOST &&
-                 s->node != p->result;
+    bool worth = s->weight >= XG__KEEP && xg__unit_keeps(p) && s->node != p->result;
     if (s->keep < 0 && worth && p->kept < XG__KEPT) s->keep = p->kept++;
     return s->keep >= 0;
 }
@@ -7273,25 +7290,36 @@ static void xg__sweep_needs(xg__program *p, int number, int *uses)
     }
 }
 
-/* Notes that the sweep reads a source; where rows are short it may have to be packed, in a slot of
- * its own. */
-static void xg__sweep_use(const xg__program *p, xg__sweep *sweep, int source, unsigned *taken)
+/* Notes that the sweep reads a source; where rows are short it may have to be packed: once for all
+ * sweeps, or in a slot of its own. */
+static void xg__sweep_use(xg__program *p, xg__sweep *sweep, int source, unsigned *taken)
 {
+    xg__walker *w = &p->source[source];
     for (int i = 0; i < sweep->uses; i++) if (sweep->use[i] == source) return;
-    bool packs = p->group > 1 && !(p->source[source].walks ? p->source[source].dense
-                                                            : p->source[source].still);
-    sweep->packed[sweep->uses] = packs ? xg__slot_take(taken) : -1;
+    sweep->packed[sweep->uses] = w->packs && !xg__unit_keeps(p) ? xg__slot_take(taken) : -1;
     sweep->use[sweep->uses++] = source;
+    if (!w->packs || !xg__unit_keeps(p) || w->pack >= 0) return;
+    w->pack = p->packs++;
+    w->packer = sweep;
 }
 
-/* Sources first: they keep their slots for the whole sweep. */
-static bool xg__sweep_sources(const xg__program *p, xg__sweep *sweep, unsigned *taken)
+/* Notes that the sweep reads a step; if it does not run that itself, it looks for its numbers. */
+static void xg__sweep_read(const xg__program *p, xg__sweep *sweep, int step)
+{
+    if (p->step[step].part == XG__ROWS && sweep->runs[step]) return;
+    for (int i = 0; i < sweep->reads; i++) if (sweep->read[i] == step) return;
+    sweep->read[sweep->reads++] = step;
+}
+
+/* What the sweep reads comes first: sources keep their slots for the whole sweep. */
+static bool xg__sweep_reads(xg__program *p, xg__sweep *sweep, unsigned *taken)
 {
     for (int i = 0; i < p->steps; i++) {
         const xg__step *s = &p->step[i];
         if (!sweep->runs[i]) continue;
         for (int k = 0; k < s->operands; k++) {
-            if (s->from[k] >= XG__STEPS) xg__sweep_use(p, sweep, s->from[k] - XG__STEPS, taken);
+            if (s->from[k] < XG__STEPS) xg__sweep_read(p, sweep, s->from[k]);
+            else xg__sweep_use(p, sweep, s->from[k] - XG__STEPS, taken);
         }
         if (*taken >> XG__SLOTS) return false;
     }
@@ -7304,9 +7332,9 @@ static bool xg__program_sweep(xg__program *p, int number)
     xg__sweep *sweep = &p->sweep[number];
     int uses[XG__STEPS], slot[XG__STEPS];
     unsigned taken = 0;
-    sweep->count = sweep->sums = sweep->uses = 0;
+    sweep->count = sweep->sums = sweep->uses = sweep->reads = 0;
     xg__sweep_needs(p, number, uses);
-    if (!xg__sweep_sources(p, sweep, &taken)) return false;
+    if (!xg__sweep_reads(p, sweep, &taken)) return false;
     for (int i = 0; i < p->steps; i++) {
         const xg__step *s = &p->step[i];
         if (s->part != XG__ROWS || !sweep->runs[i]) continue;
@@ -7338,22 +7366,36 @@ static int xg__program_sweeps(const xg__program *p)
     return sweeps;
 }
 
+/* Lists the steps of one number: each runs before the sweep that it makes possible. */
+static void xg__program_list_ones(xg__program *p)
+{
+    for (int i = 0; i <= p->sweeps; i++) p->sweep[i].ones = 0;
+    for (int i = 0; i < p->steps; i++) {
+        xg__sweep *sweep = &p->sweep[p->step[i].sweep];
+        if (p->step[i].part == XG__ONE) sweep->one[sweep->ones++] = i;
+    }
+}
+
 /* Lays out the sweeps; false when there is too much of anything. */
 static bool xg__program_lay(xg__program *p)
 {
     xg__program_rows(p);
+    xg__program_axes(p);
+    xg__program_pieces(p);
+    xg__program_batch(p);
     p->source[p->sources].x = p->result;
     p->source[p->sources].walks = true;
     for (int i = 0; i <= p->sources; i++) xg__program_paces(p, &p->source[i]);
-    xg__program_pieces(p);
     p->sweeps = xg__program_sweeps(p);
-    p->kept = 0;
+    if (p->sweeps < 0) return false;
+    xg__program_list_ones(p);
+    p->kept = p->packs = 0;
     p->longest = 0;
     for (int i = 0; i < p->sweeps; i++) {
         if (!xg__program_sweep(p, i)) return false;
         if (p->sweep[i].count > p->sweep[p->longest].count) p->longest = i;
     }
-    return p->sweeps >= 0;
+    return true;
 }
 
 /* Collects what `result` waits for, in at most `limit` steps. */
@@ -7389,19 +7431,36 @@ static bool xg__program_open(xg__program *p, xg_tensor *result)
 
 /* 4.6.2 Running. */
 
-/* How far a source's row lies from its beginning. */
-static size_t xg__walker_at(const xg__program *p, const xg__walker *w, size_t unit, size_t row)
+/* Where a row is: its number along each outer axis. */
+typedef struct xg__spot { size_t number[4]; } xg__spot;
+
+static xg__spot xg__spot_of(const xg__program *p, size_t unit, size_t row)
 {
-    if (p->simple) return unit * w->by_unit + row * w->by_row;
-    size_t at = 0;
+    xg__spot spot = { { 0 } };
     for (int axis = p->axes - 1; axis >= 0; axis--) {
-        size_t extent = (size_t)xg__extent(p->domain, axis);
-        if (extent == 1) continue;
-        size_t *number = xg__counts_units(p, axis) ? &unit : &row;
-        at += *number % extent * w->pace[axis];
-        *number /= extent;
+        size_t *number = p->counts_units[axis] ? &unit : &row;
+        if (p->extent[axis] == 1 || !*number) continue;
+        spot.number[axis] = *number % p->extent[axis];
+        *number /= p->extent[axis];
     }
-    return at;
+    return spot;
+}
+
+/* The next row of the unit. */
+static void xg__spot_next(const xg__program *p, xg__spot *spot)
+{
+    for (int axis = p->axes - 1; axis >= 0; axis--) {
+        if (p->counts_units[axis]) continue;
+        if (++spot->number[axis] < p->extent[axis]) return;
+        spot->number[axis] = 0;
+    }
+}
+
+/* How far a source's row lies from its beginning. */
+XG__INLINE size_t xg__walker_at(const xg__walker *w, const xg__spot *spot)
+{
+    return spot->number[0] * w->pace[0] + spot->number[1] * w->pace[1]
+         + spot->number[2] * w->pace[2] + spot->number[3] * w->pace[3];
 }
 
 /* Fills a row with a number. */
@@ -7413,40 +7472,49 @@ static void xg__repeat(const xg_tape *tape, xg_real one, xg_real *to, size_t n)
 /* A piece on its way through a sweep. */
 typedef struct xg__piece {
     size_t unit, row, rows, at, n;             /* rows of it, numbers from `at` on; n in all */
+    xg__spot spot;                             /* of its first row */
     const xg_real *place[XG__PLACES];          /* where the numbers of steps and sources are, */
     size_t pace[XG__PLACES];                   /* and whether they walk or repeat */
     xg_real room[XG__SLOTS + 1][XG__CHUNK];    /* the last is for a number that is summed often */
     double lane[XG__SUMS][16];                 /* of sums over the unit */
     size_t summed;                             /* numbers of the unit so far */
-    xg_real *keep;                             /* the worker's room for what is kept */
+    xg_real *keep;                             /* room for what is kept of the unit */
 } xg__piece;
 
-/* Runs one step on n numbers. */
-static void xg__step_run(const xg__step *s, const xg__piece *c, xg_real *to, size_t n)
+/* Runs one step on n numbers of a and, if it is a pair's, b. */
+static void xg__step_run(const xg__step *s, const xg_real *a, size_t pace_a, const xg_real *b,
+                         size_t pace_b, xg_real *to, size_t n)
 {
-    int a = s->from[0], b = s->from[1];
     if (s->zip) {
-        s->zip(c->place[a], c->pace[a], c->place[b], c->pace[b], to, n);
-    } else if (c->pace[a]) {
-        s->map(c->place[a], to, n, s->p, s->q);
+        s->zip(a, pace_a, b, pace_b, to, n);
+    } else if (pace_a) {
+        s->map(a, to, n, s->p, s->q);
     } else {                                   /* of one number, then repeated */
-        s->map(c->place[a], to, 1, s->p, s->q);
+        s->map(a, to, 1, s->p, s->q);
         if (n > 1) xg__repeat(s->node->tape, to[0], to, n);
     }
 }
 
-/* Computes the steps of one number a unit that a sweep has made possible. */
-static void xg__program_ones(const xg__program *p, xg__piece *c, int sweep)
+/* What a step of one number reads, from a unit on: a number for each, or the same for all. */
+static const xg_real *xg__one_place(const xg__program *p, int place, size_t unit, size_t *pace)
 {
-    for (int i = 0; i < p->steps; i++) {
-        const xg__step *s = &p->step[i];
-        if (s->part != XG__ONE || s->sweep != sweep) continue;
-        for (int k = 0; k < s->operands; k++) {
-            if (s->from[k] < XG__STEPS) continue;
-            const xg__walker *w = &p->source[s->from[k] - XG__STEPS];
-            c->place[s->from[k]] = w->x->data + xg__walker_at(p, w, c->unit, 0);
-        }
-        xg__step_run(s, c, s->value + c->unit, 1);
+    *pace = 1;
+    if (place < XG__STEPS) return p->step[place].value + unit;
+    const xg__walker *w = &p->source[place - XG__STEPS];
+    const xg__spot spot = xg__spot_of(p, unit, 0);
+    *pace = xg_size(w->x) != 1;
+    return w->x->data + xg__walker_at(w, &spot);
+}
+
+/* Computes steps of one number, of n units. */
+static void xg__program_ones(const xg__program *p, const xg__sweep *sweep, size_t unit, size_t n)
+{
+    for (int i = 0; i < sweep->ones; i++) {
+        const xg__step *s = &p->step[sweep->one[i]];
+        size_t pace_a, pace_b;
+        const xg_real *a = xg__one_place(p, s->from[0], unit, &pace_a);
+        const xg_real *b = xg__one_place(p, s->from[s->operands - 1], unit, &pace_b);
+        xg__step_run(s, a, pace_a, b, pace_b, s->value + unit, n);
     }
 }
 
@@ -7454,14 +7522,27 @@ static void xg__program_ones(const xg__program *p, xg__piece *c, int sweep)
 static void xg__piece_pack(const xg__program *p, const xg__piece *c, const xg__walker *w,
                            xg_real *to)
 {
+    xg__spot spot = c->spot;
     for (size_t r = 0; r < c->rows; r++, to += p->row) {
-        const xg_real *from = w->x->data + xg__walker_at(p, w, c->unit, c->row + r);
+        const xg_real *from = w->x->data + xg__walker_at(w, &spot);
         if (w->walks) memcpy(to, from, p->row * sizeof *to);
         else xg__repeat(p->result->tape, *from, to, p->row);
+        xg__spot_next(p, &spot);
     }
 }
 
-/* Where what is kept of a unit lies, from this piece on. */
+/* The same the other way: the rows of the result go where they belong. */
+static void xg__piece_deliver(const xg__program *p, const xg__piece *c, const xg_real *from)
+{
+    xg__spot spot = c->spot;
+    for (size_t r = 0; r < c->rows; r++, from += p->row) {
+        xg_real *to = p->out + xg__walker_at(&p->source[p->sources], &spot);
+        memcpy(to, from, p->row * sizeof *to);
+        xg__spot_next(p, &spot);
+    }
+}
+
+/* Where what is kept of a unit lies, from this piece on: of steps, then of packed sources. */
 static xg_real *xg__piece_kept(const xg__program *p, const xg__piece *c, int keep)
 {
     return c->keep + (size_t)keep * p->rows * p->row + c->summed;
@@ -7479,19 +7560,20 @@ static void xg__piece_load(const xg__program *p, const xg__sweep *sweep, xg__pie
 {
     for (int i = 0; i < sweep->uses; i++) {
         const xg__walker *w = &p->source[sweep->use[i]];
-        int place = XG__STEPS + sweep->use[i];
-        c->pace[place] = w->walks || sweep->packed[i] >= 0 ? 1 : 0;
-        if (sweep->packed[i] >= 0) {
-            xg_real *room = c->room[sweep->packed[i]];
-            xg__piece_pack(p, c, w, room);
-            c->place[place] = room;
+        const xg_real **place = &c->place[XG__STEPS + sweep->use[i]];
+        if (w->packs) {
+            xg_real *to = w->pack >= 0 ? xg__piece_kept(p, c, p->kept + w->pack)
+                                       : c->room[sweep->packed[i]];
+            if (w->pack < 0 || w->packer == sweep) xg__piece_pack(p, c, w, to);
+            *place = to;
         } else {
-            c->place[place] = w->x->data + xg__walker_at(p, w, c->unit, c->row)
-                            + (w->walks ? c->at : 0);
+            *place = w->x->data + xg__walker_at(w, &c->spot) + (w->walks ? c->at : 0);
         }
     }
-    for (int i = 0; p->kept && i < p->steps; i++) {
-        if (p->step[i].keep >= 0) c->place[i] = xg__piece_kept(p, c, p->step[i].keep);
+    for (int i = 0; i < sweep->reads; i++) {
+        const xg__step *s = &p->step[sweep->read[i]];
+        c->place[sweep->read[i]] = s->part == XG__ROWS ? xg__piece_kept(p, c, s->keep)
+                                                       : s->value + c->unit;
     }
 }
 
@@ -7500,8 +7582,8 @@ static xg_real *xg__piece_goal(const xg__program *p, xg__piece *c, const xg__ste
 {
     const xg__walker *out = &p->source[p->sources];
     if (s->keep >= 0) return xg__piece_kept(p, c, s->keep);
-    if (!p->out || s->node != p->result || (c->rows > 1 && !out->dense)) return c->room[slot];
-    return p->out + xg__walker_at(p, out, c->unit, c->row) + c->at;
+    if (!p->out || s->node != p->result || out->packs) return c->room[slot];
+    return p->out + xg__walker_at(out, &c->spot) + c->at;
 }
 
 /* Adds n numbers to the lanes. Number i of a unit goes to lane i % 16 however it is cut: a piece
@@ -7539,33 +7621,36 @@ static void xg__piece_sum(const xg__program *p, xg__piece *c, int place, double 
     xg__sum_numbers(p->result->tape->kernels, lane, c->summed, x, c->n);
 }
 
-/* Asks for the piece's numbers of a source in the next unit, which come from memory while this one
+/* Asks for the piece's numbers of a source in a later unit, which come from memory while this one
  * is worked on. */
-static void xg__piece_fetch(const xg__program *p, const xg__piece *c, int number)
+static void xg__piece_fetch(const xg__program *p, const xg__piece *c, const xg__walker *w,
+                            const xg__spot *first)
 {
-    const xg__walker *w = &p->source[p->sweep[0].use[number]];
+    xg__spot spot = *first;
     for (size_t r = 0; r < c->rows && w->walks; r++) {
-        const xg_real *from = w->x->data + xg__walker_at(p, w, c->unit + 1, c->row + r) + c->at;
+        const xg_real *from = w->x->data + xg__walker_at(w, &spot) + c->at;
         for (size_t i = 0; i < c->n / c->rows; i += 16) XG__PREFETCH(from, i);
+        xg__spot_next(p, &spot);
     }
 }
 
 static void xg__piece_run(const xg__program *p, const xg__sweep *sweep, xg__piece *c)
 {
     const xg__walker *out = &p->source[p->sources];
-    bool fetches = sweep == &p->sweep[p->longest] && c->unit + 1 < p->units;
+    bool fetches = sweep == &p->sweep[p->longest] && c->unit + p->batch < p->units;
+    const xg__spot ahead = xg__spot_of(p, c->unit + (fetches ? p->batch : 0), c->row);
+    c->spot = xg__spot_of(p, c->unit, c->row);
     xg__piece_load(p, sweep, c);
     for (int i = 0; i < sweep->count; i++) {
         const xg__step *s = &p->step[sweep->step[i]];
+        int a = s->from[0], b = s->from[s->operands - 1];
         xg_real *to = xg__piece_goal(p, c, s, sweep->slot[i]);
-        xg__step_run(s, c, to, c->n);
-        if (fetches && i < p->sweep[0].uses) xg__piece_fetch(p, c, i);
-        c->place[sweep->step[i]] = to;
-        if (!p->out || s->node != p->result || c->rows == 1 || out->dense) continue;
-        for (size_t r = 0; r < c->rows; r++) {
-            memcpy(p->out + xg__walker_at(p, out, c->unit, c->row + r), to + r * p->row,
-                   p->row * sizeof *to);
+        xg__step_run(s, c->place[a], c->pace[a], c->place[b], c->pace[b], to, c->n);
+        for (int k = i; fetches && k < p->sources; k += sweep->count) {
+            xg__piece_fetch(p, c, &p->source[k], &ahead);
         }
+        c->place[sweep->step[i]] = to;
+        if (p->out && s->node == p->result && out->packs) xg__piece_deliver(p, c, to);
     }
     for (int i = 0; i < sweep->sums; i++) {
         xg__piece_sum(p, c, p->step[sweep->sum[i]].from[0], c->lane[i]);
@@ -7587,39 +7672,53 @@ static void xg__program_pass(const xg__program *p, const xg__sweep *sweep, xg__p
     }
 }
 
-/* A place for everything that is not there before a unit begins. */
+/* What walks and what repeats is the same for all pieces. */
 static void xg__piece_begin(const xg__program *p, xg__piece *c)
 {
-    c->summed = 0;
-    for (int i = 0; i < p->steps; i++) {
-        c->pace[i] = p->step[i].part == XG__ROWS;
-        if (p->step[i].value) c->place[i] = p->step[i].value + c->unit;
+    c->unit = c->summed = 0;
+    c->keep = NULL;
+    for (int i = 0; i < p->steps; i++) c->pace[i] = p->step[i].part == XG__ROWS;
+    for (int i = 0; i < p->sources; i++) {
+        c->pace[XG__STEPS + i] = p->source[i].walks || p->source[i].packs;
     }
 }
 
-static void xg__program_unit(const xg__program *p, xg__piece *c)
+/* A sweep over the rows of a unit. */
+static void xg__program_unit(const xg__program *p, const xg__sweep *sweep, xg__piece *c)
 {
-    xg__piece_begin(p, c);
-    for (int i = 0; i < p->sweeps; i++) {
-        const xg__sweep *sweep = &p->sweep[i];
-        xg__program_ones(p, c, i);
-        c->summed = 0;
-        memset(c->lane, 0, sizeof c->lane);
-        xg__program_pass(p, sweep, c, 0, p->pieces);
-        for (int k = 0; k < sweep->sums; k++) {
-            p->step[sweep->sum[k]].value[c->unit] = xg__sum_of_lanes(c->lane[k]);
-        }
+    c->summed = 0;
+    memset(c->lane, 0, sizeof c->lane);
+    xg__program_pass(p, sweep, c, 0, p->pieces);
+    for (int k = 0; k < sweep->sums; k++) {
+        p->step[sweep->sum[k]].value[c->unit] = xg__sum_of_lanes(c->lane[k]);
     }
-    xg__program_ones(p, c, p->sweeps);
 }
 
-/* Units are divided among workers ... */
+/* How many numbers are kept of a unit. */
+static size_t xg__program_keeps(const xg__program *p)
+{
+    return (size_t)(p->kept + p->packs) * p->rows * p->row;
+}
+
+/* Units are divided among workers, who take small ones several at once ... */
 static void xg__program_units(const void *job, size_t begin, size_t end, int worker)
 {
     const xg__program *p = (const xg__program *)job;
+    const size_t keeps = xg__program_keeps(p);
     xg__piece c;
-    c.keep = p->keep + (size_t)worker * (size_t)p->kept * p->rows * p->row;
-    for (c.unit = begin; c.unit < end; c.unit++) xg__program_unit(p, &c);
+    xg__piece_begin(p, &c);
+    for (size_t first = begin; first < end; first += p->batch) {
+        const size_t n = xg__min(p->batch, end - first);
+        for (int i = 0; i < p->sweeps; i++) {
+            xg__program_ones(p, &p->sweep[i], first, n);
+            for (size_t u = 0; u < n; u++) {
+                c.unit = first + u;
+                c.keep = p->keep + ((size_t)worker * p->batch + u) * keeps;
+                xg__program_unit(p, &p->sweep[i], &c);
+            }
+        }
+        xg__program_ones(p, &p->sweep[p->sweeps], first, n);
+    }
 }
 
 /* ... or, if there are none, pieces. */
@@ -7628,8 +7727,6 @@ static void xg__program_pieces_of(const void *job, size_t begin, size_t end, int
     const xg__program *p = (const xg__program *)job;
     xg__piece c;
     (void)worker;
-    c.unit = 0;
-    c.keep = NULL;
     xg__piece_begin(p, &c);
     xg__program_pass(p, &p->sweep[0], &c, begin, end);
 }
@@ -7638,7 +7735,7 @@ static void xg__program_pieces_of(const void *job, size_t begin, size_t end, int
 static bool xg__program_run(xg__program *p)
 {
     xg_tape *tape = p->result->tape;
-    size_t cost = 0, keep = (size_t)tape->config.workers * (size_t)p->kept * p->rows * p->row;
+    size_t cost = 0, keep = (size_t)tape->config.workers * p->batch * xg__program_keeps(p);
     for (int i = 0; i < p->sweeps; i++) {
         cost += (size_t)(p->sweep[i].count + 2 * p->sweep[i].sums);
     }
@@ -7691,8 +7788,6 @@ static bool xg__planes_open(xg__planes *planes, xg_tensor *x)
 /* Before a worker asks for its first plane. */
 static void xg__planes_begin(const xg__planes *planes, xg__piece *c)
 {
-    c->unit = 0;
-    c->keep = NULL;
     c->rows = 1;
     if (planes->made) xg__piece_begin(&planes->program, c);
 }

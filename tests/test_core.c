@@ -642,6 +642,35 @@ static void test_rows_made_once(void)
     }
 }
 
+/* Small units are taken several at once, short rows packed once for all sweeps: with units along one
+ * axis or two, rows that lie together or apart, and for each unit numbers of its own, the same for
+ * all, or (the last kind) the same for some. */
+static void test_units_taken_together(void)
+{
+    const xg_shape shapes[] = { { 3, 150, 7, 5 }, { 5, 37, 20, 20 }, { 1, 99, 7, 7 } };
+    for (int kind = 0; kind < 12; kind++) {
+        const xg_shape s = shapes[kind % 3];
+        const xg_shape unit = kind < 6 ? xg_shape4(1, s.c, 1, 1) : xg_shape4(s.n, s.c, 1, 1);
+        const xg_shape own = kind / 3 % 2 ? xg_shape4(1, kind < 9 ? 1 : s.c, 1, 1) : unit;
+        xg_tensor *y[2];
+        xg_tape *t = xg_tape_new(NULL);
+        xg_rng rng = xg_rng_seed(4);
+        xg_tensor *x = xg_randn(t, s, &rng), *z = xg_randn(t, s, &rng);
+        xg_tensor *e = xg_randn(t, xg_shape4(s.n, 1, 1, 1), &rng), *b = xg_randn(t, own, &rng);
+        for (int way = 0; way < 2; way++) {
+            xg_tensor *mean = asked(xg_mean_to(x, unit), way);
+            xg_tensor *off = asked(xg_add(asked(xg_mul(mean, b), way), b), way);
+            xg_tensor *w = asked(xg_mul(asked(xg_sub(x, off), way), z), way);
+            w = asked(xg_add(asked(xg_mul(w, e), way), x), way);
+            xg_tensor *part = asked(xg_affine(asked(xg_mean_to(w, unit), way), 3, 1), way);
+            y[way] = asked(xg_mul(asked(xg_sub(w, part), way), asked(xg_sub(z, mean), way)), way);
+        }
+        CHECK(!memcmp(xg_data(y[0]), xg_data(y[1]), xg_size(y[0]) * sizeof(xg_real)));
+        CHECK_OK(t);
+        xg_tape_free(t);
+    }
+}
+
 /* What waits reads the numbers of the moment it was written down, not those of when it is asked. */
 static void test_waiting_results_keep_old_numbers(void)
 {
@@ -999,6 +1028,7 @@ TEST_MAIN(
     TEST(test_rule_tables)
     TEST(test_names_of_things)
     TEST(test_rows_made_once)
+    TEST(test_units_taken_together)
     TEST(test_waiting_results_keep_old_numbers)
     TEST(test_long_chains_do_not_wait_for_ever)
     TEST(test_dropping_and_reading_change_no_bit)
