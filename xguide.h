@@ -4289,7 +4289,8 @@ static void XG_(plan_gemm)(XG_(plan) *p, const xg__gemm_job *job, int workers)
 
 /* Columns can be read from the stage, one grid row behind the other: then the padding between them
  * is computed too, in vain, and dropped in the end, but packing is spared, which few rows do not
- * repay. Guesses in cycles for a vector of columns: packing 3 a k, dropping 12 a row. */
+ * repay. Guesses in cycles for a vector of columns (measured): packing 3 a k, reading what is not
+ * packed a fiftieth a row and k, dropping 3 a row. */
 static bool XG_(better_unpacked)(const XG_(plan) *p)
 {
     const XG_(window) *w = &p->window;
@@ -4298,7 +4299,7 @@ static bool XG_(better_unpacked)(const XG_(plan) *p)
     XG_(stage) s;
     if (w->plain || k < 1 || w->gw < 1) return false;
     s = XG_(stage_of)(w, XG_(block)(&pixel, 0));
-    return rows * (0.5 * k * (s.width - w->gw) / w->gw + 12) < 3 * k;
+    return rows * (k * (0.5 * (s.width - w->gw) / w->gw + 0.02) + 3) < 3 * k;
 }
 
 /* Weights must be transposed for an input gradient, which few pixels do not repay (measured: less
@@ -9203,12 +9204,13 @@ static bool xg__conv_fits(const xg_tensor *y, xg_shape x, xg_shape w, xg_shape g
 }
 
 /* Whether g is what a max-pool of 2x2 sends back. Then weight gradients can be had from fewer
- * numbers (3.5.10). */
+ * numbers (3.5.10), unless these are gone and g itself is there. */
 static bool xg__in_pairs(const xg_tensor *index, xg_shape s);
 
 static bool xg__is_pooled(const xg_tensor *g)
 {
-    if (g->op != XG_OP_scatter || g->data || !xg__in_pairs(g->in[1], g->shape)) return false;
+    if (g->op != XG_OP_scatter || !xg__in_pairs(g->in[1], g->shape)) return false;
+    if (g->data && !(g->in[0]->data && g->in[1]->data)) return false;
     return xg_shape_same(g->in[0]->shape, g->in[1]->shape);
 }
 

@@ -285,8 +285,10 @@ static const pooled_case pooled[] = {
 };
 enum { POOLED = (int)(sizeof pooled / sizeof *pooled) };
 
-/* From what the pool sends back as it waits, or once it is in memory. */
-static xg_tensor *pooled_dw(xg_tape *t, const pooled_case *k, bool waits, size_t *taken)
+/* From what the pool sends back as it waits, once it is in memory, or from a copy of it. */
+typedef enum pooled_way { WAITS, THERE, COPIED } pooled_way;
+
+static xg_tensor *pooled_dw(xg_tape *t, const pooled_case *k, pooled_way way, size_t *taken)
 {
     xg_rng rng = xg_rng_seed(32);
     xg_window window = { k->k, k->k, k->stride, k->pad, 1, 1 }, pairs = { 2, 2, 2, 0, 1, 1 };
@@ -295,14 +297,15 @@ static xg_tensor *pooled_dw(xg_tape *t, const pooled_case *k, bool waits, size_t
     xg_tensor *z = xg_conv2d(x, w, window), *at = xg_argpool(z, pairs);
     xg_tensor *g = xg_randn(t, xg_shape_of(at), &rng), *wide = xg_scatter(g, at, xg_shape_of(z));
     xg_data(at);
-    if (!waits) xg_data(wide);
+    if (way != WAITS) xg_data(wide);
+    if (way == COPIED) wide = xg_leaf(t, xg_shape_of(z), xg_data(wide));
     size_t before = xg_tape_stats(t).bytes;
     xg_tensor *dw = xg_conv2d_dw(x, wide, window, xg_shape_of(w));
     if (taken) *taken = xg_tape_stats(t).bytes - before;
     return dw;
 }
 
-static xg_tensor *pooled_at(xg_tape *t, int which) { return pooled_dw(t, &pooled[which], true, NULL); }
+static xg_tensor *pooled_at(xg_tape *t, int which) { return pooled_dw(t, &pooled[which], WAITS, NULL); }
 
 /* The same numbers, though no plane of g is made; but few pictures, or many sums, take the usual way. */
 static void test_pooled_weights(void)
@@ -311,11 +314,12 @@ static void test_pooled_weights(void)
         xg_tape *t = xg_tape_new(NULL);
         const pooled_case *k = &pooled[which];
         size_t few, most;
-        xg_tensor *fast = pooled_dw(t, k, true, &few), *plain = pooled_dw(t, k, false, &most);
+        xg_tensor *fast = pooled_dw(t, k, WAITS, &few), *plain = pooled_dw(t, k, COPIED, &most);
         xg_tensor *gap = xg_sub(fast, plain);
         double apart = xg_item(xg_dot(gap, gap)) / xg_item(xg_dot(plain, plain));
         CHECK(sqrt(apart) < TOL(2e-6, 1e-14));
         CHECK((few <= most) == (k->n >= 8 && which != 7));
+        CHECK(differ(fast, pooled_dw(t, k, THERE, NULL)) == 0);
         CHECK_OK(t);
         xg_tape_free(t);
         check_levels("pooled", pooled_at, which);
