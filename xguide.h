@@ -3457,9 +3457,9 @@ static void XG_(cut_runs)(XG_(source) *s, size_t panel)
 }
 
 /* A square or part of one: to[e * pitch + i] = source[first + i][from + e], i < rows, e < columns.
- * With `whole`, missing rows are stored too, as zeros. At `room`, there is room for two squares. */
+ * For e < whole, missing rows are stored too, as zeros. At `room` two squares find room. */
 static void XG_(turn_square)(const XG_(source) *s, size_t first, size_t rows, size_t from,
-                             size_t columns, xg_real *to, size_t pitch, bool whole, xg_real *room)
+                             size_t columns, xg_real *to, size_t pitch, size_t whole, xg_real *room)
 {
     xg_real *turned = room + XG__LANES * XG__LANES;
     size_t i, e;
@@ -3474,18 +3474,20 @@ static void XG_(turn_square)(const XG_(source) *s, size_t first, size_t rows, si
     XG_(transpose)(room, XG__LANES, turned, XG__LANES);
     for (e = 0; e < columns; e++) {
         const XG_(v) v = XG_(load)(turned + e * XG__LANES);
-        if (whole || rows == XG__LANES) XG_(store)(to + e * pitch, v);
+        if (e < whole || rows == XG__LANES) XG_(store)(to + e * pitch, v);
         else XG_(store_part)(to + e * pitch, v, rows);
     }
 }
 
 /* Exchanges the two indices: to[(run.to + e) * pitch + i] = source[i][run.from + e]. If panel != 0,
- * `to` is panels of columns of that size, and i is a column. */
+ * `to` is panels of columns of that size, and i is a column. Where all i are fewer than a
+ * vector, zeros stored for missing ones are overwritten by the next e, except at a run's end. */
 static void XG_(turn)(const XG_(source) *s, xg_real *to, size_t pitch, size_t panel, xg_real *room)
 {
     size_t r, e, i;
     for (i = 0; i < s->offsets; i += XG__LANES) {
         const size_t rows = xg__min(XG__LANES, s->offsets - i);
+        const size_t end = rows == pitch ? XG_(ceil_div)(XG__LANES, rows) - 1 : SIZE_MAX;
         xg_real *column = to + (panel ? i / XG__NR * panel + i % XG__NR : i);
         for (r = 0; r < s->runs; r++) {
             const size_t from = s->run[r].from, length = s->run[r].length;
@@ -3495,7 +3497,9 @@ static void XG_(turn)(const XG_(source) *s, xg_real *to, size_t pitch, size_t pa
                 if (s->stride && rows == XG__LANES && columns == XG__LANES) {
                     XG_(transpose)(s->base + s->offset[i] + from + e, s->stride, place, pitch);
                 } else {
-                    XG_(turn_square)(s, i, rows, from + e, columns, place, pitch, panel != 0, room);
+                    const size_t left = length - e;
+                    const size_t whole = panel ? left : left < end ? 0 : left - end;
+                    XG_(turn_square)(s, i, rows, from + e, columns, place, pitch, whole, room);
                 }
             }
         }
@@ -5237,7 +5241,7 @@ static void XG_(direct)(const xg__conv_job *job, const xg__team *team)
  *        place that depends on the plane. So the picture is staged with channels innermost: then
  *        all channels and the taps of a row of the kernel, as a pixel sees them, are neighbours, a
  *        "line". For each plane of g, lines are summed with the weights g of its windows; where a
- *        ReLU was closed, g is 0, and the window is left out.
+ *        ReLU was closed, g is 0, and the window may be left out.
  *
  * Numeric contract. Windows are summed band by band (some rows of windows), each band by a chain of
  * fma from 0; bands are added in order, pictures likewise, and then chunks of pictures. */
@@ -5314,45 +5318,48 @@ static void XG_(stage_pooled)(const XG_(pooled) *p, size_t image, const XG_(desk
     XG_(turn)(&s, d->stage, (size_t)p->job->c, 0, d->squares);
 }
 
-/* The windows of a band of a plane of g that count: their g, and where in the stage they see. */
-typedef struct XG_(views) { xg_real *weight; unsigned *from; size_t count; } XG_(views);
+/* The windows of a band of a plane of g: weights, their g, and where in the stage they see, which
+ * is from[t], or if `at` is not NULL, from[at[t]]. */
+typedef struct XG_(views) {
+    const xg_real *weight, *at;
+    const unsigned *from;
+    size_t count;
+} XG_(views);
 
-static void XG_(find_views)(const XG_(pooled) *p, const xg_real *g, const xg_real *at,
-                           size_t windows, XG_(views) *views)
+/* Lists those that count. */
+static size_t XG_(list_views)(const XG_(views) *all, xg_real *weight, unsigned *from)
 {
-    const unsigned *where = XG_(pooled_where)(p);
-    xg_real *weight = views->weight;
-    unsigned *from = views->from;
     size_t count = 0, t;
-    for (t = 0; t < windows; t++) {            /* without a branch: zeros come as they like */
-        weight[count] = g[t];
-        from[count] = where[(int)at[t]];
-        count += g[t] != 0;
+    for (t = 0; t < all->count; t++) {         /* without a branch: zeros come as they like */
+        weight[count] = all->weight[t];
+        from[count] = all->from[(int)all->at[t]];
+        count += all->weight[t] != 0;
     }
-    views->count = count;
+    return count;
 }
 
-/* sum[i][j] += the sum over the views of weight * x[from + i * row + j]: so many lines of so many
- * vectors, constants as those of XG_(micro). */
-XG__INLINE void XG_(chain)(const int lines, const int vectors, const XG_(pooled) *p,
-                           const XG_(views) *views, const xg_real *x, xg_real *sum)
+/* sum[i][j] += the sum over the views of weight * x[seen + i * row + j]: so many lines of so many
+ * vectors, listed views or `placed` ones, constants as those of XG_(micro). */
+XG__INLINE void XG_(chain)(const int lines, const int vectors, const bool placed,
+                           const XG_(pooled) *p, const XG_(views) *views, const xg_real *x,
+                           xg_real *sum)
 {
     const size_t row = p->row, line = p->line, count = views->count;
-    const xg_real *weights = views->weight;
-    const unsigned *froms = views->from;
+    const xg_real *weights = views->weight, *at = views->at;
+    const unsigned *from = views->from;
     XG_(v) chain[XG__CHAINS];
     size_t t;
     int i, j;
     XG__UNROLL
     for (i = 0; i < lines * vectors; i++) chain[i] = XG_(set1)(0);
     for (t = 0; t < count; t++) {
-        const xg_real *from = x + froms[t];
+        const xg_real *seen = x + from[placed ? (size_t)(int)at[t] : t];
         const XG_(v) weight = XG_(set1)(weights[t]);
         XG__UNROLL
         for (i = 0; i < lines; i++) {
             XG__UNROLL
             for (j = 0; j < vectors; j++) {
-                const XG_(v) v = XG_(load)(from + (size_t)i * row + j * XG__LANES);
+                const XG_(v) v = XG_(load)(seen + (size_t)i * row + j * XG__LANES);
                 chain[i * vectors + j] = XG_(fma)(weight, v, chain[i * vectors + j]);
             }
         }
@@ -5381,7 +5388,10 @@ static void XG_(chains)(const XG_(pooled) *p, const XG_(views) *views, const xg_
             const xg_real *from = x + j * XG__LANES;
             xg_real *to = sum + j * XG__LANES;
 #define XG__CHAIN(l, v) \
-    case (l) * 16 + (v): XG_(chain)(l, v, p, views, from, to); break;
+    case (l) * 16 + (v): \
+        if (views->at != NULL) XG_(chain)(l, v, true, p, views, from, to); \
+        else XG_(chain)(l, v, false, p, views, from, to); \
+        break;
             switch (lines * 16 + xg__min(vectors - j, piece)) {
             XG__CHAIN(1, 1) XG__CHAIN(1, 2) XG__CHAIN(1, 3) XG__CHAIN(1, 4) XG__CHAIN(1, 5)
             XG__CHAIN(1, 6) XG__CHAIN(1, 7) XG__CHAIN(1, 8) XG__CHAIN(1, 9) XG__CHAIN(1, 10)
@@ -5393,40 +5403,59 @@ static void XG_(chains)(const XG_(pooled) *p, const XG_(views) *views, const xg_
     }
 }
 
+/* Plane k of g, windows from number `first` on, through the stage. To list those that count only
+ * repays if they see many numbers. */
+static void XG_(sum_views)(const XG_(pooled) *p, size_t k, size_t first, size_t windows,
+                           xg_real *sum, const XG_(desk) *d)
+{
+    const xg__conv_job *job = p->job;
+    const size_t plane = p->ph * p->pw;
+    XG_(views) views;
+    size_t e;
+    views.weight = job->pg + k * plane + first;
+    views.at = job->at + k * plane + first;
+    views.from = XG_(pooled_where)(p);
+    views.count = windows;
+    for (e = 0; e < windows; e += 16) {                                /* of the next plane */
+        XG__PREFETCH(views.weight + e, plane);
+        XG__PREFETCH(views.at + e, plane);
+    }
+    if ((size_t)job->kh * p->line > 64) {
+        unsigned *from = (unsigned *)(void *)d->step;
+        views.count = XG_(list_views)(&views, d->tile, from);
+        views.weight = d->tile;
+        views.at = NULL;
+        views.from = from;
+    }
+    XG_(chains)(p, &views, d->stage, sum);
+}
+
 /* A chunk of pictures. */
 static void XG_(unit_of_pooled)(const void *plan, size_t number, int worker)
 {
     const XG_(pooled) *p = (const XG_(pooled) *)plan;
-    const xg__conv_job *job = p->job;
-    const size_t n = (size_t)job->n, o = (size_t)job->o, plane = p->ph * p->pw;
-    const size_t end = (number + 1) * n / p->chunks;
+    const size_t n = (size_t)p->job->n, o = (size_t)p->job->o, end = (number + 1) * n / p->chunks;
+    const size_t size = (size_t)p->job->kh * p->line;
     char *memory = (char *)p->team->scratch + p->at_desks + (size_t)worker * p->desk;
     xg_real *sum = p->team->scratch + number * p->sums;
     XG_(desk) d;
-    XG_(views) views;
-    size_t i, r, k, e;
-    views.from = (unsigned *)(void *)(memory + p->at_from);
-    views.weight = (xg_real *)(void *)(memory + p->at_weight);
+    size_t i, r, k;
     memset(&d, 0, sizeof d);
     d.stage = (xg_real *)(void *)memory;
     d.offset = (size_t *)(void *)(memory + p->at_offset);
     d.run = (XG_(run) *)(void *)(memory + p->at_run);
     d.squares = (xg_real *)(void *)(memory + p->at_squares);
+    d.step = (size_t *)(void *)(memory + p->at_from);
+    d.tile = (xg_real *)(void *)(memory + p->at_weight);
     d.list = p->list;
     memset(sum, 0, p->sums * sizeof *sum);
-    memset(d.stage, 0, (p->stage.image * (size_t)job->c + 32) * sizeof *d.stage);
+    memset(d.stage, 0, (p->stage.image * (size_t)p->job->c + 32) * sizeof *d.stage);
     for (i = number * n / p->chunks; i < end; i++) {
         XG_(stage_pooled)(p, i, &d);
         for (r = 0; r < p->ph; r += p->band) {
             const size_t windows = xg__min(p->band, p->ph - r) * p->pw;
             for (k = 0; k < o; k++) {
-                const size_t first = (i * o + k) * plane + r * p->pw;
-                for (e = 0; e < windows; e += 16) {                    /* of the next plane */
-                    XG__PREFETCH(job->pg + first + e, plane);
-                    XG__PREFETCH(job->at + first + e, plane);
-                }
-                XG_(find_views)(p, job->pg + first, job->at + first, windows, &views);
-                XG_(chains)(p, &views, d.stage, sum + k * (size_t)job->kh * p->line);
+                XG_(sum_views)(p, i * o + k, r * p->pw, windows, sum + k * size, &d);
             }
         }
     }

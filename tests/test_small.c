@@ -150,6 +150,34 @@ static void test_argpool(void)
     }
 }
 
+/* Windows of 2x2 side by side, of planes of many widths: places, what lies there, and what goes there. */
+static void test_pairs(void)
+{
+    pool_case k = { 2, 2, 2, 2, 2, 0, 1 };
+    for (k.w = 2; k.w < 70; k.w++, k.h = 2 + k.w % 4) {
+        xg_tape *t = xg_tape_new(NULL);
+        xg_shape s = xg_shape4(1, 2, k.h, k.w);
+        xg_tensor *x = ties(t, 37, s), *other = numbers(t, 38, 1, 2, k.h, k.w);
+        xg_tensor *at = xg_argpool(x, window_of(&k)), *there = xg_gather(other, at);
+        const xg_real *index = xg_data(at), *picked = xg_data(there);
+        const xg_real *y = xg_data(xg_maxpool(x, window_of(&k)));
+        const xg_real *placed = xg_data(xg_scatter(there, at, s));
+        int count = (k.h / 2) * (k.w / 2), plane = k.h * k.w, bad = 0, zeros = 0;
+        CHECK_OK(t);
+        for (int i = 0; i < 2 * count; i++) {
+            int from = i / count * plane, here = from + (int)index[i];
+            int row = i % count / (k.w / 2), column = i % count % (k.w / 2);
+            bad += index[i] != argpool_of(xg_data(x) + from, &k, row, column);
+            bad += !same_number(y[i], xg_data(x)[here]) || !same_number(picked[i], xg_data(other)[here]);
+            bad += !same_number(placed[here], picked[i] + 0);           /* -0 comes as 0 */
+        }
+        for (int i = 0; i < 2 * plane; i++) zeros += placed[i] == 0;
+        CHECK(bad == 0);
+        CHECK(zeros >= 2 * (plane - count));
+        xg_tape_free(t);
+    }
+}
+
 /* argpool; another tensor at its places, and the transpose of that; means, and their transpose. */
 static xg_tensor *pool_at(xg_tape *t, int which)
 {
@@ -326,6 +354,47 @@ static void test_pooled_weights(void)
     }
 }
 
+/* Whole numbers, so that sums are exact in any order; one in `share` is not 0. */
+static xg_tensor *whole_numbers(xg_tape *t, uint64_t seed, xg_shape s, int share)
+{
+    xg_tensor *x = xg_leaf(t, s, NULL);
+    xg_rng rng = xg_rng_seed(seed);
+    for (size_t i = 0; i < xg_size(x); i++) {
+        int value = xg_rng_below(&rng, 2) ? 1 + xg_rng_below(&rng, 3) : -1 - xg_rng_below(&rng, 3);
+        xg_leaf_data(x)[i] = (xg_real)(xg_rng_below(&rng, share) ? 0 : value);
+    }
+    return x;
+}
+
+/* Windows without a gradient are left out: none, most, all of them. Nothing else is, not even NaN. */
+static void test_zero_windows(void)
+{
+    static const int share[3] = { 1, 5, 1 << 30 };
+    for (int which = 0; which < 4 * POOLED; which++) {
+        xg_tape *t = level_tape(XG_WINOGRAD_NEVER, NULL, NULL);
+        const pooled_case *k = &pooled[which / 4];
+        xg_window window = { k->k, k->k, k->stride, k->pad, 1, 1 }, pairs = { 2, 2, 2, 0, 1, 1 };
+        xg_tensor *x = whole_numbers(t, 34, xg_shape4(k->n, k->c, k->h, k->w), 1);
+        xg_shape w = xg_shape4(k->o, k->c, k->k, k->k);
+        xg_tensor *z = xg_conv2d(x, whole_numbers(t, 35, w, 1), window), *at = xg_argpool(z, pairs);
+        xg_tensor *g = whole_numbers(t, 36, xg_shape_of(at), share[which % 4 % 3]);
+        if (which % 4 == 3) xg_leaf_data(g)[xg_size(g) - 1] = (xg_real)NAN;
+        xg_tensor *wide = xg_scatter(g, at, xg_shape_of(z));
+        xg_tensor *fast = xg_conv2d_dw(x, wide, window, w);
+        wide = xg_leaf(t, xg_shape_of(z), xg_data(wide));
+        const xg_real *u = xg_data(fast), *v = xg_data(xg_conv2d_dw(x, wide, window, w));
+        size_t bad = 0, nan = 0, size = xg_size(fast), plane = size / (size_t)k->o;
+        CHECK_OK(t);
+        for (size_t i = 0; i < size; i++) {
+            bad += u[i] != v[i] && !(u[i] != u[i] && v[i] != v[i]);
+            nan += u[i] != u[i];
+        }
+        CHECK(bad == 0);
+        CHECK(nan == (which % 4 == 3 ? plane : 0));
+        xg_tape_free(t);
+    }
+}
+
 /* A large convolution below a pool is made a few pictures at a time. */
 static xg_tensor *sliced(xg_tape *t, bool waits)
 {
@@ -440,11 +509,13 @@ TEST_MAIN(
     TEST(test_softmax)
     TEST(test_boxes)
     TEST(test_argpool)
+    TEST(test_pairs)
     TEST(test_pools)
     TEST(test_avgpool)
     TEST(test_known_index)
     TEST(test_planes_on_the_way)
     TEST(test_pooled_weights)
+    TEST(test_zero_windows)
     TEST(test_slices)
     TEST(test_optimisers)
     TEST(test_not_finite)
