@@ -1,4 +1,4 @@
-/* xguide.h 0.4.0 - train neural networks with explanations.      Public domain or MIT (see the end)
+/* xguide.h 0.5.0 - train neural networks with explanations.      Public domain or MIT (see the end)
  *
  * One file. In exactly one source file:
  *
@@ -166,7 +166,7 @@
 /* Patch: a fix that changes no documented behaviour. Minor: additions; old code compiles and means
  * the same, trained bits may change. Major: something public was renamed, removed or re-defined. */
 #define XG_VERSION_MAJOR 0
-#define XG_VERSION_MINOR 4
+#define XG_VERSION_MINOR 5
 #define XG_VERSION_PATCH 0
 #define XG_VERSION                                                                                 \
     XG__TEXT(XG_VERSION_MAJOR) "." XG__TEXT(XG_VERSION_MINOR) "." XG__TEXT(XG_VERSION_PATCH)
