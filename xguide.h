@@ -3560,21 +3560,21 @@ typedef struct XG_(slice) {
 XG__INLINE void XG_(multiply_add)(const int rows, const int vectors, const xg_real *a,
                                   size_t stride, const xg_real *line, size_t panel, XG_(v) *sum)
 {
-    const bool rows_first = rows < vectors;
+    const int early = rows < vectors ? rows : 0, late = rows - early;
     XG_(v) number[XG__MR], column[2 * XG__NV];
     int i, j;
     XG__UNROLL
-    for (i = 0; i < rows && rows_first; i++) number[i] = XG_(set1)(a[(size_t)i * stride]);
+    for (i = 0; i < early; i++) number[i] = XG_(set1)(a[(size_t)i * stride]);
     XG__UNROLL
     for (j = 0; j < vectors; j++) {
         column[j] = XG_(load)(line + (j < XG__NV ? 0 : panel) + j % XG__NV * XG__LANES);
         XG__UNROLL
-        for (i = 0; i < rows && rows_first; i++) {
+        for (i = 0; i < early; i++) {
             sum[i * vectors + j] = XG_(fma)(number[i], column[j], sum[i * vectors + j]);
         }
     }
     XG__UNROLL
-    for (i = 0; i < rows && !rows_first; i++) {
+    for (i = 0; i < late; i++) {
         number[i] = XG_(set1)(a[(size_t)i * stride]);
         XG__UNROLL
         for (j = 0; j < vectors; j++) {
