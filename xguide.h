@@ -5403,10 +5403,10 @@ static void XG_(chains)(const XG_(pooled) *p, const XG_(views) *views, const xg_
     }
 }
 
-/* Plane k of g, windows from number `first` on, through the stage. To list those that count only
- * repays if they see many numbers. */
+/* Plane k of g, windows from number `first` on, through the stage, with which a worker's memory
+ * begins. To list those that count only repays if they see many numbers. */
 static void XG_(sum_views)(const XG_(pooled) *p, size_t k, size_t first, size_t windows,
-                           xg_real *sum, const XG_(desk) *d)
+                           char *memory, xg_real *sum)
 {
     const xg__conv_job *job = p->job;
     const size_t plane = p->ph * p->pw;
@@ -5421,13 +5421,14 @@ static void XG_(sum_views)(const XG_(pooled) *p, size_t k, size_t first, size_t 
         XG__PREFETCH(views.at + e, plane);
     }
     if ((size_t)job->kh * p->line > 64) {
-        unsigned *from = (unsigned *)(void *)d->step;
-        views.count = XG_(list_views)(&views, d->tile, from);
-        views.weight = d->tile;
+        xg_real *weight = (xg_real *)(void *)(memory + p->at_weight);
+        unsigned *from = (unsigned *)(void *)(memory + p->at_from);
+        views.count = XG_(list_views)(&views, weight, from);
+        views.weight = weight;
         views.at = NULL;
         views.from = from;
     }
-    XG_(chains)(p, &views, d->stage, sum);
+    XG_(chains)(p, &views, (const xg_real *)(void *)memory, sum);
 }
 
 /* A chunk of pictures. */
@@ -5445,8 +5446,6 @@ static void XG_(unit_of_pooled)(const void *plan, size_t number, int worker)
     d.offset = (size_t *)(void *)(memory + p->at_offset);
     d.run = (XG_(run) *)(void *)(memory + p->at_run);
     d.squares = (xg_real *)(void *)(memory + p->at_squares);
-    d.step = (size_t *)(void *)(memory + p->at_from);
-    d.tile = (xg_real *)(void *)(memory + p->at_weight);
     d.list = p->list;
     memset(sum, 0, p->sums * sizeof *sum);
     memset(d.stage, 0, (p->stage.image * (size_t)p->job->c + 32) * sizeof *d.stage);
@@ -5455,7 +5454,7 @@ static void XG_(unit_of_pooled)(const void *plan, size_t number, int worker)
         for (r = 0; r < p->ph; r += p->band) {
             const size_t windows = xg__min(p->band, p->ph - r) * p->pw;
             for (k = 0; k < o; k++) {
-                XG_(sum_views)(p, i * o + k, r * p->pw, windows, sum + k * size, &d);
+                XG_(sum_views)(p, i * o + k, r * p->pw, windows, memory, sum + k * size);
             }
         }
     }
@@ -7325,12 +7324,14 @@ static void xg__sweep_needs(xg__program *p, int number, int *uses)
 static void xg__sweep_use(xg__program *p, xg__sweep *sweep, int source, unsigned *taken)
 {
     xg__walker *w = &p->source[source];
+    bool once = w->packs && xg__unit_keeps(p);
     for (int i = 0; i < sweep->uses; i++) if (sweep->use[i] == source) return;
-    sweep->packed[sweep->uses] = w->packs && !xg__unit_keeps(p) ? xg__slot_take(taken) : -1;
+    sweep->packed[sweep->uses] = w->packs && !once ? xg__slot_take(taken) : -1;
     sweep->use[sweep->uses++] = source;
-    if (!w->packs || !xg__unit_keeps(p) || w->pack >= 0) return;
-    w->pack = p->packs++;
-    w->packer = sweep;
+    if (once && w->pack < 0) {
+        w->pack = p->packs++;
+        w->packer = sweep;
+    }
 }
 
 /* Notes that the sweep reads a step; if it does not run that itself, it looks for its numbers. */
