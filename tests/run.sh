@@ -116,6 +116,8 @@ for pair in "gcc g++" "clang clang++"; do
     file=tests/compile/implementation.c
     check "compile-$1-double" "$1" -std=c17 -O1 -DXG_DOUBLE $warn -I. -c $file -o /dev/null
     check "compile-$2-double" "$2" -std=c++17 $variant -DXG_DOUBLE $warn -I. -x c++ -c $file -o /dev/null
+    # And some come only without: the full matrix, too, compiles the library once that way.
+    check "compile-$1-unoptimised" "$1" -std=c99 -O0 $warn -I. -c $file -o /dev/null
 done
 
 # With OpenMP its threads are the default.
