@@ -377,7 +377,7 @@ XG_API const char *xg_name_of(const xg_tensor *x);                     /* its na
  *     kernel    map: pointwise, zip: broadcasting pair, fan: repetition, sum: a sum over axes
  *               (these wait until their numbers are asked for), view: the operand's own numbers,
  *               own: anything else, with xg__shape_NAME and xg__run_NAME; late: such, that waits
- *     gradient  rule: xg__vjp_NAME, none: piecewise constant */
+ *     gradient  rule: XG__RULE(NAME), none: piecewise constant */
 #define XG_OPS(X)                                                                                  \
     X(leaf,           0, own, none, "data")                                                        \
     X(exp,            1, map, rule, "e^x")                                                         \
@@ -1045,6 +1045,13 @@ XG_API xg_code    xg_npy_save(xg_tensor *x, const char *path);
 #define XG_ASSERT(condition) ((void)0)
 #endif
 
+/* What a struct of zeros starts as: `T x = XG__ZEROS;`. Not for unions: only their first member. */
+#ifdef __cplusplus
+#define XG__ZEROS {}
+#else
+#define XG__ZEROS { 0 }
+#endif
+
 #define XG__JOIN_(a, b) a##b
 #define XG__JOIN(a, b)  XG__JOIN_(a, b)
 
@@ -1071,11 +1078,7 @@ XG__INLINE size_t xg__max(size_t a, size_t b) { return a > b ? a : b; }
 
 XG_API_DEF xg_shape xg_shape4(int n, int c, int h, int w)
 {
-    xg_shape s;
-    s.n = n;
-    s.c = c;
-    s.h = h;
-    s.w = w;
+    const xg_shape s = { n, c, h, w };
     return s;
 }
 
@@ -1126,8 +1129,7 @@ XG_API_DEF const char *xg_code_meaning(xg_code code)
 
 XG_API_DEF xg_rng xg_rng_seed(uint64_t seed)
 {
-    xg_rng rng;
-    rng.state = seed;
+    const xg_rng rng = { seed };
     return rng;
 }
 
@@ -1148,8 +1150,7 @@ XG_API_DEF double xg_rng_uniform(xg_rng *rng)
 static double xg__series(const double *c, int count, double z)
 {
     double y = c[count - 1];
-    int i;
-    for (i = count - 2; i >= 0; i--) y = y * z + c[i];
+    for (int i = count - 2; i >= 0; i--) y = y * z + c[i];
     return y;
 }
 
@@ -1195,10 +1196,10 @@ XG_API_DEF double xg_rng_normal(xg_rng *rng)
  * first 2^32 mod n values: those are drawn again. */
 XG_API_DEF int xg_rng_below(xg_rng *rng, int n)
 {
-    uint32_t count, low;
-    uint64_t product;
     if (n < 1) return 0;
-    count = (uint32_t)n;
+    const uint32_t count = (uint32_t)n;
+    uint32_t low;
+    uint64_t product;
     do {
         product = (xg_rng_next(rng) >> 32) * count;
         low = (uint32_t)(product & 0xffffffffu);
@@ -1208,10 +1209,8 @@ XG_API_DEF int xg_rng_below(xg_rng *rng, int n)
 
 XG_API_DEF void xg_rng_shuffle(xg_rng *rng, int *items, int count)
 {
-    int i;
-    for (i = count - 1; i > 0; i--) {
-        const int j = xg_rng_below(rng, i + 1);
-        const int keep = items[i];
+    for (int i = count - 1; i > 0; i--) {
+        const int j = xg_rng_below(rng, i + 1), keep = items[i];
         items[i] = items[j];
         items[j] = keep;
     }
@@ -1299,9 +1298,8 @@ static xg__chunk *xg__chunk_in(void *memory, size_t bytes)
 {
     const size_t low_bits = XG__ALIGN - 1;
     const size_t skip = (XG__ALIGN - ((uintptr_t)memory & low_bits)) & low_bits;
-    xg__chunk *chunk;
     if (memory == NULL || bytes < skip + 2 * XG__ALIGN) return NULL;
-    chunk = (xg__chunk *)(void *)((char *)memory + skip);
+    xg__chunk *chunk = (xg__chunk *)(void *)((char *)memory + skip);
     chunk->next = NULL;
     chunk->memory = memory;
     chunk->bytes = (bytes - skip - XG__ALIGN) & ~low_bits;
@@ -1351,27 +1349,20 @@ XG__INLINE xg__chunk **xg__arena_free(xg__arena *a)
  * that repeats finds its chunks in the order in which it left them. */
 static xg__chunk *xg__arena_reuse(xg__arena *a, size_t bytes)
 {
-    xg__chunk **link;
-    for (link = xg__arena_free(a); *link != NULL; link = &(*link)->next) {
-        xg__chunk *chunk = *link;
-        if (chunk->bytes >= bytes) {
-            *link = chunk->next;
-            return chunk;
-        }
-    }
-    return NULL;
+    xg__chunk **link = xg__arena_free(a), *found;
+    while (*link != NULL && (*link)->bytes < bytes) link = &(*link)->next;
+    found = *link;
+    if (found != NULL) *link = found->next;
+    return found;
 }
 
 /* A new chunk with room for `bytes`. Each is as large as all before it, within limits. */
 static xg__chunk *xg__arena_grow(xg__arena *a, size_t bytes)
 {
-    size_t ask = xg__min(xg__max(a->reserved, XG__CHUNK_FIRST), XG__CHUNK_LARGE);
-    xg__chunk *chunk;
-    void *memory;
     if (a->fixed) return NULL;
+    size_t ask = xg__min(xg__max(a->reserved, XG__CHUNK_FIRST), XG__CHUNK_LARGE);
     ask = xg__max(ask, bytes + 2 * XG__ALIGN);   /* its head, and what alignment may skip */
-    memory = a->alloc(a->user, ask);
-    chunk = xg__chunk_in(memory, ask);
+    xg__chunk *chunk = xg__chunk_in(a->alloc(a->user, ask), ask);
     if (chunk != NULL) a->reserved += ask;
     return chunk;
 }
@@ -1400,13 +1391,12 @@ static bool xg__arena_advance(xg__arena *a, size_t bytes)
  * them. NULL: no memory, and the arena is as it was. */
 static void *xg__arena_take(xg__arena *a, size_t bytes)
 {
-    char *piece;
     if (bytes > SIZE_MAX / 2) return NULL;
     bytes = xg__max(xg__round_up(bytes), XG__ALIGN);
     if (a->current == NULL || a->current->bytes - a->used < bytes) {
         if (!xg__arena_advance(a, bytes)) return NULL;
     }
-    piece = xg__chunk_pieces(a->current) + a->used;
+    char *piece = xg__chunk_pieces(a->current) + a->used;
     a->used += bytes;
     a->bytes += bytes;
     a->peak = xg__max(a->peak, a->bytes);
@@ -1417,12 +1407,7 @@ static void *xg__arena_take(xg__arena *a, size_t bytes)
 
 static xg__place xg__arena_place(const xg__arena *a)
 {
-    xg__place place;
-    place.chunk = a->current;
-    place.used = a->used;
-    place.bytes = a->bytes;
-    place.spare = a->spare;
-    place.marks = a->marks;
+    const xg__place place = { a->current, a->spare, a->used, a->bytes, a->marks };
     return place;
 }
 
@@ -1469,7 +1454,7 @@ XG__INLINE bool xg__spare_touches(const xg__spare *low, const xg__spare *high)
 
 static void xg__spare_add(xg__arena *a, void *piece, size_t bytes)
 {
-    xg__spare **link = xg__spare_link(a, piece), *added = (xg__spare *)piece, *low;
+    xg__spare **link = xg__spare_link(a, piece), *added = (xg__spare *)piece;
     added->bytes = bytes;
     added->next = *link;
     *link = added;
@@ -1478,7 +1463,7 @@ static void xg__spare_add(xg__arena *a, void *piece, size_t bytes)
         added->next = added->next->next;
     }
     if (link == &a->spare) return;
-    low = (xg__spare *)(void *)((char *)link - offsetof(xg__spare, next));
+    xg__spare *low = (xg__spare *)(void *)((char *)link - offsetof(xg__spare, next));
     if (xg__spare_touches(low, added)) {
         low->bytes += added->bytes;
         low->next = added->next;
@@ -1496,16 +1481,16 @@ static void xg__arena_give(xg__arena *a, void *piece, size_t bytes)
 /* Like xg__arena_take, from the spare pieces if one is large enough: the smallest that is. */
 static void *xg__arena_take_any(xg__arena *a, size_t bytes)
 {
-    xg__spare **link, **best = NULL, *piece;
+    xg__spare **best = NULL;
     if (bytes > SIZE_MAX / 2) return NULL;
     bytes = xg__max(xg__round_up(bytes), XG__ALIGN);
-    for (link = &a->spare; *link != NULL; link = &(*link)->next) {
+    for (xg__spare **link = &a->spare; *link != NULL; link = &(*link)->next) {
         if ((*link)->bytes >= bytes && (best == NULL || (*link)->bytes < (*best)->bytes)) {
             best = link;
         }
     }
     if (best == NULL) return xg__arena_take(a, bytes);
-    piece = *best;
+    xg__spare *piece = *best;
     if (piece->bytes > bytes) {
         xg__spare *rest = (xg__spare *)(void *)((char *)piece + bytes);
         rest->bytes = piece->bytes - bytes;
@@ -6501,11 +6486,9 @@ struct xg_tape {
     xg_tensor         *onto;               /* ... and a product may be added to this */
     int                open;               /* ... and what is made from this number on, its rule */
     xg_tensor         *recent[XG__RECENT]; /* cheap results that were read lately (4.8) */
-    double             flops;
-    size_t             reused, shared, joined;
+    xg_stats           counts;             /* of what was computed; the rest is asked for */
     xg_tensor         *root;               /* of the last sweep from one number a sample (6.1.2) */
     bool               joins;              /* this sweep passes it */
-    size_t             winograd;            /* convolutions by 3.6 */
     xg_tensor         *known[XG__KNOWN];    /* products by what they are made of (4.7) */
     xg__name          *names;              /* the latest */
     xg__name          *bucket[XG__BUCKETS];
@@ -6591,12 +6574,7 @@ XG_API_DEF void xg_fail(xg_tape *tape, xg_code code, const char *format, ...)
  * The tapeless one serves callers who went on after xg_tape_new returned NULL. Never written. */
 static xg_tensor *xg__poison(xg_tape *tape)
 {
-    static const xg_tensor tapeless = {
-        NULL, NULL, NULL, { NULL, NULL }, NULL, { 1, 1, 1, 1 }, XG_OP_leaf, -1, 0,
-        false, true, false, false, false, false, 0, 0, 0, NULL, NULL, 0, { { 0, 0 } }, "",
-        { 0, 0, false, NULL, NULL }, { NULL, { NULL, NULL }, false, false }, NULL,
-        { NULL, NULL, 0 }
-    };
+    static const xg_tensor tapeless = XG__ZEROS;
     return tape ? &tape->poison : (xg_tensor *)(uintptr_t)&tapeless;
 }
 
@@ -6662,8 +6640,7 @@ static void xg__config_defaults(xg_config *config)
 
 XG_API_DEF xg_tape *xg_tape_new(const xg_config *config)
 {
-    xg_config chosen;
-    memset(&chosen, 0, sizeof chosen);
+    xg_config chosen = XG__ZEROS;
     if (config) chosen = *config;
     xg__config_defaults(&chosen);
     const xg__kernels *kernels = xg__kernels_find(chosen.simd);
@@ -6698,8 +6675,7 @@ XG_API_DEF void xg_tape_free(xg_tape *tape)
 
 XG_API_DEF xg_mark xg_tape_mark(xg_tape *tape)
 {
-    xg_mark mark;
-    memset(&mark, 0, sizeof mark);
+    xg_mark mark = XG__ZEROS;
     if (!tape) return mark;
     mark.place = xg__arena_mark(&tape->arena);
     mark.last = tape->last;
@@ -6745,18 +6721,13 @@ XG_API_DEF void xg_tape_release(xg_tape *tape, xg_mark mark)
 
 XG_API_DEF xg_stats xg_tape_stats(const xg_tape *tape)
 {
-    xg_stats stats;
-    memset(&stats, 0, sizeof stats);
+    xg_stats stats = XG__ZEROS;
     if (!tape) return stats;
+    stats = tape->counts;
     stats.bytes = tape->arena.bytes;
     stats.peak = tape->arena.peak;
     stats.reserved = tape->arena.reserved;
     stats.nodes = (size_t)tape->count;
-    stats.flops = tape->flops;
-    stats.reused = tape->reused;
-    stats.shared = tape->shared;
-    stats.joined = tape->joined;
-    stats.winograd = tape->winograd;
     return stats;
 }
 
@@ -6815,12 +6786,9 @@ static void xg__share_out(xg_tape *tape, size_t units, size_t cost, xg__range ru
         if (units) run(job, 0, units, 0);
         return;
     }
-    xg__range_job range;
-    range.run = run;
-    range.job = job;
-    range.units = units;
-    range.share = (units + pieces - 1) / pieces;
-    int tasks = (int)((units + range.share - 1) / range.share);
+    const size_t share = (units + pieces - 1) / pieces;
+    int tasks = (int)((units + share - 1) / share);
+    xg__range_job range = { run, job, units, share };
     tape->config.parallel_for(tape->config.parallel_user, tasks, xg__range_task, &range);
 }
 
@@ -6840,9 +6808,7 @@ static void xg__plain_range(const void *job, size_t begin, size_t end, int worke
 static void xg__parallel(xg_tape *tape, size_t units, size_t cost,
                          void (*run)(const void *job, size_t begin, size_t end), const void *job)
 {
-    xg__plain_job plain;
-    plain.run = run;
-    plain.job = job;
+    const xg__plain_job plain = { run, job };
     xg__share_out(tape, units, cost, xg__plain_range, &plain);
 }
 
@@ -8157,7 +8123,7 @@ static xg_tensor *xg__emit(xg_op op, xg_tensor *a, xg_tensor *b, const xg__attr 
     }
     xg_tensor *made = xg__is_known(op) ? xg__known(&y) : NULL;
     if (made) {
-        tape->shared += xg__is_product(op);
+        tape->counts.shared += xg__is_product(op);
         if (xg__is_product(op) && !made->data) made->hub = true;  /* a convolution that waits */
         return made;
     }
@@ -8306,7 +8272,10 @@ XG_API_DEF xg_tensor *xg_one_hot(xg_tape *tape, const int *label, int n, int cla
     return x;
 }
 
-XG_API_DEF xg_shape xg_shape_of(const xg_tensor *x) { return x ? x->shape : xg_shape4(1, 1, 1, 1); }
+XG_API_DEF xg_shape xg_shape_of(const xg_tensor *x)
+{
+    return x && x->tape ? x->shape : xg_shape4(1, 1, 1, 1);
+}
 XG_API_DEF size_t   xg_size(const xg_tensor *x)     { return xg_shape_size(xg_shape_of(x)); }
 XG_API_DEF xg_tape *xg_tape_of(const xg_tensor *x)  { return x ? x->tape : NULL; }
 XG_API_DEF xg_op    xg_op_of(const xg_tensor *x)    { return x ? x->op : XG_OP_leaf; }
@@ -8431,8 +8400,7 @@ XG_API_DEF const char *xg_name_of(const xg_tensor *x)
 XG_API_DEF void xg_tape_reset(xg_tape *tape)
 {
     if (!tape) return;
-    xg_mark start;
-    memset(&start, 0, sizeof start);
+    xg_mark start = XG__ZEROS;
     start.place = tape->start;
     xg__tape_rewind(tape, start, false);
     xg_clear_error(tape);
@@ -8498,6 +8466,10 @@ static void xg__commit_updates(xg_tape *tape)
  * and its public function. To add one: a row in XG_OPS (5.0), a room here. The compiler names
  * what is missing; tests/test_ops.c refuses to pass until the operation is in its table. */
 
+/* A gradient rule: what y's operand i gets of g, the cotangent of y (xg_vjp in [A6]). */
+#define XG__RULE(name) \
+    static xg_tensor *xg__vjp_##name(xg_tensor *y XG__UNUSED, int i XG__UNUSED, xg_tensor *g)
+
 static xg_tensor *xg__emit1(xg_op op, xg_tensor *x) { return xg__emit(op, x, NULL, NULL); }
 
 static xg_tensor *xg__emit_number(xg_op op, xg_tensor *x, double p, double q)
@@ -8521,9 +8493,7 @@ typedef struct xg__plane_job { const xg_tensor *y, *x; } xg__plane_job;
 static void xg__for_planes(xg_tensor *y, const xg_tensor *counted, size_t cost,
                            void (*run)(const void *job, size_t begin, size_t end))
 {
-    xg__plane_job job;
-    job.y = y;
-    job.x = y->in[0];
+    const xg__plane_job job = { y, y->in[0] };
     size_t planes = (size_t)counted->shape.n * (size_t)counted->shape.c;
     xg__parallel(y->tape, planes, cost, run, &job);
 }
@@ -8548,27 +8518,16 @@ static bool xg__shape_map(xg_tensor *y)
 }
 
 XG_API_DEF xg_tensor *xg_exp(xg_tensor *x) { return xg__emit1(XG_OP_exp, x); }
-static xg_tensor *xg__vjp_exp(xg_tensor *y, int i, xg_tensor *g)
-{
-    (void)i;
-    return xg_mul(g, y);
-}
+XG__RULE(exp) { return xg_mul(g, y); }
 
 XG_API_DEF xg_tensor *xg_log(xg_tensor *x) { return xg__emit1(XG_OP_log, x); }
-static xg_tensor *xg__vjp_log(xg_tensor *y, int i, xg_tensor *g)
-{
-    return xg_div(g, y->in[i]);
-}
+XG__RULE(log) { return xg_div(g, y->in[i]); }
 
 XG_API_DEF xg_tensor *xg_sqrt(xg_tensor *x) { return xg__emit1(XG_OP_sqrt, x); }
-static xg_tensor *xg__vjp_sqrt(xg_tensor *y, int i, xg_tensor *g)
-{
-    (void)i;
-    return xg_div(xg_affine(g, 0.5, 0), y);
-}
+XG__RULE(sqrt) { return xg_div(xg_affine(g, 0.5, 0), y); }
 
 XG_API_DEF xg_tensor *xg_pow(xg_tensor *x, double p) { return xg__emit_number(XG_OP_pow, x, p, 0); }
-static xg_tensor *xg__vjp_pow(xg_tensor *y, int i, xg_tensor *g)
+XG__RULE(pow)
 {
     double p = y->attr.number.p;
     if (p == 0) return NULL;
@@ -8577,47 +8536,28 @@ static xg_tensor *xg__vjp_pow(xg_tensor *y, int i, xg_tensor *g)
 }
 
 XG_API_DEF xg_tensor *xg_sigmoid(xg_tensor *x) { return xg__emit1(XG_OP_sigmoid, x); }
-static xg_tensor *xg__vjp_sigmoid(xg_tensor *y, int i, xg_tensor *g)
-{
-    (void)i;
-    return xg_mul(g, xg_mul(y, xg_affine(y, -1, 1)));
-}
+XG__RULE(sigmoid) { return xg_mul(g, xg_mul(y, xg_affine(y, -1, 1))); }
 
 XG_API_DEF xg_tensor *xg_tanh(xg_tensor *x) { return xg__emit1(XG_OP_tanh, x); }
-static xg_tensor *xg__vjp_tanh(xg_tensor *y, int i, xg_tensor *g)
-{
-    (void)i;
-    return xg_mul(g, xg_affine(xg_mul(y, y), -1, 1));
-}
+XG__RULE(tanh) { return xg_mul(g, xg_affine(xg_mul(y, y), -1, 1)); }
 
 XG_API_DEF xg_tensor *xg_softplus(xg_tensor *x) { return xg__emit1(XG_OP_softplus, x); }
-static xg_tensor *xg__vjp_softplus(xg_tensor *y, int i, xg_tensor *g)
-{
-    return xg_mul(g, xg_sigmoid(y->in[i]));
-}
+XG__RULE(softplus) { return xg_mul(g, xg_sigmoid(y->in[i])); }
 
 XG_API_DEF xg_tensor *xg_abs(xg_tensor *x) { return xg__emit1(XG_OP_abs, x); }
-static xg_tensor *xg__vjp_abs(xg_tensor *y, int i, xg_tensor *g)
-{
-    return xg_mul(g, xg_sign(y->in[i]));
-}
+XG__RULE(abs) { return xg_mul(g, xg_sign(y->in[i])); }
 
 XG_API_DEF xg_tensor *xg_affine(xg_tensor *x, double a, double b)
 {
     return xg__emit_number(XG_OP_affine, x, a, b);
 }
-static xg_tensor *xg__vjp_affine(xg_tensor *y, int i, xg_tensor *g)
-{
-    (void)i;
-    return y->attr.number.p == 1 ? g : xg_affine(g, y->attr.number.p, 0);
-}
+XG__RULE(affine) { return y->attr.number.p == 1 ? g : xg_affine(g, y->attr.number.p, 0); }
 
 XG_API_DEF xg_tensor *xg_relu(xg_tensor *x) { return xg__emit1(XG_OP_relu, x); }
 /* y > 0 exactly where x > 0. What came to y by way of y's maxima is gated there, where it is fewer
  * numbers: elsewhere it is 0 anyway. */
-static xg_tensor *xg__vjp_relu(xg_tensor *y, int i, xg_tensor *g)
+XG__RULE(relu)
 {
-    (void)i;
     xg_tensor *at = g->op == XG_OP_scatter ? g->in[1] : NULL, *maxima = at ? at->next : NULL;
     if (maxima && maxima->op == XG_OP_gather && maxima->in[0] == y && maxima->in[1] == at) {
         return xg_scatter(xg_gate(g->in[0], maxima), at, y->shape);
@@ -8629,7 +8569,7 @@ XG_API_DEF xg_tensor *xg_clamp(xg_tensor *x, double lo, double hi)
 {
     return xg__emit_number(XG_OP_clamp, x, lo, hi);
 }
-static xg_tensor *xg__vjp_clamp(xg_tensor *y, int i, xg_tensor *g)
+XG__RULE(clamp)
 {
     double lo = y->attr.number.p, hi = y->attr.number.q;
     return xg_mul(g, xg__emit_number(XG_OP_within, y->in[i], lo, hi));
@@ -8664,41 +8604,30 @@ static bool xg__shape_zip(xg_tensor *y)
 }
 
 XG_API_DEF xg_tensor *xg_add(xg_tensor *a, xg_tensor *b) { return xg__emit(XG_OP_add, a, b, NULL); }
-static xg_tensor *xg__vjp_add(xg_tensor *y, int i, xg_tensor *g)
-{
-    (void)y; (void)i;
-    return g;
-}
+XG__RULE(add) { return g; }
 
 XG_API_DEF xg_tensor *xg_sub(xg_tensor *a, xg_tensor *b) { return xg__emit(XG_OP_sub, a, b, NULL); }
-static xg_tensor *xg__vjp_sub(xg_tensor *y, int i, xg_tensor *g)
-{
-    (void)y;
-    return i == 0 ? g : xg_neg(g);
-}
+XG__RULE(sub) { return i == 0 ? g : xg_neg(g); }
 
 XG_API_DEF xg_tensor *xg_mul(xg_tensor *a, xg_tensor *b) { return xg__emit(XG_OP_mul, a, b, NULL); }
-static xg_tensor *xg__vjp_mul(xg_tensor *y, int i, xg_tensor *g)
-{
-    return xg_mul(g, y->in[1 - i]);
-}
+XG__RULE(mul) { return xg_mul(g, y->in[1 - i]); }
 
 XG_API_DEF xg_tensor *xg_div(xg_tensor *a, xg_tensor *b) { return xg__emit(XG_OP_div, a, b, NULL); }
-static xg_tensor *xg__vjp_div(xg_tensor *y, int i, xg_tensor *g)
+XG__RULE(div)
 {
     if (i == 0) return xg_div(g, y->in[1]);
     return xg_neg(xg_div(xg_mul(g, y), y->in[1]));
 }
 
 XG_API_DEF xg_tensor *xg_max(xg_tensor *a, xg_tensor *b) { return xg__emit(XG_OP_max, a, b, NULL); }
-static xg_tensor *xg__vjp_max(xg_tensor *y, int i, xg_tensor *g)
+XG__RULE(max)
 {
     xg_tensor *second = xg_less(y->in[0], y->in[1]);
     return xg_mul(g, i == 0 ? xg_affine(second, -1, 1) : second);
 }
 
 XG_API_DEF xg_tensor *xg_min(xg_tensor *a, xg_tensor *b) { return xg__emit(XG_OP_min, a, b, NULL); }
-static xg_tensor *xg__vjp_min(xg_tensor *y, int i, xg_tensor *g)
+XG__RULE(min)
 {
     xg_tensor *second = xg_less(y->in[1], y->in[0]);
     return xg_mul(g, i == 0 ? xg_affine(second, -1, 1) : second);
@@ -8713,10 +8642,7 @@ XG_API_DEF xg_tensor *xg_gate(xg_tensor *g, xg_tensor *x)
 {
     return xg__emit(XG_OP_gate, g, x, NULL);
 }
-static xg_tensor *xg__vjp_gate(xg_tensor *y, int i, xg_tensor *g)
-{
-    return i == 0 ? xg_gate(g, y->in[1]) : NULL;
-}
+XG__RULE(gate) { return i == 0 ? xg_gate(g, y->in[1]) : NULL; }
 
 /* ---- 5.3 shape ------------------------------------------------------------------------------- */
 
@@ -8788,14 +8714,7 @@ static void xg__run_sum_to(xg_tensor *y)
         run[2] = run[0];
         run[0] = run[1] = 1;
     }
-    xg__sum_job job;
-    job.kernels = y->tape->kernels;
-    job.x = x->data;
-    job.y = y->data;
-    job.r = run[1];
-    job.i = run[2];
-    job.t = run[3];
-    job.j = run[4];
+    const xg__sum_job job = { y->tape->kernels, x->data, y->data, run[1], run[2], run[3], run[4] };
     size_t most = xg__columns_at_once(job.j), chunks = (job.j + most - 1) / most;
     xg__parallel(y->tape, run[0] * run[2] * chunks, job.r * job.t * job.j / chunks,
                  xg__sum_columns, &job);
@@ -8813,10 +8732,7 @@ XG_API_DEF xg_tensor *xg_sum_to(xg_tensor *x, xg_shape s)
     }
     return xg__emit_to(XG_OP_sum_to, x, NULL, s);
 }
-static xg_tensor *xg__vjp_sum_to(xg_tensor *y, int i, xg_tensor *g)
-{
-    return xg_expand(g, y->in[i]->shape);
-}
+XG__RULE(sum_to) { return xg_expand(g, y->in[i]->shape); }
 
 static bool xg__shape_expand(xg_tensor *y)
 {
@@ -8840,10 +8756,7 @@ XG_API_DEF xg_tensor *xg_expand(xg_tensor *x, xg_shape s)
     if (x && xg_shape_same(x->shape, s)) return x;
     return xg__emit_to(XG_OP_expand, x, NULL, s);
 }
-static xg_tensor *xg__vjp_expand(xg_tensor *y, int i, xg_tensor *g)
-{
-    return xg_sum_to(g, y->in[i]->shape);
-}
+XG__RULE(expand) { return xg_sum_to(g, y->in[i]->shape); }
 
 static bool xg__shape_reshape(xg_tensor *y)
 {
@@ -8858,10 +8771,7 @@ XG_API_DEF xg_tensor *xg_reshape(xg_tensor *x, xg_shape s)
 {
     return xg__emit_to(XG_OP_reshape, x, NULL, s);
 }
-static xg_tensor *xg__vjp_reshape(xg_tensor *y, int i, xg_tensor *g)
-{
-    return xg_reshape(g, y->in[i]->shape);
-}
+XG__RULE(reshape) { return xg_reshape(g, y->in[i]->shape); }
 
 static bool xg__shape_permute(xg_tensor *y)
 {
@@ -8914,26 +8824,23 @@ static void xg__run_permute(xg_tensor *y)
     xg__for_planes(y, y, xg__plane(y), xg__permute_planes);
 }
 
-static xg_tensor *xg__emit_axes(xg_op op, xg_tensor *x, int n, int c, int h, int w)
+static xg_tensor *xg__emit_axes(xg_op op, xg_tensor *x, const int order[4])
 {
     xg__attr attr;
-    attr.axes.order[0] = n;
-    attr.axes.order[1] = c;
-    attr.axes.order[2] = h;
-    attr.axes.order[3] = w;
+    memcpy(attr.axes.order, order, sizeof attr.axes.order);
     return xg__emit(op, x, NULL, &attr);
 }
 
 XG_API_DEF xg_tensor *xg_permute(xg_tensor *x, int n, int c, int h, int w)
 {
-    return xg__emit_axes(XG_OP_permute, x, n, c, h, w);
+    const int order[4] = { n, c, h, w };
+    return xg__emit_axes(XG_OP_permute, x, order);
 }
-static xg_tensor *xg__vjp_permute(xg_tensor *y, int i, xg_tensor *g)
+XG__RULE(permute)
 {
     int back[4];
-    (void)i;
     for (int axis = 0; axis < 4; axis++) back[y->attr.axes.order[axis]] = axis;
-    return xg_permute(g, back[0], back[1], back[2], back[3]);
+    return xg__emit_axes(XG_OP_permute, g, back);
 }
 
 static bool xg__shape_flip(xg_tensor *y) { return xg__shape_map(y); }
@@ -8955,14 +8862,10 @@ static void xg__run_flip(xg_tensor *y) { xg__for_planes(y, y, xg__plane(y), xg__
 
 XG_API_DEF xg_tensor *xg_flip(xg_tensor *x, bool n, bool c, bool h, bool w)
 {
-    return xg__emit_axes(XG_OP_flip, x, n, c, h, w);
+    const int reversed[4] = { n, c, h, w };
+    return xg__emit_axes(XG_OP_flip, x, reversed);
 }
-static xg_tensor *xg__vjp_flip(xg_tensor *y, int i, xg_tensor *g)
-{
-    const int *a = y->attr.axes.order;
-    (void)i;
-    return xg__emit_axes(XG_OP_flip, g, a[0], a[1], a[2], a[3]);
-}
+XG__RULE(flip) { return xg__emit_axes(XG_OP_flip, g, y->attr.axes.order); }
 
 /* Is the box that starts at `from` with extents `box` inside `whole`? */
 static bool xg__box_inside(xg_shape from, xg_shape box, xg_shape whole)
@@ -9025,10 +8928,7 @@ XG_API_DEF xg_tensor *xg_slice(xg_tensor *x, xg_shape from, xg_shape s)
 {
     return xg__emit_box(XG_OP_slice, x, from, s);
 }
-static xg_tensor *xg__vjp_slice(xg_tensor *y, int i, xg_tensor *g)
-{
-    return xg_pad(g, y->attr.box.from, y->in[i]->shape);
-}
+XG__RULE(slice) { return xg_pad(g, y->attr.box.from, y->in[i]->shape); }
 
 static bool xg__shape_pad(xg_tensor *y)
 {
@@ -9047,10 +8947,7 @@ XG_API_DEF xg_tensor *xg_pad(xg_tensor *x, xg_shape from, xg_shape s)
 {
     return xg__emit_box(XG_OP_pad, x, from, s);
 }
-static xg_tensor *xg__vjp_pad(xg_tensor *y, int i, xg_tensor *g)
-{
-    return xg_slice(g, y->attr.box.from, y->in[i]->shape);
-}
+XG__RULE(pad) { return xg_slice(g, y->attr.box.from, y->in[i]->shape); }
 
 static bool xg__shape_concat(xg_tensor *y)
 {
@@ -9083,7 +8980,7 @@ XG_API_DEF xg_tensor *xg_concat(xg_tensor *a, xg_tensor *b, int axis)
     attr.one.value = axis;
     return xg__emit(XG_OP_concat, a, b, &attr);
 }
-static xg_tensor *xg__vjp_concat(xg_tensor *y, int i, xg_tensor *g)
+XG__RULE(concat)
 {
     return xg_slice(g, i == 0 ? xg__origin() : xg__concat_seam(y), y->in[i]->shape);
 }
@@ -9141,15 +9038,14 @@ static void xg__run_gemm(xg_tensor *y, const xg__gemm_job *job)
 static void xg__run_matmul(xg_tensor *y)
 {
     const xg_tensor *a = y->in[0], *b = y->in[1];
-    xg__gemm_job job;
-    memset(&job, 0, sizeof job);
+    xg__gemm_job job = XG__ZEROS;
     job.ta = y->attr.transpose.a;
     job.tb = y->attr.transpose.b;
     job.m = y->shape.h;
     job.n = y->shape.w;
     job.k = job.ta ? a->shape.h : a->shape.w;
     job.batch = y->shape.n * y->shape.c;
-    y->tape->flops += 2.0 * job.m * job.n * job.k * job.batch;
+    y->tape->counts.flops += 2.0 * job.m * job.n * job.k * job.batch;
     ptrdiff_t step_a = xg__batch_step(a, y), step_b = xg__batch_step(b, y);
     job.step_a = (size_t)step_a;
     job.step_b = (size_t)step_b;
@@ -9180,7 +9076,7 @@ XG_API_DEF xg_tensor *xg_matmul(xg_tensor *a, xg_tensor *b, bool transpose_a, bo
     attr.transpose.b = transpose_b;
     return xg__emit(XG_OP_matmul, a, b, &attr);
 }
-static xg_tensor *xg__vjp_matmul(xg_tensor *y, int i, xg_tensor *g)
+XG__RULE(matmul)
 {
     bool ta = y->attr.transpose.a, tb = y->attr.transpose.b;
     xg_tensor *a = y->in[0], *b = y->in[1];
@@ -9262,8 +9158,7 @@ static bool xg__pooled_pays(const xg__conv_job *job)
 static void xg__run_trio(xg_tensor *y, xg__conv_kind kind, xg_shape x, xg_shape w, xg_shape g)
 {
     xg_window k = y->attr.conv.window;
-    xg__conv_job job;
-    memset(&job, 0, sizeof job);
+    xg__conv_job job = XG__ZEROS;
     job.kind = kind;
     job.n = x.n; job.c = x.c; job.h = x.h; job.w = x.w;
     job.o = w.n; job.kh = w.h; job.kw = w.w;
@@ -9282,8 +9177,9 @@ static void xg__run_trio(xg_tensor *y, xg__conv_kind kind, xg_shape x, xg_shape 
         job.pg = y->in[1]->data;
     }
     job.winograd = !job.at && xg__winograd_chosen(&job, y->tape->config.winograd);
-    y->tape->winograd += job.winograd;
-    y->tape->flops += 2.0 * (double)xg_shape_size(w) * (double)x.n * (double)g.h * (double)g.w;
+    xg_stats *counts = &y->tape->counts;
+    counts->winograd += job.winograd;
+    counts->flops += 2.0 * (double)xg_shape_size(w) * (double)x.n * (double)g.h * (double)g.w;
 
     const xg__kernels *kernels = y->tape->kernels;
     xg__team team;
@@ -9334,7 +9230,7 @@ static xg_tensor *xg__conv2d_waiting(xg_tensor *x, xg_tensor *w, xg_window k)
     attr.conv.waits = true;
     return xg__emit(XG_OP_conv2d, x, w, &attr);
 }
-static xg_tensor *xg__vjp_conv2d(xg_tensor *y, int i, xg_tensor *g)
+XG__RULE(conv2d)
 {
     xg_tensor *x = y->in[0], *w = y->in[1];
     xg_window k = y->attr.conv.window;
@@ -9354,11 +9250,11 @@ XG_API_DEF xg_tensor *xg_conv2d_dx(xg_tensor *w, xg_tensor *g, xg_window k, xg_s
 {
     return xg__emit_conv(XG_OP_conv2d_dx, w, g, k, x);
 }
-static xg_tensor *xg__vjp_conv2d_dx(xg_tensor *y, int i, xg_tensor *dx)
+XG__RULE(conv2d_dx)
 {
-    xg_tensor *w = y->in[0], *g = y->in[1];
+    xg_tensor *w = y->in[0], *dy = y->in[1];
     xg_window k = y->attr.conv.window;
-    return i == 0 ? xg_conv2d_dw(dx, g, k, w->shape) : xg_conv2d(dx, w, k);
+    return i == 0 ? xg_conv2d_dw(g, dy, k, w->shape) : xg_conv2d(g, w, k);
 }
 
 static bool xg__shape_conv2d_dw(xg_tensor *y)
@@ -9374,11 +9270,11 @@ XG_API_DEF xg_tensor *xg_conv2d_dw(xg_tensor *x, xg_tensor *g, xg_window k, xg_s
 {
     return xg__emit_conv(XG_OP_conv2d_dw, x, g, k, w);
 }
-static xg_tensor *xg__vjp_conv2d_dw(xg_tensor *y, int i, xg_tensor *dw)
+XG__RULE(conv2d_dw)
 {
-    xg_tensor *x = y->in[0], *g = y->in[1];
+    xg_tensor *x = y->in[0], *dy = y->in[1];
     xg_window k = y->attr.conv.window;
-    return i == 0 ? xg_conv2d_dx(dw, g, k, x->shape) : xg_conv2d(x, dw, k);
+    return i == 0 ? xg_conv2d_dx(g, dy, k, x->shape) : xg_conv2d(x, g, k);
 }
 
 /* ---- 5.6 windows ----------------------------------------------------------------------------- */
@@ -9430,10 +9326,7 @@ XG_API_DEF xg_tensor *xg_avgpool(xg_tensor *x, xg_window k)
 {
     return xg__emit_conv(XG_OP_avgpool, x, NULL, k, xg__origin());
 }
-static xg_tensor *xg__vjp_avgpool(xg_tensor *y, int i, xg_tensor *g)
-{
-    return xg_avgpool_t(g, y->attr.conv.window, y->in[i]->shape);
-}
+XG__RULE(avgpool) { return xg_avgpool_t(g, y->attr.conv.window, y->in[i]->shape); }
 
 static bool xg__shape_avgpool_t(xg_tensor *y)
 {
@@ -9489,11 +9382,7 @@ XG_API_DEF xg_tensor *xg_avgpool_t(xg_tensor *g, xg_window k, xg_shape x)
 {
     return xg__emit_conv(XG_OP_avgpool_t, g, NULL, k, x);
 }
-static xg_tensor *xg__vjp_avgpool_t(xg_tensor *y, int i, xg_tensor *g)
-{
-    (void)i;
-    return xg_avgpool(g, y->attr.conv.window);
-}
+XG__RULE(avgpool_t) { return xg_avgpool(g, y->attr.conv.window); }
 
 static bool xg__shape_argpool(xg_tensor *y)
 {
@@ -9551,14 +9440,14 @@ static void xg__run_pictures(const xg__ending *e, const xg__finish *f, int from,
                              xg_real *to)
 {
     xg_tensor part = *e->conv, x = *e->conv->in[0];
-    size_t winograd = x.tape->winograd;
+    size_t winograd = x.tape->counts.winograd;
     x.data += (size_t)from * xg_size(&x) / (size_t)x.shape.n;
     x.shape.n = part.shape.n = count;
     part.in[0] = &x;
     part.data = to;
     part.attr.conv.finish = f;
     xg__run_conv2d(&part);
-    if (from > 0) x.tape->winograd = winograd; /* it counts once */
+    if (from > 0) x.tape->counts.winograd = winograd;  /* it counts once */
 }
 
 /* Planes of a convolution that waits, as many pictures at a time as a cache holds. */
@@ -9704,10 +9593,7 @@ XG_API_DEF xg_tensor *xg_upsample(xg_tensor *x, int h, int w)
 {
     return xg__emit_to(XG_OP_upsample, x, NULL, xg_shape4(1, 1, h, w));
 }
-static xg_tensor *xg__vjp_upsample(xg_tensor *y, int i, xg_tensor *g)
-{
-    return xg_upsample_t(g, y->in[i]->shape);
-}
+XG__RULE(upsample) { return xg_upsample_t(g, y->in[i]->shape); }
 
 static bool xg__shape_upsample_t(xg_tensor *y)
 {
@@ -9751,7 +9637,7 @@ XG_API_DEF xg_tensor *xg_upsample_t(xg_tensor *g, xg_shape x)
 {
     return xg__emit_to(XG_OP_upsample_t, g, NULL, x);
 }
-static xg_tensor *xg__vjp_upsample_t(xg_tensor *y, int i, xg_tensor *g)
+XG__RULE(upsample_t)
 {
     xg_shape s = y->in[i]->shape;
     return xg_upsample(g, s.h, s.w);
@@ -9862,10 +9748,7 @@ XG_API_DEF xg_tensor *xg_gather(xg_tensor *x, xg_tensor *index)
 {
     return xg__emit(XG_OP_gather, x, index, NULL);
 }
-static xg_tensor *xg__vjp_gather(xg_tensor *y, int i, xg_tensor *g)
-{
-    return i == 0 ? xg_scatter(g, y->in[1], y->in[0]->shape) : NULL;
-}
+XG__RULE(gather) { return i == 0 ? xg_scatter(g, y->in[1], y->in[0]->shape) : NULL; }
 
 static bool xg__shape_scatter(xg_tensor *y)
 {
@@ -9903,10 +9786,7 @@ XG_API_DEF xg_tensor *xg_scatter(xg_tensor *g, xg_tensor *index, xg_shape x)
 {
     return xg__emit_to(XG_OP_scatter, g, index, x);
 }
-static xg_tensor *xg__vjp_scatter(xg_tensor *y, int i, xg_tensor *g)
-{
-    return i == 0 ? xg_gather(g, y->in[1]) : NULL;
-}
+XG__RULE(scatter) { return i == 0 ? xg_gather(g, y->in[1]) : NULL; }
 
 static bool xg__shape_argmax(xg_tensor *y)
 {
@@ -9983,7 +9863,7 @@ XG_API_DEF xg_tensor *xg_max_to(xg_tensor *x, xg_shape s)
 {
     return xg__emit_to(XG_OP_max_to, x, NULL, s);
 }
-static xg_tensor *xg__vjp_max_to(xg_tensor *y, int i, xg_tensor *g)
+XG__RULE(max_to)
 {
     xg_tensor *x = y->in[i];
     xg_tensor *winners = xg_affine(xg_less(x, y), -1, 1);
@@ -10148,10 +10028,9 @@ static bool xg__shape_softmax(xg_tensor *y) { return xg__shape_map(y); }
 static void xg__run_softmax(xg_tensor *y) { xg__softmaxes(y, y->data, false); }
 
 XG_API_DEF xg_tensor *xg_softmax(xg_tensor *x) { return xg__emit1(XG_OP_softmax, x); }
-static xg_tensor *xg__vjp_softmax(xg_tensor *y, int i, xg_tensor *g)
+XG__RULE(softmax)
 {
     xg_shape s = xg__with_extent(y->shape, 1, 1);
-    (void)i;
     return xg_mul(y, xg_sub(g, xg_sum_to(xg_mul(g, y), s)));
 }
 
@@ -10166,9 +10045,8 @@ static void xg__run_log_softmax(xg_tensor *y)
 }
 
 XG_API_DEF xg_tensor *xg_log_softmax(xg_tensor *x) { return xg__emit1(XG_OP_log_softmax, x); }
-static xg_tensor *xg__vjp_log_softmax(xg_tensor *y, int i, xg_tensor *g)
+XG__RULE(log_softmax)
 {
-    (void)i;
     return xg_sub(g, xg_mul(xg_exp(y), xg_sum_to(g, xg__with_extent(y->shape, 1, 1))));
 }
 
@@ -10211,11 +10089,7 @@ XG_API_DEF xg_tensor *xg_detach(xg_tensor *x) { return xg__emit1(XG_OP_detach, x
 
 static bool xg__shape_barrier(xg_tensor *y) { return xg__shape_map(y); }
 XG_API_DEF xg_tensor *xg_barrier(xg_tensor *x) { return xg__emit1(XG_OP_barrier, x); }
-static xg_tensor *xg__vjp_barrier(xg_tensor *y, int i, xg_tensor *g)
-{
-    (void)y; (void)i;
-    return g;
-}
+XG__RULE(barrier) { return g; }
 
 /* ---- the table of rooms, from the list ------------------------------------------------------- */
 
@@ -10364,7 +10238,7 @@ static xg_tensor *xg__past_part(const xg_tensor *node, int i)
 {
     xg_tensor *part = node->past.part[i];
     if (part) part = xg__past_times(node, i, part);
-    if (part) node->tape->reused++;
+    if (part) node->tape->counts.reused++;
     return part;
 }
 
@@ -10475,7 +10349,7 @@ static bool xg__join(xg_tensor *node, int i, xg_vjp rule)
     xg__walk_add(w, xg__walk_part(&both, 1, rule, node->past.cotangent));
     w->walk.second = NULL;
     xg__let_go(b);
-    node->tape->joined++;
+    node->tape->counts.joined++;
     return true;
 }
 
@@ -10597,22 +10471,14 @@ static xg_rules xg__rules_but(xg_op op, xg_vjp rule)
 
 XG_API_DEF xg_rules xg_rules_explain(void) { return xg__rules_but(XG_OP_barrier, NULL); }
 
-static xg_tensor *xg__vjp_guided_relu(xg_tensor *y, int i, xg_tensor *g)
-{
-    (void)i;
-    return xg_gate(xg_relu(g), y);
-}
+XG__RULE(guided_relu) { return xg_gate(xg_relu(g), y); }
 
 XG_API_DEF xg_rules xg_rules_guided(void)
 {
     return xg__rules_but(XG_OP_relu, xg__vjp_guided_relu);
 }
 
-static xg_tensor *xg__vjp_deconv_relu(xg_tensor *y, int i, xg_tensor *g)
-{
-    (void)y; (void)i;
-    return xg_relu(g);
-}
+XG__RULE(deconv_relu) { return xg_relu(g); }
 
 XG_API_DEF xg_rules xg_rules_deconv(void)
 {
@@ -10779,8 +10645,7 @@ static void xg__walk_forward(xg_tensor *y, xg_tensor *x, xg_tensor *first, xg_te
 XG_API_DEF void xg_bounds(xg_tensor *y, xg_tensor *x, xg_tensor *lo, xg_tensor *hi,
                           xg_tensor **out_lo, xg_tensor **out_hi)
 {
-    xg_tensor *all[3];
-    all[0] = x; all[1] = lo; all[2] = hi;
+    xg_tensor *const all[3] = { x, lo, hi };
     *out_lo = *out_hi = xg__poison(xg_tape_of(y));
     if (!xg__walk_allowed("bounds", y, all, 3)) return;
     if (!xg_shape_same(lo->shape, x->shape) || !xg_shape_same(hi->shape, x->shape)) {
@@ -10843,8 +10708,7 @@ static void xg__split_node(xg_tensor *node)
 XG_API_DEF void xg_split(xg_tensor *y, xg_tensor *x, xg_tensor *part,
                          xg_tensor **beta, xg_tensor **gamma)
 {
-    xg_tensor *both[2];
-    both[0] = x; both[1] = part;
+    xg_tensor *const both[2] = { x, part };
     *beta = *gamma = xg__poison(xg_tape_of(y));
     if (!xg__walk_allowed("split", y, both, 2)) return;
     if (!xg_shape_same(part->shape, x->shape)) {
@@ -10922,8 +10786,7 @@ XG_API_DEF double xg_gradcheck(xg_function f, void *user, xg_tensor *const *x, i
                 XG__CHECK_INPUTS, XG__CHECK_ORDERS);
     }
     if (xg_failed(tape)) return (double)NAN;
-    xg__check check;
-    memset(&check, 0, sizeof check);
+    xg__check check = XG__ZEROS;
     check.f = f;
     check.user = user;
     check.count = count;
@@ -11020,8 +10883,7 @@ static void *xg__params_take(xg_params *params, size_t bytes)
 
 XG_API_DEF xg_params *xg_params_new(const xg_config *config)
 {
-    xg_config chosen;
-    memset(&chosen, 0, sizeof chosen);
+    xg_config chosen = XG__ZEROS;
     if (config) chosen = *config;
     xg__arena arena;                       /* the store lives in its own arena */
     xg__arena_open(&arena, &chosen);
@@ -11138,8 +11000,7 @@ static int xg__params_insert(xg_params *params, const char *name, xg_shape s, bo
 {
     if (params->count == params->capacity && !xg__params_grow(params)) return -1;
     xg__place before = xg__arena_place(&params->arena);
-    xg__entry entry;
-    memset(&entry, 0, sizeof entry);
+    xg__entry entry = XG__ZEROS;
     size_t length = strlen(name) + 1;
     char *text = (char *)xg__params_take(params, length);
     if (text) entry.data = (xg_real *)xg__params_take(params, xg_shape_size(s) * sizeof(xg_real));
@@ -11285,12 +11146,7 @@ static xg_real *xg__slot_get(xg_params *params, int entry, const char *optim, in
 
 XG_API_DEF xg_scope xg_scope_new(xg_tape *tape, xg_params *params, xg_rng *rng, bool train)
 {
-    xg_scope s;
-    memset(&s, 0, sizeof s);
-    s.tape = tape;
-    s.params = params;
-    s.rng = rng;
-    s.train = train;
+    const xg_scope s = { tape, params, rng, train, NULL, "" };
     return s;
 }
 
@@ -11516,8 +11372,7 @@ static bool xg__layer_window(const xg_scope *s, const char *name, const xg_tenso
 XG_API_DEF xg_tensor *xg_conv(xg_scope *s, const char *name, xg_tensor *x, int channels,
                               const xg_conv_options *o)
 {
-    xg_conv_options k;
-    memset(&k, 0, sizeof k);
+    xg_conv_options k = XG__ZEROS;
     if (o) k = *o;
     if (!xg__layer_ready(s, name, x) || !xg__layer_window(s, name, x, channels, &k.window)) {
         return xg__poison(s->tape);
@@ -11575,8 +11430,7 @@ typedef struct xg__norm {
 
 static xg__norm xg__norm_params(xg_scope *s, int channels, const xg_norm_options *o)
 {
-    xg__norm n;
-    memset(&n, 0, sizeof n);
+    xg__norm n = XG__ZEROS;
     xg_shape vector = xg_shape4(channels, 1, 1, 1);
     xg_init start = o->zero_gain ? XG_INIT_ZERO : XG_INIT_ONE;
     n.weight = xg__per_channel(xg_param(s, "weight", vector, start, 1));
@@ -11637,8 +11491,7 @@ static xg_tensor *xg__norm_train(xg_scope *s, const xg__norm *n, xg_tensor *x)
 XG_API_DEF xg_tensor *xg_batch_norm(xg_scope *s, const char *name, xg_tensor *x,
                                     const xg_norm_options *o)
 {
-    xg_norm_options k;
-    memset(&k, 0, sizeof k);
+    xg_norm_options k = XG__ZEROS;
     if (o) k = *o;
     if (!xg__layer_ready(s, name, x)) return xg__poison(s->tape);
     bool batch = s->train && !k.frozen;
@@ -11774,11 +11627,7 @@ XG_API_DEF xg_tensor *xg_bcos_input(xg_tensor *x)
 
 static xg_window xg__square_window(int kernel, int stride, int pad)
 {
-    xg_window k;
-    memset(&k, 0, sizeof k);
-    k.kh = k.kw = kernel;
-    k.stride = stride;
-    k.pad = pad;
+    const xg_window k = { kernel, kernel, stride, pad, 1, 1 };
     return k;
 }
 
@@ -11810,8 +11659,7 @@ static xg_tensor *xg__cnn_layer(xg_scope *s, xg_tensor *x, int i, int channels, 
     char conv[24], norm[24];
     snprintf(conv, sizeof conv, "conv%d", i);
     snprintf(norm, sizeof norm, "bn%d", i);
-    xg_conv_options k;
-    memset(&k, 0, sizeof k);
+    xg_conv_options k = XG__ZEROS;
     k.window = xg__square_window(3, 1, 1);
     k.bias = !batch_norm;                  /* a norm has its own */
     x = xg_conv(s, conv, x, channels, &k);
@@ -11822,8 +11670,7 @@ static xg_tensor *xg__cnn_layer(xg_scope *s, xg_tensor *x, int i, int channels, 
 /* input - [3x3 convolution - (norm) - ReLU - 2x2 maximum] x layers - (pool) - (dense) - dense */
 XG_API_DEF xg_tensor *xg_cnn(xg_scope *s, xg_tensor *x, const xg_cnn_options *o)
 {
-    xg_cnn_options k;
-    memset(&k, 0, sizeof k);
+    xg_cnn_options k = XG__ZEROS;
     if (o) k = *o;
     if (!k.width) k.width = 16;
     if (!k.layers) k.layers = 3;
@@ -11932,8 +11779,7 @@ static xg_tensor *xg__resnet_unit(const xg__resnet *r, xg_scope *s, xg_tensor *x
         x = xg_conv(s, u.conv, x, u.channels, &k);
     }
     if (fixup || r->o.folded) return x;
-    xg_norm_options k;
-    memset(&k, 0, sizeof k);
+    xg_norm_options k = XG__ZEROS;
     k.uncentred = bcos;
     k.frozen = r->o.frozen_norm;
     return xg_batch_norm(s, u.norm, x, &k);
@@ -12036,8 +11882,7 @@ XG_API_DEF xg_tensor *xg_resnet(xg_scope *s, xg_tensor *x, const xg_resnet_optio
 static xg_tensor *xg__conv_relu(xg_scope *s, const char *name, xg_tensor *x, int channels,
                                 xg_window window)
 {
-    xg_conv_options k;
-    memset(&k, 0, sizeof k);
+    xg_conv_options k = XG__ZEROS;
     k.window = window;
     k.bias = true;
     return xg_relu(xg_conv(s, name, x, channels, &k));
@@ -12113,8 +11958,7 @@ static xg_tensor *xg__mobile_conv(xg__mobile *m, xg_tensor *x, int channels, int
 {
     char name[24];
     snprintf(name, sizeof name, "c%02d", m->next++);
-    xg_conv_options k;
-    memset(&k, 0, sizeof k);
+    xg_conv_options k = XG__ZEROS;
     k.window = xg__square_window(kernel, stride, 0);
     k.bias = true;
     if (depthwise) k.window.groups = channels;
@@ -12169,8 +12013,7 @@ XG_API_DEF xg_tensor *xg_mobilenet_v2(xg_scope *s, xg_tensor *x)
 
 static xg_optim xg__optim_defaults(const xg_optim *o)
 {
-    xg_optim r;
-    memset(&r, 0, sizeof r);
+    xg_optim r = XG__ZEROS;
     if (o) r = *o;
     if (r.lr == 0) r.lr = r.kind == XG_SGD ? 0.01 : 0.001;
     if (r.beta1 == 0) r.beta1 = 0.9;
@@ -12744,8 +12587,7 @@ XG_API_DEF const char *xg_loss_name(xg_loss loss)
  * compare a map with 0 and 1, and RRR* the sizes of both signs. */
 XG_API_DEF xg_post xg_loss_post(xg_loss loss)
 {
-    xg_post post;
-    memset(&post, 0, sizeof post);
+    xg_post post = XG__ZEROS;
     post.positive = loss == XG_LOSS_L1 || loss == XG_LOSS_PPCE;
     post.normalise = post.positive || loss == XG_LOSS_RRR;
     return post;
@@ -12906,8 +12748,7 @@ static xg_tensor *xg__loss_each(xg_loss loss, xg_tensor *map, xg_tensor *mask)
  * stands there, infinities included, adds exactly 0 to the loss and gets exactly 0 as gradient. */
 XG_API_DEF xg_tensor *xg_guide(xg_tensor *map, xg_tensor *mask, const xg_guide_options *o)
 {
-    xg_guide_options chosen;
-    memset(&chosen, 0, sizeof chosen);
+    xg_guide_options chosen = XG__ZEROS;
     if (o) chosen = *o;
     if (!xg__guide_fits(map, mask, &chosen)) return xg__poison(xg_tape_of(map));
     int counting = 0;
@@ -13183,8 +13024,7 @@ typedef struct xg__source {
 /* Bytes in memory; none when the pointer is NULL, whatever the count says. */
 static xg__source xg__source_memory(const void *bytes, size_t count)
 {
-    xg__source s;
-    memset(&s, 0, sizeof s);
+    xg__source s = XG__ZEROS;
     s.at = (const unsigned char *)bytes;
     s.left = bytes ? count : 0;
     return s;
@@ -13408,8 +13248,7 @@ typedef struct xg__extents { uint64_t axis[4], count; int rank; } xg__extents;
 
 static xg__extents xg__extents_none(void)
 {
-    xg__extents e;
-    memset(&e, 0, sizeof e);
+    xg__extents e = XG__ZEROS;
     e.count = 1;
     return e;
 }
@@ -13476,19 +13315,11 @@ static void xg__put(xg__sink *s, const void *bytes, size_t count)
 
 static void xg__put_text(xg__sink *s, const char *text) { xg__put(s, text, strlen(text)); }
 
-/* The digits of a number stand at the end of `room`. */
-static const char *xg__digits(char room[24], uint64_t value)
-{
-    char *at = room + 23;
-    *at = 0;
-    do *--at = (char)('0' + value % 10); while ((value /= 10) != 0);
-    return at;
-}
-
 static void xg__put_number(xg__sink *s, uint64_t value)
 {
-    char room[24];
-    xg__put_text(s, xg__digits(room, value));
+    char digits[24];
+    snprintf(digits, sizeof digits, "%llu", (unsigned long long)value);
+    xg__put_text(s, digits);
 }
 
 /* An unsigned integer, little-endian. */
@@ -13497,32 +13328,20 @@ static void xg__store_bits(unsigned char *bytes, uint64_t bits, size_t size)
     for (size_t i = 0; i < size; i++) bytes[i] = (unsigned char)((bits >> 8 * i) & 255);
 }
 
-/* The bits of a number of this build. */
-static uint64_t xg__real_bits(xg_real x)
-{
-#ifdef XG_DOUBLE
-    uint64_t bits;
-#else
-    uint32_t bits;
-#endif
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
 /* Little-endian, a block at a time: a call of fwrite for each number would cost more than it. */
 static void xg__put_reals(xg__sink *s, const xg_real *x, size_t count)
 {
+    const unsigned char *from = (const unsigned char *)x;
     unsigned char block[512 * sizeof(xg_real)];
+    size_t left = count * sizeof *x;
     if (xg__little_endian()) {
-        xg__put(s, x, count * sizeof *x);
+        xg__put(s, from, left);
         return;
     }
-    for (size_t i = 0, n = 0; i < count; i += n) {
-        n = xg__min(512, count - i);
-        for (size_t k = 0; k < n; k++) {
-            xg__store_bits(block + k * sizeof(xg_real), xg__real_bits(x[i + k]), sizeof(xg_real));
-        }
-        xg__put(s, block, n * sizeof(xg_real));
+    for (size_t n = 0; left > 0; left -= n, from += n) {
+        n = xg__min(left, sizeof block);
+        for (size_t i = 0; i < n; i++) block[i] = from[i ^ (sizeof *x - 1)];   /* turned around */
+        xg__put(s, block, n);
     }
 }
 
@@ -13536,8 +13355,7 @@ static bool xg__is_device(const char *path)
 /* Opens path.tmp, whose name is left in `temporary`. */
 static xg__sink xg__save_begin(const char *path, char *temporary, xg_error *error)
 {
-    xg__sink s;
-    memset(&s, 0, sizeof s);
+    xg__sink s = XG__ZEROS;
     if (!path || !path[0]) {
         xg__complain(error, XG_ERR_ARGUMENT, "no path was given");
     } else if (strlen(path) + 5 > XG__PATH_MAX || xg__is_device(path)) {
@@ -13787,9 +13605,8 @@ static xg__stored *xg__weights_find(const xg__weights *w, const char *name)
 static void xg__weights_tensor(xg__weights *w, xg__json *j, const char *name)
 {
     xg__cursor *c = &j->c;
-    xg__stored t;
+    xg__stored t = XG__ZEROS;
     int seen = 0, ends = 0;
-    memset(&t, 0, sizeof t);
     t.name = name;
     t.extents = xg__extents_none();
     xg__cursor_expect(c, '{');
@@ -14106,11 +13923,10 @@ static xg_code xg__load(xg_params *p, const char *where, const unsigned char *by
     xg_load_report unread;
     xg_error error = { XG_ERR_OK, "" };
     xg__loan loan = { NULL, 0 };
-    xg__weights w;
+    xg__weights w = XG__ZEROS;
     if (!o) o = &usual;
     if (!report) report = &unread;
     memset(report, 0, sizeof *report);
-    memset(&w, 0, sizeof w);
     w.error = &error;
     w.lenient = o->lenient;
     if (xg__weights_read(&w, &p->arena, &loan, bytes, count)) {
@@ -14238,8 +14054,9 @@ static void xg__put_metadata(xg__sink *s, const xg__saving *what)
         if (e->frozen && what->checkpoint) xg__put_pair(s, "xguide.frozen:", e->name, "1");
     }
     for (const xg__steps *at = xg__saved_steps(what); at; at = at->next) {
-        char room[24];
-        xg__put_pair(s, "xguide.steps:", at->optim, xg__digits(room, (uint64_t)at->steps));
+        char steps[24];
+        snprintf(steps, sizeof steps, "%lld", (long long)at->steps);
+        xg__put_pair(s, "xguide.steps:", at->optim, steps);
     }
     for (int i = 0; i < what->count; i++) {
         xg__put_pair(s, "xguide.note:", what->notes[i].key, what->notes[i].value);
@@ -14352,8 +14169,7 @@ static xg_code xg__save(const xg__saving *what, const char *path, xg_error *erro
 {
     char temporary[XG__PATH_MAX];
     unsigned char length[8];
-    xg__sink count;
-    memset(&count, 0, sizeof count);
+    xg__sink count = XG__ZEROS;
     xg__save_check(what, error);
     if (error->code != XG_ERR_OK) return error->code;
     xg__put_header(&count, what);
