@@ -1013,18 +1013,18 @@ XG_API xg_code    xg_npy_save(xg_tensor *x, const char *path);
 #define XG_API_DEF
 #endif
 
-/* Small functions that must melt into their callers, even in a build for debugging. */
+/* XG__INLINE: small functions that must melt into their callers, even in a build for debugging.
+ * XG__UNUSED: helpers and parameters that not every configuration uses.
+ * XG__PREFETCH: the processor reads ahead along a run of numbers, but not from one to the next. */
 #if defined(__GNUC__) || defined(__clang__)
 #define XG__INLINE static inline __attribute__((always_inline, unused))
+#define XG__UNUSED __attribute__((unused))
+#define XG__PREFETCH(pointer, ahead) \
+    __builtin_prefetch((const void *)((uintptr_t)(pointer) + (size_t)(ahead) * sizeof(xg_real)))
 #else
 #define XG__INLINE static inline
-#endif
-
-/* Helpers that not every configuration calls. */
-#if defined(__GNUC__) || defined(__clang__)
-#define XG__UNUSED __attribute__((unused))
-#else
 #define XG__UNUSED
+#define XG__PREFETCH(pointer, ahead) ((void)0)
 #endif
 
 /* Before a loop with constant bounds: unroll it whole. At -O2 compilers do not do so unasked, and
@@ -1054,14 +1054,6 @@ XG_API xg_code    xg_npy_save(xg_tensor *x, const char *path);
 
 #define XG__JOIN_(a, b) a##b
 #define XG__JOIN(a, b)  XG__JOIN_(a, b)
-
-/* The processor reads ahead along a run of numbers, but not from one run to the next. */
-#if defined(__GNUC__) || defined(__clang__)
-#define XG__PREFETCH(pointer, ahead) \
-    __builtin_prefetch((const void *)((uintptr_t)(pointer) + (size_t)(ahead) * sizeof(xg_real)))
-#else
-#define XG__PREFETCH(pointer, ahead) ((void)0)
-#endif
 
 /* 1.2 Small things. */
 
@@ -1094,26 +1086,20 @@ XG_API_DEF bool xg_shape_same(xg_shape a, xg_shape b)
     return a.n == b.n && a.c == b.c && a.h == b.h && a.w == b.w;
 }
 
-XG_API_DEF const char *xg_code_name(xg_code code)
-{
-    switch (code) {
-#define X(name, meaning) case XG_ERR_##name: return #name;
+static const struct { const char *name, *meaning; } xg__codes[XG_ERR_COUNT] = {
+#define X(name, meaning) { #name, meaning },
     XG_ERRORS(X)
 #undef X
-    case XG_ERR_COUNT: break;
-    }
-    return "?";
+};
+
+XG_API_DEF const char *xg_code_name(xg_code code)
+{
+    return (unsigned)code < XG_ERR_COUNT ? xg__codes[code].name : "?";
 }
 
 XG_API_DEF const char *xg_code_meaning(xg_code code)
 {
-    switch (code) {
-#define X(name, meaning) case XG_ERR_##name: return meaning;
-    XG_ERRORS(X)
-#undef X
-    case XG_ERR_COUNT: break;
-    }
-    return "no such code";
+    return (unsigned)code < XG_ERR_COUNT ? xg__codes[code].meaning : "no such code";
 }
 
 /* 1.3 Random numbers (Steele, Lea, Flood 2014: splitmix). The state counts in steps of an odd
@@ -1306,35 +1292,31 @@ static xg__chunk *xg__chunk_in(void *memory, size_t bytes)
     return chunk;
 }
 
-static void xg__arena_open(xg__arena *a, const xg_config *config)
+/* An arena without memory yet. */
+static xg__arena xg__arena_open(const xg_config *config)
 {
-    memset(a, 0, sizeof *a);
-    a->alloc = xg__default_alloc;
-    a->release = xg__default_release;
-    if (config == NULL) return;
+    xg__arena a = XG__ZEROS;
+    a.alloc = xg__default_alloc;
+    a.release = xg__default_release;
     if (config->fixed != NULL) {
-        a->fixed = true;
-        a->reserved = config->fixed_bytes;
-        a->first = xg__chunk_in(config->fixed, config->fixed_bytes);
+        a.fixed = true;
+        a.reserved = config->fixed_bytes;
+        a.first = xg__chunk_in(config->fixed, config->fixed_bytes);
     } else if (config->alloc != NULL) {
-        a->alloc = config->alloc;
-        a->release = config->release != NULL ? config->release : xg__keep;
-        a->user = config->memory_user;
+        a.alloc = config->alloc;
+        a.release = config->release != NULL ? config->release : xg__keep;
+        a.user = config->memory_user;
     }
+    return a;
 }
 
-/* Gives every chunk back. Harmless on an arena that was closed before. */
-static void xg__arena_close(xg__arena *a)
+/* Gives every chunk back. It is a copy that does so: the arena may lie in one of them. */
+static void xg__arena_close(xg__arena a)
 {
-    xg__chunk *chunk = a->first;
-    a->first = NULL;
-    a->current = NULL;
-    a->spare = NULL;
-    a->used = a->bytes = a->reserved = 0;
-    if (a->fixed) return;
+    xg__chunk *chunk = a.fixed ? NULL : a.first;
     while (chunk != NULL) {
         xg__chunk *next = chunk->next;
-        a->release(a->user, chunk->memory);
+        a.release(a.user, chunk->memory);
         chunk = next;
     }
 }
@@ -6606,21 +6588,18 @@ static bool xg__refuse(const xg_tensor *y, xg_code code, const char *why)
 
 /* 4.3 The tape itself. */
 
-/* The default parallel_for. */
-#ifdef _OPENMP
+/* The default parallel_for; `user` is the number of OpenMP's threads. */
 static void xg__default_for(void *user, int tasks, void (*run)(void *, int, int), void *context)
 {
     int workers = (int)(uintptr_t)user;
+    (void)workers;
+#ifdef _OPENMP
 #pragma omp parallel for schedule(dynamic) num_threads(workers)
     for (int task = 0; task < tasks; task++) run(context, task, omp_get_thread_num());
-}
 #else
-static void xg__default_for(void *user, int tasks, void (*run)(void *, int, int), void *context)
-{
-    (void)user;
     for (int task = 0; task < tasks; task++) run(context, task, 0);
-}
 #endif
+}
 
 static void xg__config_defaults(xg_config *config)
 {
@@ -6646,10 +6625,9 @@ XG_API_DEF xg_tape *xg_tape_new(const xg_config *config)
     const xg__kernels *kernels = xg__kernels_find(chosen.simd);
     if (!kernels) return NULL;
 
-    xg__arena arena;                       /* the tape lives in its own arena */
-    xg__arena_open(&arena, &chosen);
+    xg__arena arena = xg__arena_open(&chosen);     /* the tape lives in its own arena */
     xg_tape *tape = (xg_tape *)xg__arena_take(&arena, sizeof *tape);
-    if (!tape) { xg__arena_close(&arena); return NULL; }
+    if (!tape) { xg__arena_close(arena); return NULL; }
     memset(tape, 0, sizeof *tape);
     tape->arena = arena;
     tape->start = xg__arena_place(&arena);
@@ -6668,9 +6646,7 @@ XG_API_DEF xg_tape *xg_tape_new(const xg_config *config)
 
 XG_API_DEF void xg_tape_free(xg_tape *tape)
 {
-    if (!tape) return;
-    xg__arena arena = tape->arena;         /* a copy: the original lies in what is freed */
-    xg__arena_close(&arena);
+    if (tape) xg__arena_close(tape->arena);
 }
 
 XG_API_DEF xg_mark xg_tape_mark(xg_tape *tape)
@@ -8114,13 +8090,10 @@ static xg_tensor *xg__emit(xg_op op, xg_tensor *a, xg_tensor *b, const xg__attr 
     if (attr) y.attr = *attr;
     if (b && b->tape != tape) {
         xg__refuse(&y, XG_ERR_TAPE, "operands live on different tapes");
-        return xg__poison(tape);
-    }
-    if (!room->shape(&y)) return xg__poison(tape);
-    if (!xg__shape_valid(y.shape)) {
+    } else if (room->shape(&y) && !xg__shape_valid(y.shape)) {
         xg__refuse(&y, XG_ERR_SHAPE, "the result would be empty or too large");
-        return xg__poison(tape);
     }
+    if (xg_failed(tape)) return xg__poison(tape);
     xg_tensor *made = xg__is_known(op) ? xg__known(&y) : NULL;
     if (made) {
         tape->counts.shared += xg__is_product(op);
@@ -8377,18 +8350,17 @@ XG_API_DEF xg_tensor *xg_name(xg_tensor *x, const char *name)
 
 XG_API_DEF xg_tensor *xg_find(xg_tape *tape, const char *text)
 {
-    xg_tensor *found = xg_failed(tape) ? NULL : xg__find_owned(tape, NULL, text);
+    if (xg_failed(tape)) return xg__poison(tape);
+    xg_tensor *found = xg__find_owned(tape, NULL, text);
     if (found) return found;
-    if (!xg_failed(tape)) {
-        char known[160] = "";
-        for (xg__name *name = tape->names; name; name = name->older) {
-            size_t used = strlen(known);
-            if (name->owner || used + strlen(name->text) + 3 > sizeof known) continue;
-            snprintf(known + used, sizeof known - used, "%s%s", used ? ", " : "", name->text);
-        }
-        xg_fail(tape, XG_ERR_NAME, "no tensor is named '%.40s'; there are: %s", text,
-                known[0] ? known : "none");
+    char known[160] = "";
+    for (xg__name *name = tape->names; name; name = name->older) {
+        size_t used = strlen(known);
+        if (name->owner || used + strlen(name->text) + 3 > sizeof known) continue;
+        snprintf(known + used, sizeof known - used, "%s%s", used ? ", " : "", name->text);
     }
+    xg_fail(tape, XG_ERR_NAME, "no tensor is named '%.40s'; there are: %s", text,
+            known[0] ? known : "none");
     return xg__poison(tape);
 }
 
@@ -8463,8 +8435,7 @@ static void xg__commit_updates(xg_tape *tape)
  * ============================================================================================== */
 
 /* A room holds all there is to know of an operation: its shape rule, its kernel, its gradient rule
- * and its public function. To add one: a row in XG_OPS (5.0), a room here. The compiler names
- * what is missing; tests/test_ops.c refuses to pass until the operation is in its table. */
+ * and its public function. The manual tells how to add one. */
 
 /* A gradient rule: what y's operand i gets of g, the cotangent of y (xg_vjp in [A6]). */
 #define XG__RULE(name) \
@@ -10786,11 +10757,7 @@ XG_API_DEF double xg_gradcheck(xg_function f, void *user, xg_tensor *const *x, i
                 XG__CHECK_INPUTS, XG__CHECK_ORDERS);
     }
     if (xg_failed(tape)) return (double)NAN;
-    xg__check check = XG__ZEROS;
-    check.f = f;
-    check.user = user;
-    check.count = count;
-    check.directions = xg_rng_seed(xg_rng_next(rng));
+    xg__check check = { f, user, count, xg_rng_seed(xg_rng_next(rng)), { NULL } };
     double h = step > 0 ? step : 1e-5, worst = 0;
 
     xg_mark mark = xg_tape_mark(tape);
@@ -10885,10 +10852,9 @@ XG_API_DEF xg_params *xg_params_new(const xg_config *config)
 {
     xg_config chosen = XG__ZEROS;
     if (config) chosen = *config;
-    xg__arena arena;                       /* the store lives in its own arena */
-    xg__arena_open(&arena, &chosen);
+    xg__arena arena = xg__arena_open(&chosen);     /* the store lives in its own arena */
     xg_params *params = (xg_params *)xg__arena_take(&arena, sizeof *params);
-    if (!params) { xg__arena_close(&arena); return NULL; }
+    if (!params) { xg__arena_close(arena); return NULL; }
     memset(params, 0, sizeof *params);
     params->arena = arena;
     params->config = chosen;
@@ -10897,9 +10863,7 @@ XG_API_DEF xg_params *xg_params_new(const xg_config *config)
 
 XG_API_DEF void xg_params_free(xg_params *params)
 {
-    if (!params) return;
-    xg__arena arena = params->arena;       /* a copy: the original lies in what is freed */
-    xg__arena_close(&arena);
+    if (params) xg__arena_close(params->arena);
 }
 
 XG_API_DEF const xg_error *xg_params_error(const xg_params *params)
@@ -11101,11 +11065,10 @@ static int64_t xg__steps_get(const xg_params *params, const char *optim)
     return 0;
 }
 
-static bool xg__steps_set(xg_params *params, const char *optim, int64_t steps)
+static void xg__steps_set(xg_params *params, const char *optim, int64_t steps)
 {
     xg__steps *found = xg__steps_find(params, optim, true);
     if (found) found->steps = steps;
-    return found != NULL;
 }
 
 /* An entry's state of that optimiser and number; NULL when there is none. */
@@ -12553,13 +12516,11 @@ XG_API_DEF xg_tensor *xg_postprocess(xg_tensor *map, const xg_post *o)
     if (s.c != 1) {
         xg_fail(tape, XG_ERR_SHAPE, "postprocess: a map has one channel, this one is [%d %d %d %d]",
                 s.n, s.c, s.h, s.w);
-        return xg__poison(tape);
-    }
-    if (o->h < 0 || o->w < 0 || (o->h > 0) != (o->w > 0)) {
+    } else if (o->h < 0 || o->w < 0 || (o->h > 0) != (o->w > 0)) {
         xg_fail(tape, XG_ERR_ARGUMENT, "postprocess: up-sampling wants two extents of at least 1, "
                 "or none; got h = %d, w = %d", o->h, o->w);
-        return xg__poison(tape);
     }
+    if (xg_failed(tape)) return xg__poison(tape);
     if (o->positive) map = xg__positive(map);
     if (o->normalise) map = xg__over_peak(map);
     if (o->h > 0 && (o->h != s.h || o->w != s.w)) map = xg_upsample(map, o->h, o->w);
@@ -12570,18 +12531,7 @@ XG_API_DEF xg_tensor *xg_postprocess(xg_tensor *map, const xg_post *o)
  *  [9] guide                                                                                     *
  * ============================================================================================== */
 
-/* 9.1 Localisation losses (Rao et al. 2023, eq. 3-6): their names and post-processing, ... */
-
-XG_API_DEF const char *xg_loss_name(xg_loss loss)
-{
-    switch (loss) {
-    case XG_LOSS_ENERGY: return "energy";
-    case XG_LOSS_L1:     return "l1";
-    case XG_LOSS_PPCE:   return "ppce";
-    case XG_LOSS_RRR:    return "rrr";
-    }
-    return "unknown";
-}
+/* 9.1 Localisation losses (Rao et al. 2023, eq. 3-6): their post-processing, ... */
 
 /* Energy is a quotient and needs no scale; it clamps by itself, after up-sampling. The others
  * compare a map with 0 and 1, and RRR* the sizes of both signs. */
@@ -12659,6 +12609,20 @@ static xg_tensor *xg__loss_rrr(xg_tensor *map, xg_tensor *mask)
     return xg__per_sample(xg_mul(xg_affine(mask, -1.0, 1.0), xg_square(map)));
 }
 
+/* By xg_loss. */
+static const struct {
+    const char *name;
+    xg_tensor *(*each)(xg_tensor *map, xg_tensor *mask);
+} xg__losses[] = {
+    { "energy", xg__loss_energy }, { "l1", xg__loss_l1 },
+    { "ppce", xg__loss_ppce },     { "rrr", xg__loss_rrr }
+};
+
+XG_API_DEF const char *xg_loss_name(xg_loss loss)
+{
+    return (unsigned)loss <= XG_LOSS_RRR ? xg__losses[loss].name : "unknown";
+}
+
 /* ... and how samples become a number. */
 
 /* Whether map, mask and options belong together. A map that is finer than its mask is refused:
@@ -12732,18 +12696,6 @@ static xg_tensor *xg__sample_weights(xg_tensor *mask, const xg_guide_options *o,
     return xg_failed(tape) ? xg__poison(tape) : weights;
 }
 
-/* The only place that tells the losses apart. */
-static xg_tensor *xg__loss_each(xg_loss loss, xg_tensor *map, xg_tensor *mask)
-{
-    switch (loss) {
-    case XG_LOSS_ENERGY: return xg__loss_energy(map, mask);
-    case XG_LOSS_L1:     return xg__loss_l1(map, mask);
-    case XG_LOSS_PPCE:   return xg__loss_ppce(map, mask);
-    case XG_LOSS_RRR:    return xg__loss_rrr(map, mask);
-    }
-    return xg__poison(xg_tape_of(map));
-}
-
 /* Samples that do not count are taken out of the map itself, not only out of the sum: whatever
  * stands there, infinities included, adds exactly 0 to the loss and gets exactly 0 as gradient. */
 XG_API_DEF xg_tensor *xg_guide(xg_tensor *map, xg_tensor *mask, const xg_guide_options *o)
@@ -12760,7 +12712,7 @@ XG_API_DEF xg_tensor *xg_guide(xg_tensor *map, xg_tensor *mask, const xg_guide_o
         post.w = xg_shape_of(mask).w;
         map = xg_postprocess(map, &post);
     }
-    xg_tensor *total = xg_dot(xg__loss_each(chosen.loss, map, mask), weights);
+    xg_tensor *total = xg_dot(xg__losses[chosen.loss].each(map, mask), weights);
     if (!chosen.mean) return total;
     return xg_affine(total, 1.0 / (counting > 0 ? counting : 1), 0.0);
 }
@@ -13246,12 +13198,7 @@ static void xg__decode(const xg__dtype *type, bool big_endian, const unsigned ch
 /* Extents as a file lists them, and their product; rank may be more than the four that are kept. */
 typedef struct xg__extents { uint64_t axis[4], count; int rank; } xg__extents;
 
-static xg__extents xg__extents_none(void)
-{
-    xg__extents e = XG__ZEROS;
-    e.count = 1;
-    return e;
-}
+static const xg__extents xg__extents_none = { { 1, 1, 1, 1 }, 1, 0 };
 
 /* One more axis. A product that wraps around could pass for a small one, so it is refused. */
 static void xg__extents_add(xg__extents *e, uint64_t extent, xg__cursor *c)
@@ -13268,14 +13215,10 @@ static void xg__extents_add(xg__extents *e, uint64_t extent, xg__cursor *c)
 /* The extents as a shape, missing axes 1: [O,F] is n = O, c = F. False: no shape of ours. */
 static bool xg__extents_shape(const xg__extents *e, xg_shape *shape)
 {
-    int axis[4] = { 1, 1, 1, 1 };
-    if (e->rank > 4) return false;
-    for (int i = 0; i < e->rank; i++) {
-        if (e->axis[i] < 1 || e->axis[i] > INT_MAX) return false;
-        axis[i] = (int)e->axis[i];
-    }
-    *shape = xg_shape4(axis[0], axis[1], axis[2], axis[3]);
-    return xg__shape_valid(*shape);
+    const uint64_t *a = e->axis;
+    for (int i = 0; i < 4; i++) if (a[i] < 1 || a[i] > INT_MAX) return false;
+    *shape = xg_shape4((int)a[0], (int)a[1], (int)a[2], (int)a[3]);
+    return e->rank <= 4 && xg__shape_valid(*shape);
 }
 
 #ifndef XG_NO_STDIO
@@ -13608,7 +13551,7 @@ static void xg__weights_tensor(xg__weights *w, xg__json *j, const char *name)
     xg__stored t = XG__ZEROS;
     int seen = 0, ends = 0;
     t.name = name;
-    t.extents = xg__extents_none();
+    t.extents = xg__extents_none;
     xg__cursor_expect(c, '{');
     for (bool first = true; xg__json_more(j, '}', &first);) {
         char *pool = j->pool;              /* neither key nor type is kept                        */
@@ -14415,7 +14358,7 @@ static void xg__npy_order(xg__cursor *c)
 /* (), (3,), (2, 3): a tuple of one needs its comma. */
 static void xg__npy_shape(xg__cursor *c, xg__npy *npy)
 {
-    xg__extents e = xg__extents_none();
+    xg__extents e = xg__extents_none;
     xg__cursor_expect(c, '(');
     while (!xg__cursor_failed(c) && !xg__cursor_accept(c, ')')) {
         xg__extents_add(&e, xg__cursor_number(c), c);
