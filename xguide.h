@@ -10811,6 +10811,7 @@ typedef struct xg__entry {
     xg_real    *data;              /* tape leaves read it in place */
     xg__slot   *slots;
     int         axes;              /* that files list at least: 4 of a convolution, also 1x1 */
+    int         chosen;            /* of a training step: the index of its gradient, or -1 */
 } xg__entry;
 
 /* How many steps an optimiser has taken. */
@@ -10828,8 +10829,8 @@ struct xg_params {
     int         count, capacity;
     int        *bucket;            /* 2 x capacity, a power of two: an entry's index + 1, or 0 */
     xg__steps  *steps;             /* in order of creation */
-    xg_tensor **leaf, **grad;      /* lists for a training step, as long as `entry`: a step then */
-    int        *chosen;            /*   never needs memory for them */
+    xg_tensor **leaf, **grad;      /* for a training step, as long as `entry`: so it never needs
+                                      memory for them */
 };
 
 enum { XG__FIRST_CAPACITY = 64, XG__NAME_SIZE = 256 };
@@ -10947,8 +10948,7 @@ static bool xg__params_grow(xg_params *params)
     next.bucket = (int *)xg__params_take(params, 2 * n * sizeof *next.bucket);
     next.leaf = (xg_tensor **)xg__params_take(params, n * sizeof *next.leaf);
     next.grad = (xg_tensor **)xg__params_take(params, n * sizeof *next.grad);
-    next.chosen = (int *)xg__params_take(params, n * sizeof *next.chosen);
-    if (!next.entry || !next.bucket || !next.leaf || !next.grad || !next.chosen) {
+    if (!next.entry || !next.bucket || !next.leaf || !next.grad) {
         xg__arena_release(&params->arena, before);
         return false;
     }
@@ -12054,12 +12054,12 @@ static bool xg__optim_idle(xg_tape *tape, const char *only)
     return false;
 }
 
-/* Finds the store's entry behind every leaf: chosen[i] becomes the index of entry i's gradient, or
- * -1. Leaves come in store order as a rule, so the search goes on from the last hit. */
+/* Finds the store's entry behind every leaf and tells it which gradient is its own. Leaves come in
+ * store order as a rule, so the search goes on from the last hit. */
 static bool xg__optim_match(const xg_optim *o, xg_params *params, xg_tape *tape,
                             xg_tensor *const *leaf, xg_tensor *const *grad, int count)
 {
-    for (int i = 0; i < params->count; i++) params->chosen[i] = -1;
+    for (int i = 0; i < params->count; i++) params->entry[i].chosen = -1;
     int at = 0, chosen = 0;
     for (int k = 0; k < count; k++) {
         int tries = 0;
@@ -12068,7 +12068,7 @@ static bool xg__optim_match(const xg_optim *o, xg_params *params, xg_tape *tape,
             tries++;
         }
         bool ours = leaf[k] && tries < params->count;
-        if (!ours || params->chosen[at] >= 0) {
+        if (!ours || params->entry[at].chosen >= 0) {
             xg_fail(tape, XG_ERR_ARGUMENT, "optimiser: leaf %d '%.80s' %s", k, xg_name_of(leaf[k]),
                     ours ? "is given twice" : "is not of this store");
             return false;
@@ -12080,7 +12080,7 @@ static bool xg__optim_match(const xg_optim *o, xg_params *params, xg_tape *tape,
         }
         if (!xg_params_trainable(params, at)) continue;
         if (!xg__starts_with(params->entry[at].name, o->only)) continue;
-        params->chosen[at] = k;
+        params->entry[at].chosen = k;
         chosen++;
     }
     return chosen > 0 || xg__optim_idle(tape, o->only);
@@ -12094,6 +12094,7 @@ typedef struct xg__optim_job {
     xg_tensor *const *grad;
     const xg__rates *rates;
     double *squares;                           /* of each block's gradients, added, or 0 */
+    void (*work)(const struct xg__optim_job *job, size_t block, int entry, size_t at, size_t n);
 } xg__optim_job;
 
 enum { XG__OPTIM_BLOCK = 16384 };
@@ -12102,13 +12103,13 @@ enum { XG__OPTIM_BLOCK = 16384 };
 static size_t xg__optim_blocks(const xg_params *params, int i)
 {
     size_t size = xg_shape_size(params->entry[i].shape);
-    return params->chosen[i] < 0 ? 0 : (size + XG__OPTIM_BLOCK - 1) / XG__OPTIM_BLOCK;
+    return params->entry[i].chosen < 0 ? 0 : (size + XG__OPTIM_BLOCK - 1) / XG__OPTIM_BLOCK;
 }
 
 /* Only clipping wants the sum; else it is enough to know that all are finite, which is quicker. */
 static void xg__square_block(const xg__optim_job *job, size_t block, int i, size_t at, size_t n)
 {
-    const xg_real *grad = job->grad[job->params->chosen[i]]->data + at;
+    const xg_real *grad = job->grad[job->params->entry[i].chosen]->data + at;
     double lane[16];
     memset(lane, 0, sizeof lane);
     if (job->o->clip_norm > 0) job->kernels->square_lanes(lane, grad, n);
@@ -12129,34 +12130,24 @@ static void xg__update_block(const xg__optim_job *job, size_t block, int i, size
     xg_real *second = xg__slot_get(job->params, i, job->o->slot, 1, false);
     (void)block;
     job->kernels->update[slots](job->rates, job->params->entry[i].data + at,
-                                job->grad[job->params->chosen[i]]->data + at,
+                                job->grad[job->params->entry[i].chosen]->data + at,
                                 slots > 0 ? first + at : NULL, slots > 1 ? second + at : NULL, n);
 }
 
-/* Blocks [begin, end), counted through all entries: work(job, block, entry, start, length). */
-static void xg__each_block(const xg__optim_job *job, size_t begin, size_t end,
-                           void (*work)(const xg__optim_job *, size_t, int, size_t, size_t))
+/* Blocks [begin, end), counted through all entries. */
+static void xg__optim_range(const void *context, size_t begin, size_t end)
 {
+    const xg__optim_job *job = (const xg__optim_job *)context;
     size_t first = 0;
     for (int i = 0; i < job->params->count && first < end; i++) {
         size_t blocks = xg__optim_blocks(job->params, i);
         size_t size = xg_shape_size(job->params->entry[i].shape);
         for (size_t b = begin > first ? begin - first : 0; b < blocks && first + b < end; b++) {
             size_t at = b * XG__OPTIM_BLOCK;
-            work(job, first + b, i, at, xg__min(size - at, XG__OPTIM_BLOCK));
+            job->work(job, first + b, i, at, xg__min(size - at, XG__OPTIM_BLOCK));
         }
         first += blocks;
     }
-}
-
-static void xg__square_range(const void *job, size_t begin, size_t end)
-{
-    xg__each_block((const xg__optim_job *)job, begin, end, xg__square_block);
-}
-
-static void xg__update_range(const void *job, size_t begin, size_t end)
-{
-    xg__each_block((const xg__optim_job *)job, begin, end, xg__update_block);
 }
 
 /* All gradients have numbers; returns how many blocks there are. */
@@ -12164,7 +12155,7 @@ static size_t xg__optim_count(const xg__optim_job *job)
 {
     size_t blocks = 0;
     for (int i = 0; i < job->params->count; i++) {
-        if (job->params->chosen[i] >= 0) xg_data(job->grad[job->params->chosen[i]]);
+        if (job->params->entry[i].chosen >= 0) xg_data(job->grad[job->params->entry[i].chosen]);
         blocks += xg__optim_blocks(job->params, i);
     }
     return blocks;
@@ -12180,7 +12171,8 @@ static double xg__optim_norm(xg__optim_job *job, xg_tape *tape, size_t blocks)
     xg__place place = xg__arena_mark(&tape->arena);
     const double *squares = job->squares = (double *)xg__take(tape, blocks * sizeof *squares);
     if (!squares) return -1;
-    xg__parallel(tape, blocks, XG__OPTIM_BLOCK, xg__square_range, job);
+    job->work = xg__square_block;
+    xg__parallel(tape, blocks, XG__OPTIM_BLOCK, xg__optim_range, job);
     for (int i = 0; i < params->count && !xg_failed(tape); i++) {
         for (size_t b = xg__optim_blocks(params, i); b > 0; b--) total += *squares++;
         if (isfinite(total)) continue;
@@ -12197,7 +12189,7 @@ static bool xg__optim_reserve(const xg_optim *o, xg_params *params, xg_tape *tap
 {
     bool fine = xg__steps_find(params, o->slot, true) != NULL;
     for (int i = 0; i < params->count && fine; i++) {
-        for (int which = 0; which < xg__optim_slots(o) && params->chosen[i] >= 0; which++) {
+        for (int which = 0; which < xg__optim_slots(o) && params->entry[i].chosen >= 0; which++) {
             if (!xg__slot_get(params, i, o->slot, which, true)) fine = false;
         }
     }
@@ -12223,7 +12215,7 @@ XG_API_DEF xg_code xg_optim_apply(const xg_optim *o, xg_params *params, xg_tenso
         return XG_ERR_ARGUMENT;
     }
     if (!xg__optim_match(&r, params, tape, leaf, grad, count)) return xg_tape_error(tape)->code;
-    xg__optim_job job = { &r, tape->kernels, params, grad, NULL, NULL };
+    xg__optim_job job = { &r, tape->kernels, params, grad, NULL, NULL, NULL };
     size_t blocks = xg__optim_count(&job);
     double norm = xg_failed(tape) ? -1 : xg__optim_norm(&job, tape, blocks);
     if (norm < 0 || !xg__optim_reserve(&r, params, tape)) return xg_tape_error(tape)->code;
@@ -12234,7 +12226,8 @@ XG_API_DEF xg_code xg_optim_apply(const xg_optim *o, xg_params *params, xg_tenso
     double scale = r.clip_norm > 0 && norm > r.clip_norm ? r.clip_norm / norm : 1;
     xg__rates rates = xg__rates_of(&r, steps, scale);
     job.rates = &rates;
-    xg__parallel(tape, blocks, XG__OPTIM_BLOCK, xg__update_range, &job);
+    job.work = xg__update_block;
+    xg__parallel(tape, blocks, XG__OPTIM_BLOCK, xg__optim_range, &job);
     xg__steps_set(params, r.slot, steps + 1);
     xg__commit_updates(tape);
     return XG_ERR_OK;

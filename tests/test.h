@@ -102,6 +102,15 @@ static inline void test_run_(const char *name, void (*body)(void))
         return test_now.failed != 0;                                                                \
     }
 
+/* Zeros and ones. */
+static inline xg_tensor *random_mask(xg_tape *t, xg_shape s, xg_rng *rng)
+{
+    xg_tensor *x = xg_leaf(t, s, NULL);
+    xg_real *data = xg_leaf_data(x);
+    for (size_t i = 0; data && i < xg_size(x); i++) data[i] = (xg_real)xg_rng_below(rng, 2);
+    return x;
+}
+
 /* Where the real data sets are; a test skips when what it wants is not there. */
 static inline const char *test_data(void)
 {

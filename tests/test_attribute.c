@@ -54,14 +54,6 @@ static double largest(xg_tensor *a)
     return distance(a, xg_leaf(xg_tape_of(a), xg_shape_of(a), NULL));
 }
 
-static xg_tensor *random_mask(xg_tape *t, xg_shape s, xg_rng *rng)
-{
-    xg_tensor *x = xg_leaf(t, s, NULL);
-    xg_real *data = xg_leaf_data(x);
-    for (size_t i = 0; data && i < xg_size(x); i++) data[i] = (xg_real)xg_rng_below(rng, 2);
-    return x;
-}
-
 /* ---- gradients and input times gradient ------------------------------------------------------ */
 
 /* logits = W x: the gradient of a logit is its row of W, whatever x is. */

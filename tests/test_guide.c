@@ -241,14 +241,6 @@ static xg_tensor *clear_map(xg_tape *t, xg_shape s, xg_rng *rng)
     return x;
 }
 
-static xg_tensor *random_mask(xg_tape *t, xg_shape s, xg_rng *rng)
-{
-    xg_tensor *x = xg_leaf(t, s, NULL);
-    xg_real *data = xg_leaf_data(x);
-    for (size_t i = 0; data && i < xg_size(x); i++) data[i] = (xg_real)xg_rng_below(rng, 2);
-    return x;
-}
-
 /* Derivatives of order 1, 2, 3 of each loss by the map, at the map's own size and up-sampled:
  * through the clamp, the maximum (not detached), the division and the interpolation. */
 static void test_third_order(void)
