@@ -1014,7 +1014,7 @@ XG_API xg_code    xg_npy_save(xg_tensor *x, const char *path);
 #endif
 
 /* XG__INLINE: small functions that must melt into their callers, even in a build for debugging.
- * XG__UNUSED: helpers and parameters that not every configuration uses.
+ * XG__UNUSED: helpers that not every configuration calls; parameters that not every rule reads.
  * XG__PREFETCH: the processor reads ahead along a run of numbers, but not from one to the next. */
 #if defined(__GNUC__) || defined(__clang__)
 #define XG__INLINE static inline __attribute__((always_inline, unused))
@@ -8348,6 +8348,15 @@ XG_API_DEF xg_tensor *xg_name(xg_tensor *x, const char *name)
     return x;
 }
 
+/* Appends a name to a list in a text of `size` bytes; "..." once there is no room. */
+static void xg__list_add(char *list, size_t size, const char *name)
+{
+    const size_t used = strlen(list), length = strlen(name);
+    if (used >= 3 && !strcmp(list + used - 3, "...")) return;
+    if (used > 0) strcat(list, ", ");
+    strcat(list, used + length + 2 + 2 + 3 < size ? name : "...");
+}
+
 XG_API_DEF xg_tensor *xg_find(xg_tape *tape, const char *text)
 {
     if (xg_failed(tape)) return xg__poison(tape);
@@ -8355,9 +8364,7 @@ XG_API_DEF xg_tensor *xg_find(xg_tape *tape, const char *text)
     if (found) return found;
     char known[160] = "";
     for (xg__name *name = tape->names; name; name = name->older) {
-        size_t used = strlen(known);
-        if (name->owner || used + strlen(name->text) + 3 > sizeof known) continue;
-        snprintf(known + used, sizeof known - used, "%s%s", used ? ", " : "", name->text);
+        if (!name->owner) xg__list_add(known, sizeof known, name->text);
     }
     xg_fail(tape, XG_ERR_NAME, "no tensor is named '%.40s'; there are: %s", text,
             known[0] ? known : "none");
@@ -12280,10 +12287,10 @@ static xg_tensor *xg__channel_sum(xg_tensor *x)
 
 /* d sum(score) / du under another rule table. The rules emit ordinary operations too, so even a
  * reading that is no derivative has one. */
-static xg_tensor *xg__read_with(xg_tensor *score, xg_tensor *u, const xg_rules *rules)
+static xg_tensor *xg__read_with(xg_tensor *score, xg_tensor *u, xg_rules rules)
 {
     xg_tensor *gradient = NULL;
-    xg_grads(score, NULL, &u, 1, rules, &gradient);
+    xg_grads(score, NULL, &u, 1, &rules, &gradient);
     return gradient;
 }
 
@@ -12303,22 +12310,19 @@ XG_API_DEF xg_tensor *xg_input_x_gradient(xg_tensor *score, xg_tensor *u)
  * tensors, so the derivative of a loss on the map does pass through them. */
 XG_API_DEF xg_tensor *xg_bcos_map(xg_tensor *score, xg_tensor *u)
 {
-    xg_rules explain = xg_rules_explain();
-    return xg__channel_sum(xg_mul(u, xg__read_with(score, u, &explain)));
+    return xg__channel_sum(xg_mul(u, xg__read_with(score, u, xg_rules_explain())));
 }
 
 /* Springenberg 2015: a ReLU passes a cotangent where it is positive and the unit was active. */
 XG_API_DEF xg_tensor *xg_guided_backprop(xg_tensor *score, xg_tensor *u)
 {
-    xg_rules guided = xg_rules_guided();
-    return xg__channel_sum(xg__read_with(score, u, &guided));
+    return xg__channel_sum(xg__read_with(score, u, xg_rules_guided()));
 }
 
 /* Zeiler 2014: a ReLU passes a cotangent where it is positive, whatever the unit did. */
 XG_API_DEF xg_tensor *xg_deconvnet(xg_tensor *score, xg_tensor *u)
 {
-    xg_rules deconv = xg_rules_deconv();
-    return xg__channel_sum(xg__read_with(score, u, &deconv));
+    return xg__channel_sum(xg__read_with(score, u, xg_rules_deconv()));
 }
 
 /* A loss on this map reaches the weights by two ways: through u, and through alpha, a gradient.
@@ -13454,7 +13458,7 @@ static bool xg__json_more(xg__json *j, char close, bool *first)
 
 #define XG__HEADER_MAX 100000000.0   /* bytes of header, as the format limits it                  */
 
-enum { XG__LOAD_NEW = -1, XG__LOAD_NOT = -2, XG__SLOT_SIZE = 64 };
+enum { XG__LOAD_NEW = -1, XG__LOAD_NOT = -2, XG__SLOT_SIZE = 64, XG__LIST_SIZE = 512 };
 
 /* A tensor of the file. */
 typedef struct xg__stored {
@@ -13522,19 +13526,18 @@ static void xg__sort(const void **item, size_t count, int (*order)(const void *,
     }
 }
 
+/* How bsearch compares a name with that of what a place in a sorted list points at. */
+static int xg__name_at(const void *name, const void *place)
+{
+    return xg__by_name(name, *(const void *const *)place);
+}
+
 /* The tensor of that name, or NULL; `sorted` is by name. */
 static xg__stored *xg__weights_find(const xg__weights *w, const char *name)
 {
-    int low = 0, high = w->count;
-    while (low < high) {
-        const int middle = low + (high - low) / 2;
-        const xg__stored *found = (const xg__stored *)w->sorted[middle];
-        const int order = strcmp(name, found->name);
-        if (order == 0) return w->stored + (found - w->stored);
-        if (order < 0) high = middle;
-        else low = middle + 1;
-    }
-    return NULL;
+    const void *place = bsearch(&name, w->sorted, (size_t)w->count, sizeof *w->sorted, xg__name_at);
+    if (!place) return NULL;
+    return w->stored + ((const xg__stored *)*(const void *const *)place - w->stored);
 }
 
 /* {"dtype": "F32", "shape": [2,3], "data_offsets": [0,24]}: each key once, in any order. */
@@ -13712,15 +13715,6 @@ static bool xg__weights_read(xg__weights *w, xg__arena *arena, xg__loan *loan,
  *     reserve   new entries and state, still zero: whatever may run out of memory
  *     commit    copy the numbers, which cannot fail                                              */
 
-/* Appends a name to a list of the report; "..." once there is no room. */
-static void xg__list_add(char list[512], const char *name)
-{
-    const size_t used = strlen(list), length = strlen(name);
-    if (used >= 3 && !strcmp(list + used - 3, "...")) return;
-    if (used > 0) strcat(list, ", ");
-    strcat(list, used + length + 2 + 2 + 3 < 512 ? name : "...");
-}
-
 /* Are these the same numbers in the same order? Extents of 1 do not count: [64] is [1 64 1 1]. */
 static bool xg__shape_alike(xg_shape a, xg_shape b)
 {
@@ -13788,7 +13782,7 @@ static void xg__load_plan(xg__weights *w, const xg_params *p, const xg_load_opti
             t->entry = i;
         } else {
             report->missing++;
-            xg__list_add(report->missing_names, name);
+            xg__list_add(report->missing_names, XG__LIST_SIZE, name);
         }
     }
     for (int i = 0; i < w->count; i++) {
@@ -13797,13 +13791,13 @@ static void xg__load_plan(xg__weights *w, const xg_params *p, const xg_load_opti
         if (t->entry == XG__LOAD_NOT && o->create) t->entry = XG__LOAD_NEW;
         if (t->entry == XG__LOAD_NOT) {
             report->unexpected++;
-            xg__list_add(report->unexpected_names, t->name);
+            xg__list_add(report->unexpected_names, XG__LIST_SIZE, t->name);
         } else if (!xg__load_can(w, t)) {
             return;
         } else if (t->entry >= 0 && !xg__shape_alike(t->shape, p->entry[t->entry].shape)) {
             t->entry = XG__LOAD_NOT;
             report->mismatched++;
-            xg__list_add(report->mismatched_names, t->name);
+            xg__list_add(report->mismatched_names, XG__LIST_SIZE, t->name);
         } else {
             report->loaded++;
         }
