@@ -164,6 +164,18 @@ else
     skip neon "aarch64-linux-gnu-gcc or qemu-aarch64 is not installed"
 fi
 
+# And on AVX-512, which few machines have, made of the AVX2 of those that have that.
+if have gcc && grep -qs avx2 /proc/cpuinfo; then
+    if long avx512; then
+        check avx512-build sh tests/avx512.sh --build
+        for name in test_kernels test_winograd test_small test_finish test_ops test_core; do
+            suite "avx512-$name" sh tests/avx512.sh "$name"
+        done
+    fi
+else
+    skip avx512 "gcc or AVX2 is not there"
+fi
+
 # WebAssembly with SIMD, run by node.
 if have clang && have wasm-ld && have node && [ -e /usr/include/wasm32-wasi ]; then
     if long wasm; then
