@@ -3473,8 +3473,8 @@ static void XG_(turn)(const XG_(source) *s, xg_real *to, size_t pitch, size_t pa
     }
 }
 
-/* What will be packed next: some rows of numbers. Multiplying one block fetches those of the next,
- * a few lines a tile, so that packing does not wait for memory. */
+/* What will be read next: some rows of numbers. Multiplying one block fetches those of the next, a
+ * few lines a tile, so that packing does not wait for memory. */
 typedef struct XG_(soon) {
     const xg_real *base;
     size_t rows, stride, length;
@@ -3519,7 +3519,8 @@ typedef struct XG_(slice) {
     const xg_real *a;
     size_t stride;
     bool lined;
-    size_t ahead;              /* so far on lie the next rows, if they are to be fetched          */
+    size_t ahead;              /* so far on lie the next rows, of which each tile fetches ...     */
+    size_t from, end;          /* ... numbers [from, end)                                         */
 } XG_(slice);
 
 /* One product of the sum for each number of a tile. Rows or columns, the fewer of them are loaded
@@ -3611,7 +3612,7 @@ XG__INLINE void XG_(micro)(const int rows, const int vectors, const XG_(product)
 {
     const size_t k = p->k, row = s->lined ? 1 : s->stride, apart = s->lined ? XG__MR : 1;
     XG_(v) sum[XG__MR * XG__NV];
-    size_t t = 0;
+    size_t t;
     int i, j;
     XG__UNROLL
     for (i = 0; i < rows * vectors; i++) sum[i] = XG_(set1)(0);
@@ -3622,7 +3623,7 @@ XG__INLINE void XG_(micro)(const int rows, const int vectors, const XG_(product)
             for (j = 0; j < vectors; j++) XG__PREFETCH(c + (size_t)i * c_stride, j * XG__LANES);
         }
     }
-    for (; t < k && s->ahead; t += 16) {
+    for (t = s->from; t < s->end; t += 16) {
         for (i = 0; i < rows; i++) XG__PREFETCH(s->a + (size_t)i * row + t, s->ahead);
     }
     t = 0;
@@ -3702,13 +3703,13 @@ static void XG_(cut_slice)(const XG_(product) *p, size_t i, xg_real *room, XG_(s
     s->a = p->a + i * p->a_stride;
     s->stride = p->a_stride;
     s->lined = p->a_turned && s->rows == XG__MR;
-    s->ahead = left > XG__MR ? XG__MR * p->a_stride : 0;
+    s->ahead = XG__MR * p->a_stride;
+    s->from = s->end = 0;
     if (!p->a_turned) return;
     if (p->held != NULL) room = p->held + i * p->k;
     if (!p->again) XG_(line_up)(p->a + i, p->a_stride, s->rows, left, p->k, room);
     s->a = room;
     s->stride = p->k;
-    s->ahead = 0;
 }
 
 /* A slice stays in the first cache while all panels of columns pass it, and the second cache keeps
@@ -3718,16 +3719,19 @@ static void XG_(multiply)(const XG_(product) *p, xg_real *room)
     const size_t tiles = XG_(ceil_div)(p->rows, XG__MR) * XG_(ceil_div)(p->columns, XG__NR);
     XG_(soon) soon = p->soon;
     const size_t lines = soon.rows * XG_(ceil_div)(soon.length, 16) / tiles + 1;
+    const size_t share = XG_(round_up)(xg__max(p->k * XG__NR / p->columns, 64), 16);
     XG_(slice) s;
-    size_t wide, i, j, r;
+    size_t wide, next, i, j, r;
     for (i = 0; i < p->rows; i += XG__MR) {
         XG_(cut_slice)(p, i, room + XG__MR * XG__NR, &s);
         wide = s.rows <= XG__MR / 2 ? 2 * XG__NR : XG__NR;
-        for (j = 0; j < p->columns; j += wide, s.ahead = 0) {
+        next = i + XG__MR < p->rows && !p->a_turned ? p->k : 0;
+        for (j = 0; j < p->columns; j += wide, s.from = s.end) {
             const size_t columns = xg__min(wide, p->columns - j);
             const size_t vectors = XG_(ceil_div)(columns, XG__LANES);
             const xg_real *b = p->b + j / XG__NR * p->panel;
             xg_real *c = p->c + i * p->c_stride + j;
+            s.end = xg__min(s.from + share, next);
             XG_(fetch)(&soon, lines);
             if (!p->exact || columns % XG__LANES == 0) {
                 XG_(tile)(vectors, p, &s, b, c, p->c_stride, p->first);
@@ -4982,10 +4986,11 @@ static XG_(soon) XG_(foresee)(const XG_(plan) *p, const XG_(spot) *spot, size_t 
 {
     const XG_(window) *w = &p->window;
     const XG_(matrix) *m = p->col_matrix.base != NULL ? &p->col_matrix : NULL;
+    const bool dw = !m && p->conv->kind == XG__CONV_DW, along_k = m ? m->along_k : dw;
     XG_(span) cols = spot->cols, k;
     XG_(soon) soon;
     memset(&soon, 0, sizeof soon);
-    if (!m && (p->conv->kind == XG__CONV_DW || !w->plain || p->cols.pieces < 2)) return soon;
+    if (!m && (!w->plain || (dw ? p->k.group > 1 : p->cols.pieces < 2))) return soon;
     if (p->conv == NULL && XG_(length)(spot->rows) < 64) return soon;   /* no time to fetch it in */
     if (from == XG_(length)(cols)) {
         from = 0;
@@ -4997,18 +5002,33 @@ static XG_(soon) XG_(foresee)(const XG_(plan) *p, const XG_(spot) *spot, size_t 
     }
     cols = XG_(part)(p, cols, from);
     k = XG_(block)(&p->k, i);
-    soon.rows = XG_(length)(m && m->along_k ? cols : k);
-    soon.length = XG_(length)(m && m->along_k ? k : cols);
+    soon.rows = XG_(length)(along_k ? cols : k);
+    soon.length = XG_(length)(along_k ? k : cols);
+    soon.stride = m ? m->stride : (size_t)w->h * (size_t)w->w;
     if (m) {
         const size_t c = XG_(start)(&p->cols, cols);
-        soon.stride = m->stride;
         soon.base = m->base + group * m->step
-                  + (m->along_k ? c * m->stride + k.minor : k.minor * m->stride + c);
+                  + (along_k ? c * m->stride + k.minor : k.minor * m->stride + c);
+    } else if (dw) {
+        const size_t channels = (size_t)(p->turned ? p->conv->o : p->conv->c);
+        soon.base = p->turned ? p->conv->pg + group * p->o * soon.stride : XG_(seen)(p, group);
+        soon.base += (k.major * channels + XG_(start)(&p->cols, cols)) * soon.stride + k.minor;
     } else {
-        soon.stride = (size_t)w->h * (size_t)w->w;
         soon.base = XG_(seen)(p, group) + k.major * soon.stride + cols.major * w->image
                   + cols.minor;
     }
+    return soon;
+}
+
+/* After the last k block, what its sums will be added to (they lie where they belong). */
+static XG_(soon) XG_(foresee_more)(const XG_(plan) *p, const XG_(product) *product)
+{
+    XG_(soon) soon;
+    soon.base = p->conv->finish.more + (product->c - p->conv->y);
+    soon.rows = product->rows;
+    soon.stride = product->c_stride;
+    soon.length = product->columns;
+    soon.row = soon.at = 0;
     return soon;
 }
 
@@ -5029,6 +5049,9 @@ static void XG_(sum_block)(const XG_(plan) *p, const XG_(spot) *spot, size_t gro
         XG_(pack_columns)(p, group, cols, k, product, d);
         from += XG_(length)(cols);
         product->soon = XG_(foresee)(p, spot, group, from, i, begin, end);
+        if (p->conv != NULL && p->conv->finish.more != NULL && product->exact && i + 1 == end) {
+            product->soon = XG_(foresee_more)(p, product);
+        }
         if (p->across) XG_(multiply_taps)(p, product, k, d);
         else XG_(multiply)(product, d->tile);
         product->again = product->held != NULL;
