@@ -8125,7 +8125,8 @@ static xg_tensor *xg__emit(xg_op op, xg_tensor *a, xg_tensor *b, const xg__attr 
     }
     bool later = room->manner != XG__NOW;
     bool ready = later || (xg__force(a) && (!b || xg__force_second(op, b)));
-    later = later || (op == XG_OP_conv2d && (y.attr.conv.waits || xg__waits_for_pool(&y)));
+    later = later || ((op == XG_OP_conv2d || op == XG_OP_conv2d_dx) && y.attr.conv.waits)
+         || (op == XG_OP_conv2d && xg__waits_for_pool(&y));
     if (ready) made = later ? xg__record_waiting(&y, room->manner) : xg__record_run(&y, room);
     if (!made || xg_failed(tape)) return xg__poison(tape);
     if (xg__is_known(op)) xg__know(made);
@@ -8721,11 +8722,25 @@ static void xg__run_sum_to(xg_tensor *y)
                  xg__sum_columns, &job);
 }
 
+/* The sum over pictures of an input gradient: it is linear, hence that of the sum of g. Only of one
+ * that was made to wait for this question; whether it still waits cannot matter, or bits would
+ * depend on who asked first. */
+static xg_tensor *xg__sum_pictures(xg_tensor *x, xg_shape s)
+{
+    xg_tensor *g = x->in[1];
+    xg_shape one = xg_shape4(1, g->shape.c, g->shape.h, g->shape.w);
+    return xg_conv2d_dx(x->in[0], xg_sum_to(g, one), x->attr.conv.window, s);
+}
+
 /* A sum of everything is taken sample by sample first: that can be divided among workers. Where
  * whole planes are summed, what was scattered over them has the same sum. */
 XG_API_DEF xg_tensor *xg_sum_to(xg_tensor *x, xg_shape s)
 {
     if (x && xg_shape_same(x->shape, s)) return x;
+    if (x && x->op == XG_OP_conv2d_dx && x->attr.conv.waits
+        && xg_shape_same(s, xg_shape4(1, x->shape.c, x->shape.h, x->shape.w))) {
+        return xg__sum_pictures(x, s);
+    }
     if (x && x->op == XG_OP_scatter && x->in[0] && s.h == 1 && s.w == 1) x = x->in[0];
     if (x && xg_shape_same(x->shape, s)) return x;
     if (x && xg_shape_size(s) == 1 && x->shape.n > 1 && xg_size(x) > (size_t)x->shape.n) {
@@ -9191,12 +9206,26 @@ static void xg__run_trio(xg_tensor *y, xg__conv_kind kind, xg_shape x, xg_shape 
     xg__arena_release(&y->tape->arena, place);
 }
 
-static xg_tensor *xg__emit_conv(xg_op op, xg_tensor *a, xg_tensor *b, xg_window k, xg_shape shape)
+static xg__attr xg__conv_attr(xg_window k, xg_shape shape, bool waits)
 {
     xg__attr attr;
     memset(&attr, 0, sizeof attr);
     attr.conv.window = xg__window(k);
     attr.conv.shape = shape;
+    attr.conv.waits = waits;
+    return attr;
+}
+
+static xg_tensor *xg__emit_conv(xg_op op, xg_tensor *a, xg_tensor *b, xg_window k, xg_shape shape)
+{
+    const xg__attr attr = xg__conv_attr(k, shape, false);
+    return xg__emit(op, a, b, &attr);
+}
+
+static xg_tensor *xg__emit_waiting(xg_op op, xg_tensor *a, xg_tensor *b, xg_window k,
+                                   xg_shape shape)
+{
+    const xg__attr attr = xg__conv_attr(k, shape, true);
     return xg__emit(op, a, b, &attr);
 }
 
@@ -9225,17 +9254,16 @@ XG_API_DEF xg_tensor *xg_conv2d(xg_tensor *x, xg_tensor *w, xg_window k)
 /* The same; waits for what follows (4.6.3). */
 static xg_tensor *xg__conv2d_waiting(xg_tensor *x, xg_tensor *w, xg_window k)
 {
-    xg__attr attr;
-    memset(&attr, 0, sizeof attr);
-    attr.conv.window = xg__window(k);
-    attr.conv.waits = true;
-    return xg__emit(XG_OP_conv2d, x, w, &attr);
+    return xg__emit_waiting(XG_OP_conv2d, x, w, k, xg__origin());
 }
+/* Of the gradient by an input, often only the sum over pictures is asked for (5.3). */
 XG__RULE(conv2d)
 {
     xg_tensor *x = y->in[0], *w = y->in[1];
     xg_window k = y->attr.conv.window;
-    return i == 0 ? xg_conv2d_dx(w, g, k, x->shape) : xg_conv2d_dw(x, g, k, w->shape);
+    if (i == 1) return xg_conv2d_dw(x, g, k, w->shape);
+    if (x->op != XG_OP_leaf || x->tape->last_sweep) return xg_conv2d_dx(w, g, k, x->shape);
+    return xg__emit_waiting(XG_OP_conv2d_dx, w, g, k, x->shape);
 }
 
 static bool xg__shape_conv2d_dx(xg_tensor *y)

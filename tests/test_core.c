@@ -532,6 +532,29 @@ static void test_bounds_about_x_share_its_pass(void)
     }
 }
 
+/* Who asks for the sum of input gradients over pictures alone has one picture's product. It is the sum,
+ * and so are its derivatives; the gradients themselves are still there to be asked for. */
+static void test_input_gradients_are_summed_before_their_product(void)
+{
+    xg_tape *t = xg_tape_new(NULL);
+    xg_rng rng = xg_rng_seed(51);
+    xg_window k = { 0, 0, 2, 1, 1, 2 };
+    xg_shape one = xg_shape4(1, 4, 7, 6);
+    xg_tensor *x = xg_randn(t, xg_shape4(5, 4, 7, 6), &rng), *w = xg_randn(t, xg_shape4(6, 2, 3, 3), &rng);
+    xg_tensor *y = xg_conv2d(x, w, k), *slope = xg_grad(xg_mul(y, xg_mul(y, y)), x);
+    double before = xg_tape_stats(t).flops;
+    xg_tensor *sum = xg_sum_to(slope, one);
+    xg_data(sum);
+    double pass = xg_tape_stats(t).flops - before;
+    xg_tensor *each = xg_sum_to(xg_affine(slope, 1, 0), one);
+    CHECK(differs(sum, each) <= TOL(1e-5, 1e-13));
+    CHECK(xg_tape_stats(t).flops == before + 6 * pass);
+    CHECK(differs(xg_grad(xg_mul(sum, sum), w), xg_grad(xg_mul(each, each), w)) <= TOL(1e-5, 1e-13));
+    CHECK(differs(xg_grad(xg_mul(sum, sum), x), xg_grad(xg_mul(each, each), x)) <= TOL(1e-5, 1e-13));
+    CHECK_OK(t);
+    xg_tape_free(t);
+}
+
 /* Products of the same operands are one; those of others, of other numbers, of leaves that have
  * changed or tensors that are gone are not. */
 static void test_products_are_computed_once(void)
@@ -1024,6 +1047,7 @@ TEST_MAIN(
     TEST(test_split_adds_up)
     TEST(test_bounds_can_be_trained_through)
     TEST(test_bounds_about_x_share_its_pass)
+    TEST(test_input_gradients_are_summed_before_their_product)
     TEST(test_products_are_computed_once)
     TEST(test_rule_tables)
     TEST(test_names_of_things)
