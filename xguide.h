@@ -4990,7 +4990,7 @@ static XG_(soon) XG_(foresee)(const XG_(plan) *p, const XG_(spot) *spot, size_t 
     XG_(span) cols = spot->cols, k;
     XG_(soon) soon;
     memset(&soon, 0, sizeof soon);
-    if (!m && (!w->plain || (dw ? p->k.group > 1 : p->cols.pieces < 2))) return soon;
+    if (!m && (!w->plain || (dw ? p->k.group : p->cols.group) > 1)) return soon;
     if (p->conv == NULL && XG_(length)(spot->rows) < 64) return soon;   /* no time to fetch it in */
     if (from == XG_(length)(cols)) {
         from = 0;
