@@ -292,6 +292,7 @@ typedef struct xg_stats {
     size_t reused;      /* parts of gradients that an earlier gradient had found (6.1.1) */
     size_t shared;      /* products asked for that the tape had already (4.7) */
     size_t joined;      /* weight gradients of two passes that were one product (6.1.2) */
+    size_t packed;      /* products that read weights as an earlier one had packed them (4.12) */
     double flops;       /* multiply-adds x 2 of matmul and convolutions since the tape was made */
     size_t winograd;    /* convolutions computed by Winograd's algorithm since then */
 } xg_stats;
@@ -318,7 +319,7 @@ XG_API void     xg_tape_free(xg_tape *tape);         /* frees everything made on
 typedef struct xg__place { void *chunk, *spare; size_t used, bytes; int marks; } xg__place;
 typedef struct xg_mark {                                               /* opaque */
     xg__place place;
-    void *names, *updates, *changes;
+    void *names, *updates, *changes, *kept;
     xg_tensor *last;
 } xg_mark;
 XG_API xg_mark  xg_tape_mark(xg_tape *tape);
@@ -1508,6 +1509,9 @@ typedef void (*xg__map_row)(const xg_real *x, xg_real *y, size_t n, xg_real p, x
 typedef void (*xg__zip_row)(const xg_real *a, size_t step_a, const xg_real *b, size_t step_b,
                             xg_real *y, size_t n);
 
+/* The columns of a product as kernels pack them, kept for others; made: the numbers are there. */
+typedef struct xg__packed { xg_real *data; bool made; } xg__packed;
+
 /* C[m,n] = op(A) op(B), `batch` of them, step_* apart (0: the same matrix again). Row-major, dense:
  * A is m x k (k x m when ta), B is k x n (n x k when tb). */
 typedef struct xg__gemm_job {
@@ -1517,6 +1521,7 @@ typedef struct xg__gemm_job {
     const xg_real *a, *b;
     xg_real *c;
     size_t step_a, step_b, step_c;
+    xg__packed *packed;        /* not NULL: its packed columns are kept there */
 } xg__gemm_job;
 
 /* What is done to a convolution's sums before they leave the cache: scale * sum + shift + more, and
@@ -1612,6 +1617,8 @@ typedef struct xg__kernels {
     void   (*place_pairs)(const xg__pool_job *job, const xg_real *g, const xg_real *index,
                           xg_real *x);
     size_t (*gemm_scratch)(const xg__gemm_job *job, int workers);   /* bytes */
+    /* How many numbers its packed columns are, if keeping them can pay, or 0; of which operand. */
+    size_t (*gemm_packed)(const xg__gemm_job *job, bool *of_a);
     void   (*gemm)(const xg__gemm_job *job, const xg__team *team);
     size_t (*conv_scratch)(const xg__conv_job *job, int workers);   /* bytes */
     void   (*conv)(const xg__conv_job *job, const xg__team *team);
@@ -4036,6 +4043,7 @@ typedef struct XG_(plan) {
     int ky, kx, tap_step;
     XG_(cut) rows, cols, k;
     size_t part;               /* so many columns of a unit are packed at a time; 0: all          */
+    xg_real *packed;           /* all columns, packed, if they are kept (see packed_at)           */
     size_t chunks;             /* of k, for each unit                                             */
     size_t panel, sums_stride, sums_size, weights, list;                    /* in numbers, runs */
     size_t at_cols, at_sums, at_stage, at_tile, at_step, at_offset, at_run, at_phase; /* in bytes */
@@ -4250,6 +4258,7 @@ static void XG_(plan_gemm)(XG_(plan) *p, const xg__gemm_job *job, int workers)
               < XG_(cost)(job->m, job->n, job->k, b.along_k, false);
     p->row_matrix = p->turned ? b : a;
     p->col_matrix = p->turned ? a : b;
+    p->packed = job->packed != NULL ? job->packed->data : NULL;
     p->y = job->c;
     p->add = job->add;
     p->y_step = job->step_c;
@@ -4913,28 +4922,60 @@ static void XG_(pack_rows)(const XG_(plan) *p, size_t group, XG_(span) rows, XG_
     }
 }
 
+/* Columns as panels, from `to` on. */
+static void XG_(pack_panels)(const XG_(plan) *p, XG_(source) *s, xg_real *to, const XG_(desk) *d)
+{
+    if (s->along_k) {
+        XG_(turn)(s, to, XG__NR, p->panel, d->squares);
+    } else {
+        XG_(cut_runs)(s, p->panel);
+        XG_(copy)(s, to, XG__NR);
+    }
+}
+
+/* Where the panels of some columns are kept: those of a k block lie together. That depends on the
+ * shapes of the operand alone, not on how a product is cut for its workers. */
+static xg_real *XG_(packed_at)(const XG_(plan) *p, XG_(span) cols, XG_(span) k)
+{
+    const size_t panels = XG_(ceil_div)(p->cols.minor, XG__NR);
+    return p->packed + (k.minor / p->k.piece * panels + cols.minor / XG__NR) * p->panel;
+}
+
+/* Packs a block of columns, to be kept. */
+static void XG_(unit_of_packed)(const void *plan, size_t number, int worker)
+{
+    const XG_(plan) *p = (const XG_(plan) *)plan;
+    const XG_(span) cols = XG_(block)(&p->cols, number % p->cols.blocks);
+    const XG_(span) k = XG_(block)(&p->k, number / p->cols.blocks);
+    const XG_(desk) d = XG_(desk_of)(p, worker);
+    XG_(source) s = XG_(cols_source)(p, 0, cols, k, &d);
+    XG_(pack_panels)(p, &s, XG_(packed_at)(p, cols, k), &d);
+}
+
 /* Packs columns of a unit, all or a part of them, in the same way. */
 static void XG_(pack_columns)(const XG_(plan) *p, size_t group, XG_(span) cols, XG_(span) k,
                               XG_(product) *product, const XG_(desk) *d)
 {
     XG_(source) s;
     size_t t;
+    product->b = d->cols;
+    product->panel = p->panel;
+    product->step = d->step;
     if (p->across) {
         XG_(fill_across)(p, group, cols, k, d);
-        product->panel = p->panel;
-        product->step = d->step;
         return;
     }
-    s = XG_(cols_source)(p, group, cols, k, d);
-    product->b = p->unpacked ? d->stage : d->cols;
-    product->panel = p->unpacked ? XG__NR : p->panel;
-    product->step = p->unpacked ? d->offset : d->step;
-    if (p->unpacked) return;
-    if (s.along_k) {
-        XG_(turn)(&s, d->cols, XG__NR, p->panel, d->squares);
+    if (p->packed != NULL) {
+        product->b = XG_(packed_at)(p, cols, k);
     } else {
-        XG_(cut_runs)(&s, p->panel);
-        XG_(copy)(&s, d->cols, XG__NR);
+        s = XG_(cols_source)(p, group, cols, k, d);
+        if (p->unpacked) {
+            product->b = d->stage;
+            product->panel = XG__NR;
+            product->step = d->offset;
+            return;
+        }
+        XG_(pack_panels)(p, &s, d->cols, d);
     }
     for (t = 0; t < product->k; t++) d->step[t] = t * XG__NR;
 }
@@ -5005,7 +5046,11 @@ static XG_(soon) XG_(foresee)(const XG_(plan) *p, const XG_(spot) *spot, size_t 
     soon.rows = XG_(length)(along_k ? cols : k);
     soon.length = XG_(length)(along_k ? k : cols);
     soon.stride = m ? m->stride : (size_t)w->h * (size_t)w->w;
-    if (m) {
+    if (p->packed != NULL) {
+        soon.base = XG_(packed_at)(p, cols, k);
+        soon.rows = 1;
+        soon.length = XG_(ceil_div)(cols.minors, XG__NR) * p->panel;
+    } else if (m) {
         const size_t c = XG_(start)(&p->cols, cols);
         soon.base = m->base + group * m->step
                   + (along_k ? c * m->stride + k.minor : k.minor * m->stride + c);
@@ -5206,10 +5251,26 @@ static size_t XG_(gemm_scratch)(const xg__gemm_job *job, int workers)
     return XG_(scratch)(&plan, workers);
 }
 
+/* Packed columns that are kept pay from 64 rows to XG__BLOCK_ROWS (measured): fewer rows wait for
+ * them as long as for what they were packed from, more repay the packing. */
+static size_t XG_(gemm_packed)(const xg__gemm_job *job, bool *of_a)
+{
+    XG_(plan) p;
+    XG_(plan_gemm)(&p, job, 1);
+    *of_a = p.turned;
+    if (p.problems != 1 || p.rows.minor < 64 || p.rows.minor > XG__BLOCK_ROWS) return 0;
+    return p.k.blocks * XG_(ceil_div)(p.cols.minor, XG__NR) * p.panel;
+}
+
 static void XG_(gemm)(const xg__gemm_job *job, const xg__team *team)
 {
     XG_(plan) plan;
     XG_(plan_gemm)(&plan, job, team->workers);
+    plan.team = team;
+    if (job->packed != NULL && !job->packed->made) {
+        XG_(run_units)(team, &plan, plan.cols.blocks * plan.k.blocks, XG_(unit_of_packed));
+        job->packed->made = true;
+    }
     XG_(run_plan)(&plan, team);
 }
 
@@ -6376,6 +6437,7 @@ static const xg__kernels XG_(kernels) = {
     XG_(pick_pairs),
     XG_(place_pairs),
     XG_(gemm_scratch),
+    XG_(gemm_packed),
     XG_(gemm),
     XG_(conv_scratch),
     XG_(conv)
@@ -6436,6 +6498,7 @@ struct xg_tensor {
     bool       adds;             /* to the numbers of what it took the place of (6.1) */
     bool       hub;              /* several paths meet here: computed once, for all who read it */
     int        holds;            /* of what passes: those who still need it */
+    int        reads;            /* weights: products that packed them themselves (4.12) */
     int        born, given;      /* the arena's marks when it, and its numbers, were made */
     xg_tensor *sum;              /* the latest that waits for the sum of this one, or NULL */
     xg_tensor *older;            /* of those that are known by what they are made of (4.7) */
@@ -6475,7 +6538,15 @@ typedef struct xg__change {
     int        given;
 } xg__change;
 
-enum { XG__BUCKETS = 256, XG__KNOWN = 256, XG__MAX_WORKERS = 256, XG__RECENT = 3 };
+/* Weights as products pack them that sum along their rows, or along their columns (4.12). */
+typedef struct xg__kept {
+    struct xg__kept *older;
+    const xg_tensor *of;
+    bool             along_k;
+    xg__packed       packed;
+} xg__kept;
+
+enum { XG__READS = 4, XG__BUCKETS = 256, XG__KNOWN = 256, XG__MAX_WORKERS = 256, XG__RECENT = 3 };
 
 struct xg_tape {
     xg__arena          arena;
@@ -6499,6 +6570,7 @@ struct xg_tape {
     xg__name          *bucket[XG__BUCKETS];
     xg__update        *updates;            /* the latest */
     xg__change        *changes;            /* the latest */
+    xg__kept          *kept;               /* the latest */
     xg_tensor          poison;
     xg_real            nan;                /* what poison reads as */
 };
@@ -6681,6 +6753,7 @@ XG_API_DEF xg_mark xg_tape_mark(xg_tape *tape)
     mark.names = tape->names;
     mark.updates = tape->updates;
     mark.changes = tape->changes;
+    mark.kept = tape->kept;
     return mark;
 }
 
@@ -6699,6 +6772,7 @@ static void xg__tape_rewind(xg_tape *tape, xg_mark mark, bool keep_mark)
         tape->changes->tensor->data = tape->changes->before;
         tape->changes->tensor->given = tape->changes->given;
     }
+    while (tape->kept && (void *)tape->kept != mark.kept) tape->kept = tape->kept->older;
     tape->updates = (xg__update *)mark.updates;
     memset(tape->recent, 0, sizeof tape->recent);
     tape->last = mark.last;
@@ -8074,7 +8148,11 @@ static void xg__know(xg_tensor *y)
 }
 
 /* Where a leaf gets other numbers, what was made of it is another thing. */
-static void xg__forget(xg_tape *tape) { memset(tape->known, 0, sizeof tape->known); }
+static void xg__forget(xg_tape *tape)
+{
+    memset(tape->known, 0, sizeof tape->known);
+    tape->kept = NULL;
+}
 
 /* Records y and runs it. A product may be added to the numbers of a tensor that ends with it. */
 static xg_tensor *xg__record_run(xg_tensor *y, const xg__room *room)
@@ -8459,6 +8537,53 @@ static void xg__commit_updates(xg_tape *tape)
         }
         update->target = NULL;
     }
+}
+
+/* 4.12 Packed weights. The steps of an attack, say, multiply new numbers by the same weights,
+ *      and each product would pack them anew (3.5.2). Once XG__READS products have done so, the
+ *      next one keeps what it packs for all that follow: until a release to before it, or until a
+ *      leaf of the tape gets other numbers (xg__forget). Where there is no memory for that, weights
+ *      are packed as ever; a caller's buffer is not spent on it. */
+
+/* Is x made of weights alone? Then it has the same numbers until all is forgotten. */
+static bool xg__is_weights(xg_tensor *x)
+{
+    const xg_tensor *leaf = xg__leaf_behind(x);
+    return leaf ? leaf->fixed : xg__of_store(x);
+}
+
+/* What the tape keeps of x, or where a product shall keep it; NULL if nowhere. */
+static xg__packed *xg__packed_of(xg_tensor *x, bool along_k, size_t count)
+{
+    xg_tape *tape = x->tape;
+    xg__kept *kept = tape->kept;
+    while (kept && !(kept->of == x && kept->along_k == along_k)) kept = kept->older;
+    if (kept) return &kept->packed;
+    if (tape->arena.fixed) return NULL;
+    xg_real *data = (xg_real *)xg__arena_take_any(&tape->arena, count * sizeof *data);
+    if (data) kept = (xg__kept *)xg__arena_take_any(&tape->arena, sizeof *kept);
+    if (!kept) return NULL;
+    xg__kept made = { tape->kept, x, along_k, { data, false } };
+    *kept = made;
+    tape->kept = kept;
+    return &kept->packed;
+}
+
+/* Where a product of a and b finds packed weights, or shall keep them; NULL if it does not pay. */
+static xg__packed *xg__find_packed(xg_tensor *a, xg_tensor *b, const xg__gemm_job *job)
+{
+    bool of_a;
+    xg_tensor *x = xg__is_weights(b) ? b : a;
+    if (!xg__is_weights(x) || x->shape.n * x->shape.c != 1) return NULL;
+    if (x->reads < XG__READS) {
+        x->reads++;
+        return NULL;
+    }
+    size_t count = x->tape->kernels->gemm_packed(job, &of_a);
+    if (count == 0 || of_a != (x == a)) return NULL;
+    xg__packed *packed = xg__packed_of(x, of_a ? !job->ta : job->tb, count);
+    if (packed) x->tape->counts.packed += packed->made;
+    return packed;
 }
 
 /* ============================================================================================== *
@@ -9053,7 +9178,7 @@ static void xg__run_gemm(xg_tensor *y, const xg__gemm_job *job)
 
 static void xg__run_matmul(xg_tensor *y)
 {
-    const xg_tensor *a = y->in[0], *b = y->in[1];
+    xg_tensor *a = y->in[0], *b = y->in[1];
     xg__gemm_job job = XG__ZEROS;
     job.ta = y->attr.transpose.a;
     job.tb = y->attr.transpose.b;
@@ -9071,6 +9196,7 @@ static void xg__run_matmul(xg_tensor *y)
     job.c = y->data;
     job.add = y->adds;
     if (step_a >= 0 && step_b >= 0) {
+        job.packed = xg__find_packed(a, b, &job);
         xg__run_gemm(y, &job);
         return;
     }

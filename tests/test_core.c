@@ -595,6 +595,116 @@ static void test_products_are_computed_once(void)
     xg_tape_free(t);
 }
 
+/* A product of store's weights with random rows, either way, against the same from a tape that keeps
+ * nothing. */
+static bool product_is_right(xg_scope *s, xg_tensor *w, int rows, bool along)
+{
+    xg_shape shape = xg_shape_of(w);
+    xg_tape *fresh = xg_tape_new(NULL);
+    xg_tensor *x = xg_randn(s->tape, xg_shape4(1, 1, rows, along ? shape.w : shape.h), s->rng);
+    xg_tensor *y = xg_matmul(x, w, false, along);
+    xg_tensor *same = xg_matmul(xg_leaf(fresh, xg_shape_of(x), xg_data(x)),
+                                xg_leaf(fresh, shape, xg_data(w)), false, along);
+    bool right = !xg_failed(s->tape) && !xg_failed(fresh) &&
+                 !memcmp(xg_data(y), xg_data(same), xg_size(y) * sizeof(xg_real));
+    xg_tape_free(fresh);
+    return right;
+}
+
+/* Six products each way, all right; how many of them found packed weights. */
+static size_t packed_products(xg_scope *s, xg_tensor *w, int rows)
+{
+    size_t before = xg_tape_stats(s->tape).packed;
+    for (int i = 0; i < 12; i++) CHECK(product_is_right(s, w, rows, i % 2 == 0));
+    CHECK_OK(s->tape);
+    return xg_tape_stats(s->tape).packed - before;
+}
+
+/* Weights that are read again and again are packed once (4.12), and anew whenever their numbers are
+ * others: by a step, through a leaf, in the store, from a file. */
+static void test_packed_weights(void)
+{
+    static const int extents[][3] = { { 64, 70, 33 }, { 130, 140, 600 }, { 63, 40, 20 }, { 513, 40, 20 } };
+    char path[64];
+    snprintf(path, sizeof path, "test_core.%lx.tmp", (unsigned long)(uintptr_t)path);
+    for (int round = 0; round < 8; round++) {
+        int rows = extents[round / 2][0], out = extents[round / 2][1], in = extents[round / 2][2];
+        int workers = round % 2 ? 3 : 1;
+        xg_config config = level_config(NULL, &workers);
+        xg_rng rng = xg_rng_seed(50);
+        xg_params *params = xg_params_new(NULL);
+        xg_scope s = xg_scope_new(xg_tape_new(&config), params, &rng, true);
+        xg_tensor *w = xg_param(&s, "w", xg_shape4(1, 1, out, in), XG_INIT_KAIMING, 1);
+        size_t each = rows < 64 || rows > 512 ? 0 : 6;
+        CHECK(xg_checkpoint_save(params, path, NULL, 0) == XG_ERR_OK);
+        xg_mark mark = xg_tape_mark(s.tape);
+        CHECK(packed_products(&s, w, rows) == each);
+        xg_tensor *x = xg_randn(s.tape, xg_shape4(1, 1, rows, in), &rng);
+        CHECK(xg_optim_step(NULL, params, xg_sum(xg_matmul(x, w, false, true))) == XG_ERR_OK);
+        CHECK(packed_products(&s, w, rows) >= each);
+        xg_leaf_data(w)[in] += 1;
+        CHECK(packed_products(&s, w, rows) >= each);
+        xg_tape_release(s.tape, mark);
+        xg_params_data(params, 0)[in + 1] += 1;
+        CHECK(packed_products(&s, w, rows) >= each);
+        xg_tape_release(s.tape, mark);
+        int notes = 0;
+        CHECK(xg_checkpoint_load(params, path, NULL, 0, &notes) == XG_ERR_OK);
+        CHECK(packed_products(&s, w, rows) >= each);
+        xg_tape_free(s.tape);
+        xg_params_free(params);
+    }
+    remove(path);
+}
+
+/* Memory from the system, unless it is shut. */
+static void *shut_alloc(void *user, size_t bytes)
+{
+    const bool *shut = (const bool *)user;
+    return *shut ? NULL : malloc(bytes);
+}
+
+static void shut_release(void *user, void *memory)
+{
+    (void)user;
+    free(memory);
+}
+
+/* Without memory for packed weights, products are what they are with it, and the next one asks again.
+ * A fixed buffer is never asked. */
+static void test_no_memory_for_packed_weights(void)
+{
+    static const size_t packed[] = { 0, 0, 0, 0, 0, 0, 0, 1 };
+    const int room = 1 << 19;                  /* enough for products, too little for the weights */
+    for (int fixed = 0; fixed < 2; fixed++) {
+        bool shut = false;
+        xg_config config;
+        memset(&config, 0, sizeof config);
+        config.alloc = shut_alloc;
+        config.release = shut_release;
+        config.memory_user = &shut;
+        config.fixed_bytes = (size_t)32 << 20;
+        config.fixed = fixed ? malloc(config.fixed_bytes) : NULL;
+        xg_rng rng = xg_rng_seed(51);
+        xg_params *params = xg_params_new(NULL);
+        xg_scope s = xg_scope_new(xg_tape_new(&config), params, &rng, true);
+        xg_tensor *w = xg_param(&s, "w", xg_shape4(1, 1, 600, 2000), XG_INIT_KAIMING, 1);
+        xg_mark mark = xg_tape_mark(s.tape);
+        xg_full(s.tape, xg_shape4(1, 1, 1, room), 0);
+        xg_tape_release(s.tape, mark);
+        for (int i = 0; i < 8; i++) {
+            shut = i == 4 || i == 5;
+            CHECK(product_is_right(&s, w, 64, false));
+            CHECK(xg_tape_stats(s.tape).packed == (fixed ? 0 : packed[i]));
+            if (i < 6) xg_tape_release(s.tape, mark);
+        }
+        CHECK_OK(s.tape);
+        xg_tape_free(s.tape);
+        xg_params_free(params);
+        free(config.fixed);
+    }
+}
+
 static void test_rule_tables(void)
 {
     static const xg_real in[] = { 1, -1, 2 };
@@ -1049,6 +1159,8 @@ TEST_MAIN(
     TEST(test_bounds_about_x_share_its_pass)
     TEST(test_input_gradients_are_summed_before_their_product)
     TEST(test_products_are_computed_once)
+    TEST(test_packed_weights)
+    TEST(test_no_memory_for_packed_weights)
     TEST(test_rule_tables)
     TEST(test_names_of_things)
     TEST(test_rows_made_once)
