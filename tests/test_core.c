@@ -176,6 +176,45 @@ static void test_the_first_error_sticks_and_poison_reads_as_nan(void)
     xg_tape_free(t);
 }
 
+/* A request that cannot be met, by number; what the error says of it, or NULL past the last. */
+static const char *ask_amiss(xg_tape *t, int which)
+{
+    const int label[2] = { 0, 3 };
+    xg_tensor *x = leaf(t, 2, 3, 4, 5), *other = leaf(t, 2, 3, 5, 4), *a, *b;
+    switch (which) {
+    case 0: return xg_leaf_data(xg_exp(x)) ? "" : "only leaves";
+    case 1: xg_one_hot(t, label, 2, 3); return "label 3 of sample 1";
+    case 2: leaf(t, 1, 0, 1, 1); return "at least 1";
+    case 3: xg_sum_to(x, xg_shape4(2, 1, 2, 5)); return "stay or become 1";
+    case 4: xg_expand(x, xg_shape4(2, 6, 4, 5)); return "stay or grow";
+    case 5: xg_reshape(x, xg_shape4(2, 3, 4, 6)); return "must stay the same";
+    case 6: xg_slice(x, xg_shape4(0, 0, 1, 0), xg_shape4(2, 3, 4, 5)); return "inside the tensor";
+    case 7: xg_concat(x, other, 1); return "must agree";
+    case 8: xg_matmul(x, x, false, false); return "inner extents";
+    case 9: xg_upsample(x, 0, 4); return "at least 1";
+    case 10: xg_topk_threshold(x, 61); return "between 1 and";
+    case 11: xg_bounds(xg_relu(x), x, other, x, &a, &b); return "shaped like x";
+    case 12: xg_split(xg_relu(x), x, other, &a, &b); return "shaped like x";
+    default: return NULL;
+    }
+}
+
+static void test_what_cannot_be_is_refused(void)
+{
+    bool more = true;
+    for (int which = 0; more; which++) {
+        xg_tape *t = xg_tape_new(NULL);
+        const char *says = ask_amiss(t, which);
+        more = says != NULL;
+        if (more) {
+            const xg_error *error = xg_tape_error(t);
+            CHECK(error->code == XG_ERR_SHAPE || error->code == XG_ERR_ARGUMENT);
+            if (!strstr(error->text, says)) test_fail_(__FILE__, __LINE__, error->text);
+        }
+        xg_tape_free(t);
+    }
+}
+
 static void test_no_tape_is_survived(void)
 {
     xg_tensor *x = leaf(NULL, 1, 1, 1, 1);
@@ -1143,6 +1182,7 @@ TEST_MAIN(
     TEST(test_every_error_code_has_a_cause_and_a_sentence)
     TEST(test_sentences_name_operation_and_shapes)
     TEST(test_the_first_error_sticks_and_poison_reads_as_nan)
+    TEST(test_what_cannot_be_is_refused)
     TEST(test_no_tape_is_survived)
     TEST(test_unknown_simd_level_is_refused)
     TEST(test_mark_and_release)
