@@ -5020,18 +5020,33 @@ static XG_(span) XG_(part)(const XG_(plan) *p, XG_(span) cols, size_t from)
     return cols;
 }
 
+/* Some channels, from `channel` on, of the pixels of some images: pieces of planes or, of each
+ * image, whole planes one behind the other. */
+static void XG_(foresee_planes)(const XG_(plan) *p, size_t group, XG_(span) channels,
+                                XG_(span) pixels, size_t channel, XG_(soon) *soon)
+{
+    const size_t area = (size_t)p->window.h * (size_t)p->window.w;
+    const bool of_g = p->turned;           /* a weight gradient's columns, if they are not x */
+    const size_t image = of_g ? (size_t)p->conv->o * area : p->window.image;
+    const bool whole = pixels.minors == area;
+    soon->base = (of_g ? p->conv->pg + group * p->o * area : XG_(seen)(p, group))
+               + pixels.major * image + channel * area + pixels.minor;
+    soon->rows = whole ? pixels.majors : XG_(length)(channels);
+    soon->stride = whole ? image : area;
+    soon->length = whole ? XG_(length)(channels) * area : pixels.minors;
+}
+
 /* Foresees which columns follow those of a unit from number `from` on, in k block i: the next part,
- * the next k block or the next unit's. Only where they are packed as they lie, piece by piece. */
+ * the next k block or the next unit's. Only where they are packed as they lie. */
 static XG_(soon) XG_(foresee)(const XG_(plan) *p, const XG_(spot) *spot, size_t group, size_t from,
                               size_t i, size_t begin, size_t end)
 {
     const XG_(window) *w = &p->window;
     const XG_(matrix) *m = p->col_matrix.base != NULL ? &p->col_matrix : NULL;
-    const bool dw = !m && p->conv->kind == XG__CONV_DW, along_k = m ? m->along_k : dw;
     XG_(span) cols = spot->cols, k;
     XG_(soon) soon;
     memset(&soon, 0, sizeof soon);
-    if (!m && (!w->plain || (dw ? p->k.group : p->cols.group) > 1)) return soon;
+    if (!m && !w->plain) return soon;
     if (p->conv == NULL && XG_(length)(spot->rows) < 64) return soon;   /* no time to fetch it in */
     if (from == XG_(length)(cols)) {
         from = 0;
@@ -5043,24 +5058,21 @@ static XG_(soon) XG_(foresee)(const XG_(plan) *p, const XG_(spot) *spot, size_t 
     }
     cols = XG_(part)(p, cols, from);
     k = XG_(block)(&p->k, i);
-    soon.rows = XG_(length)(along_k ? cols : k);
-    soon.length = XG_(length)(along_k ? k : cols);
-    soon.stride = m ? m->stride : (size_t)w->h * (size_t)w->w;
     if (p->packed != NULL) {
         soon.base = XG_(packed_at)(p, cols, k);
         soon.rows = 1;
         soon.length = XG_(ceil_div)(cols.minors, XG__NR) * p->panel;
     } else if (m) {
         const size_t c = XG_(start)(&p->cols, cols);
+        soon.rows = XG_(length)(m->along_k ? cols : k);
+        soon.length = XG_(length)(m->along_k ? k : cols);
+        soon.stride = m->stride;
         soon.base = m->base + group * m->step
-                  + (along_k ? c * m->stride + k.minor : k.minor * m->stride + c);
-    } else if (dw) {
-        const size_t channels = (size_t)(p->turned ? p->conv->o : p->conv->c);
-        soon.base = p->turned ? p->conv->pg + group * p->o * soon.stride : XG_(seen)(p, group);
-        soon.base += (k.major * channels + XG_(start)(&p->cols, cols)) * soon.stride + k.minor;
+                  + (m->along_k ? c * m->stride + k.minor : k.minor * m->stride + c);
+    } else if (p->conv->kind == XG__CONV_DW) {
+        XG_(foresee_planes)(p, group, cols, k, XG_(start)(&p->cols, cols), &soon);
     } else {
-        soon.base = XG_(seen)(p, group) + k.major * soon.stride + cols.major * w->image
-                  + cols.minor;
+        XG_(foresee_planes)(p, group, k, cols, k.major, &soon);
     }
     return soon;
 }
