@@ -1030,15 +1030,20 @@ XG_API xg_code    xg_npy_save(xg_tensor *x, const char *path);
 
 /* Before a loop with constant bounds: unroll it whole. At -O2 compilers do not do so unasked, and
  * accumulators in an array then live in memory instead of registers. Not where every access is
- * checked anyway: that compiles for minutes. */
+ * checked anyway: that compiles for minutes. BY_FOUR is for loops along a row that do little in a
+ * round: else counting rounds takes as long as the work. */
 #if defined(__SANITIZE_ADDRESS__)
 #define XG__UNROLL
+#define XG__BY_FOUR
 #elif defined(__clang__)
-#define XG__UNROLL _Pragma("clang loop unroll(full)")
+#define XG__UNROLL  _Pragma("clang loop unroll(full)")
+#define XG__BY_FOUR _Pragma("clang loop unroll_count(4)")
 #elif defined(__GNUC__) && __GNUC__ >= 8
-#define XG__UNROLL _Pragma("GCC unroll 64")
+#define XG__UNROLL  _Pragma("GCC unroll 64")
+#define XG__BY_FOUR _Pragma("GCC unroll 4")
 #else
 #define XG__UNROLL
+#define XG__BY_FOUR
 #endif
 
 /* What must hold unless this file is wrong. Define it as assert to have it checked. */
@@ -2680,6 +2685,7 @@ XG__INLINE XG_(v) XG_(softplus)(XG_(v) x)
         const XG_(v) p = XG_(set1)(p_), q = XG_(set1)(q_);                                         \
         XG_(v) x;                                                                                  \
         size_t i;                                                                                  \
+        XG__BY_FOUR                                                                                \
         for (i = 0; i + XG__LANES <= n; i += XG__LANES) {                                          \
             x = XG_(load)(from + i);                                                               \
             XG_(store)(y + i, expression);                                                         \
@@ -2738,6 +2744,7 @@ static void XG_(map_pow)(const xg_real *x, xg_real *y, size_t n, xg_real p, xg_r
 
 /* In a and b. Which of the two walk is the same for all of a row. */
 #define XG__ZIP_ROW(load_a, load_b, expression)                                                    \
+        XG__BY_FOUR                                                                                \
         for (i = 0; i < whole; i += XG__LANES) {                                                   \
             load_a;                                                                                \
             load_b;                                                                                \
