@@ -1530,11 +1530,13 @@ typedef struct xg__gemm_job {
 } xg__gemm_job;
 
 /* What is done to a convolution's sums before they leave the cache: scale * sum + shift + more, and
- * ReLU; each step is rounded. What is NULL is left out. */
+ * ReLU; each step is rounded. What is NULL is left out. Without more, a max-pool of 2x2 may follow,
+ * if oh and ow are even: then only that is stored. */
 typedef struct xg__finish {
     bool any, relu;
     const xg_real *scale, *shift;                  /* a number for each channel */
     const xg_real *more;                           /* they lie as the result does */
+    xg_real *places, *maxima;                      /* of the max-pool; maxima may be NULL */
 } xg__finish;
 
 /* One of the convolution trio; x [n,c,h,w], w [o,c/groups,kh,kw], g [n,o,oh,ow]. `y` is the one
@@ -1548,7 +1550,8 @@ typedef struct xg__conv_job {
     bool add;                  /* to what y holds: weight gradients only */
     const xg_real *px, *pw, *pg;
     const xg_real *at;         /* not NULL: pg is the gradient of a max-pool of 2x2 of what g is the
-                                  gradient of, [n,o,oh/2,ow/2], and these are its places (3.5.10) */
+                                  gradient of, [n,o,oh/2,ow/2], and these are its places: of weight
+                                  gradients (3.5.10), and input gradients by Winograd's algorithm */
     xg_real *y;
     xg__finish finish;         /* of a forward one */
 } xg__conv_job;
@@ -3096,34 +3099,66 @@ XG__INLINE void XG_(argpool_some)(const xg__pool_job *job, const xg_real *x, int
     if (y != NULL) XG_(store_most)(y, lead.best, n);
 }
 
-/* The better of n pairs, the first of which lies at x + start. */
-XG__INLINE XG_(lead) XG_(best_of_pairs)(const xg_real *x, int start, size_t n)
+/* What is done to the sums of a channel: 1 and -0 change nothing. No ReLU before more is added. */
+typedef struct XG_(channel) { XG_(v) scale, shift; bool relu; } XG_(channel);
+
+XG__INLINE XG_(v) XG_(finish)(const XG_(channel) *c, XG_(v) sum)
+{
+    const XG_(v) x = XG_(add)(XG_(mul)(sum, c->scale), c->shift);
+    return c->relu ? XG_(relu)(x) : x;
+}
+
+/* The better of each pair; the first number of each is at `at`. */
+XG__INLINE XG_(lead) XG_(best_of_pairs)(XG_(v) first, XG_(v) second, XG_(v) at)
 {
     XG_(lead) lead;
-    XG_(v) a, b;
-    XG_(load_two)(x + start, n, &a, &b);
-    lead.best = XG_(evens)(a, b);
-    lead.at = XG_(add)(XG_(ramp)(2), XG_(set1)((xg_real)start));
-    XG_(contest)(XG_(odds)(a, b), XG_(add)(lead.at, XG_(set1)(1)), &lead);
+    lead.best = first;
+    lead.at = at;
+    XG_(contest)(second, XG_(add)(at, XG_(set1)(1)), &lead);
     return lead;
 }
 
-/* Windows of 2x2 side by side, the most frequent by far. */
+/* The best of windows of 2x2, whose first number is at `at` of a plane w wide. */
+XG__INLINE XG_(lead) XG_(best_of_fours)(XG_(v) a, XG_(v) b, XG_(v) c, XG_(v) d, XG_(v) at, int w)
+{
+    const XG_(v) below = XG_(add)(at, XG_(set1)((xg_real)w));
+    XG_(lead) top = XG_(best_of_pairs)(a, b, at);
+    const XG_(lead) bottom = XG_(best_of_pairs)(c, d, below);
+    XG_(contest)(bottom.best, bottom.at, &top);
+    return top;
+}
+
+/* Windows of 2x2 side by side, the most frequent by far: those of two rows, which lie `pitch` apart
+ * and begin at number `start` of a plane w wide. Numbers are finished first, if c is not NULL. */
+XG__INLINE void XG_(argpool_rows)(const xg_real *x, size_t pitch, int start, int w,
+                                  const XG_(channel) *c, xg_real *index, xg_real *y)
+{
+    const int ow = w / 2;
+    XG_(v) v[4];
+    int ox, i;
+    for (ox = 0; ox < ow; ox += XG__LANES, x += 2 * XG__LANES) {
+        const size_t n = xg__min((size_t)(ow - ox), XG__LANES);
+        const XG_(v) at = XG_(add)(XG_(ramp)(2), XG_(set1)((xg_real)(start + 2 * ox)));
+        XG_(lead) lead;
+        XG_(load_two)(x, n, &v[0], &v[1]);
+        XG_(load_two)(x + pitch, n, &v[2], &v[3]);
+        XG__UNROLL
+        for (i = 0; i < 4; i++) v[i] = c != NULL ? XG_(finish)(c, v[i]) : v[i];
+        lead = XG_(best_of_fours)(XG_(evens)(v[0], v[1]), XG_(odds)(v[0], v[1]),
+                                  XG_(evens)(v[2], v[3]), XG_(odds)(v[2], v[3]), at, w);
+        XG_(store_most)(index + ox, lead.at, n);
+        if (y != NULL) XG_(store_most)(y + ox, lead.best, n);
+    }
+}
+
 static void XG_(argpool_pairs)(const xg__pool_job *job, const xg_real *x, xg_real *index,
                                xg_real *y)
 {
-    const int w = job->w, ow = job->ow;
-    int oy, ox;
-    for (oy = 0; oy < job->oh; oy++) {
-        for (ox = 0; ox < ow; ox += XG__LANES) {
-            const size_t n = xg__min((size_t)(ow - ox), XG__LANES), to = (size_t)(oy * ow + ox);
-            const int start = 2 * (oy * w + ox);
-            XG_(lead) top = XG_(best_of_pairs)(x, start, n);
-            const XG_(lead) bottom = XG_(best_of_pairs)(x, start + w, n);
-            XG_(contest)(bottom.best, bottom.at, &top);
-            XG_(store_most)(index + to, top.at, n);
-            if (y != NULL) XG_(store_most)(y + to, top.best, n);
-        }
+    const size_t w = (size_t)job->w, ow = (size_t)job->ow;
+    int oy;
+    for (oy = 0; oy < job->oh; oy++, x += 2 * w, index += ow) {
+        XG_(argpool_rows)(x, w, 2 * oy * job->w, job->w, NULL, index, y);
+        if (y != NULL) y += ow;
     }
 }
 
@@ -3161,36 +3196,49 @@ static void XG_(pick_pairs)(const xg__pool_job *job, const xg_real *x, const xg_
     }
 }
 
-/* g where the index is `at`, else 0; like a sum that starts at 0, it has no -0. */
-XG__INLINE XG_(v) XG_(placed)(XG_(v) g, XG_(v) index, XG_(v) at)
+/* a[0] b[0] a[1] b[1] .., n of each. */
+XG__INLINE void XG_(store_pairs)(xg_real *to, XG_(v) a, XG_(v) b, size_t n)
 {
-    const XG_(v) zero = XG_(set1)(0);
-    const XG_(v) up_to = XG_(select)(XG_(less_equal)(index, at), XG_(add)(g, zero), zero);
-    return XG_(select)(XG_(less_equal)(at, index), up_to, zero);
+    XG_(store_most)(to, XG_(mix_low)(a, b), 2 * n);
+    if (2 * n <= XG__LANES) return;
+    XG_(store_most)(to + XG__LANES, XG_(mix_high)(a, b), 2 * n - XG__LANES);
 }
 
-/* The transpose: each window of 2x2 gets its g at its index; what no window covers is 0. */
+/* The transpose: each window of 2x2 gets its g at its index, and else 0; like sums that start at 0,
+ * these have no -0. Rows r and r + 1 of a plane w wide, from a row of windows. */
+static void XG_(place_rows)(const xg_real *g, const xg_real *index, int r, int w, xg_real *x)
+{
+    const XG_(v) zero = XG_(set1)(0), one = XG_(set1)(1), row = XG_(set1)((xg_real)w);
+    const XG_(v) lane = XG_(ramp)(2);
+    const int ow = w / 2;
+    int ox;
+    x[w - 1] = x[2 * w - 1] = 0;                                       /* of an odd width */
+    for (ox = 0; ox < ow; ox += XG__LANES) {
+        const size_t n = xg__min((size_t)(ow - ox), XG__LANES);
+        const XG_(v) from = XG_(add)(XG_(load_most)(g + ox, n), zero);
+        const XG_(v) chosen = XG_(load_most)(index + ox, n);
+        const XG_(v) at = XG_(add)(lane, XG_(set1)((xg_real)(r * w + 2 * ox)));
+        const XG_(m) first = XG_(less_equal)(chosen, at);
+        const XG_(m) above = XG_(less_equal)(chosen, XG_(add)(at, one));
+        const XG_(m) not_last = XG_(less_equal)(chosen, XG_(add)(at, row));
+        XG_(store_pairs)(x + 2 * ox, XG_(select)(first, from, zero),
+                         XG_(select)(first, zero, XG_(select)(above, from, zero)), n);
+        XG_(store_pairs)(x + w + 2 * ox,
+                         XG_(select)(above, zero, XG_(select)(not_last, from, zero)),
+                         XG_(select)(not_last, zero, from), n);
+    }
+}
+
+/* What no window covers is 0. */
 static void XG_(place_pairs)(const xg__pool_job *job, const xg_real *g, const xg_real *index,
                              xg_real *x)
 {
-    const XG_(v) lane = XG_(ramp)(2), one = XG_(set1)(1);
-    int r, ox;
-    for (r = 0; r < job->oh * 2; r++, x += job->w) {
-        const size_t row = (size_t)(r / 2) * (size_t)job->ow;
-        x[job->w - 1] = 0;                                             /* of an odd width */
-        for (ox = 0; ox < job->ow; ox += XG__LANES) {
-            const size_t n = xg__min((size_t)(job->ow - ox), XG__LANES);
-            const XG_(v) from = XG_(load_most)(g + row + ox, n);
-            const XG_(v) chosen = XG_(load_most)(index + row + ox, n);
-            const XG_(v) at = XG_(add)(lane, XG_(set1)((xg_real)(r * job->w + 2 * ox)));
-            const XG_(v) a = XG_(placed)(from, chosen, at);
-            const XG_(v) b = XG_(placed)(from, chosen, XG_(add)(at, one));
-            XG_(store_most)(x + 2 * ox, XG_(mix_low)(a, b), 2 * n);
-            if (2 * n <= XG__LANES) continue;
-            XG_(store_most)(x + 2 * ox + XG__LANES, XG_(mix_high)(a, b), 2 * n - XG__LANES);
-        }
+    const size_t ow = (size_t)job->ow;
+    int oy, ox;
+    for (oy = 0; oy < job->oh; oy++, g += ow, index += ow, x += 2 * job->w) {
+        XG_(place_rows)(g, index, 2 * oy, job->w, x);
     }
-    for (ox = 0; r < job->h && ox < job->w; ox++) x[ox] = 0;           /* of an odd height */
+    for (ox = 0; 2 * job->oh < job->h && ox < job->w; ox++) x[ox] = 0;  /* of an odd height */
 }
 
 /* ============================================================================================== *
@@ -4185,6 +4233,12 @@ static size_t XG_(chunks_for)(double outputs, size_t k_blocks)
     return xg__max(chunks, 1);
 }
 
+/* Does a max-pool follow? */
+XG__INLINE bool XG_(pools)(const XG_(plan) *p)
+{
+    return p->conv != NULL && p->conv->finish.places != NULL;
+}
+
 XG__INLINE size_t XG_(units)(const XG_(plan) *p)
 {
     return p->problems * p->rows.blocks * p->cols.blocks;
@@ -4198,6 +4252,7 @@ static void XG_(plan_units)(XG_(plan) *p, int workers)
     const size_t taps = p->across ? p->taps : 1;
     const double cols = (double)p->cols.major * (double)p->cols.minor * (double)taps;
     const double work = rows * cols * (double)p->k.major * (double)p->k.minor * (double)p->problems;
+    const size_t unit = XG_(pools)(p) ? 2 * (size_t)p->window.gw : XG__NR;   /* rows of windows */
     size_t row_target = XG__BLOCK_ROWS;
     size_t col_target = XG__BLOCK_COLS * (p->conv != NULL ? 1 : XG__BLOCK_PARTS);
     if (p->rows.major * p->rows.minor * p->cols.major * p->cols.minor == 0) p->problems = 0;
@@ -4217,7 +4272,7 @@ static void XG_(plan_units)(XG_(plan) *p, int workers)
     for (;;) {
         size_t units, r, c;
         p->rows = XG_(cut_axis)(p->rows, row_target, XG__MR);
-        p->cols = XG_(cut_axis)(p->cols, col_target, XG__NR);
+        p->cols = XG_(cut_axis)(p->cols, col_target, unit);
         units = XG_(units)(p) * p->chunks;
         r = XG_(longest)(&p->rows);
         c = XG_(longest)(&p->cols);
@@ -4225,7 +4280,7 @@ static void XG_(plan_units)(XG_(plan) *p, int workers)
         if (units >= (p->conv != NULL && work < 3e7 * (double)units ? 2 : 4) * (size_t)workers) {
             break;
         }
-        if (c >= 2 * XG__NR && (c * taps > r || r < 64)) col_target = c / 2;
+        if (c >= 2 * unit && (c * taps > r || r < 64)) col_target = c / 2;
         else if (r >= 32 && !p->folded) row_target = r / 2;
         else break;
     }
@@ -4740,20 +4795,14 @@ static void XG_(fold)(const XG_(plan) *p, const XG_(sink) *s, const xg_real *c, 
     }
 }
 
-/* A channel's scale and shift: 1 and -0 change nothing. */
-typedef struct XG_(channel) { XG_(v) scale, shift; } XG_(channel);
-
+/* As the ending says. */
 XG__INLINE XG_(channel) XG_(channel_of)(const xg__finish *f, size_t number)
 {
     XG_(channel) c;
     c.scale = XG_(set1)(f->scale != NULL ? f->scale[number] : 1);
     c.shift = XG_(set1)(f->shift != NULL ? f->shift[number] : (xg_real)-0.0);
+    c.relu = f->relu && f->more == NULL;
     return c;
-}
-
-XG__INLINE XG_(v) XG_(finish)(XG_(channel) c, XG_(v) sum)
-{
-    return XG_(add)(XG_(mul)(sum, c.scale), c.shift);
 }
 
 /* Finishes n sums of a channel, which belong at `to`. */
@@ -4768,11 +4817,11 @@ static void XG_(finish_run)(const xg__conv_job *job, size_t channel, const xg_re
         const size_t left = n - i;
         const bool whole = left >= XG__LANES;
         XG_(v) x = whole ? XG_(load)(from + i) : XG_(load_part)(from + i, left);
-        x = XG_(finish)(c, x);
+        x = XG_(finish)(&c, x);
         if (more != NULL) {
             x = XG_(add)(x, whole ? XG_(load)(more + i) : XG_(load_part)(more + i, left));
+            if (f->relu) x = XG_(relu)(x);
         }
-        if (f->relu) x = XG_(relu)(x);
         if (whole) XG_(store)(to + i, x);
         else XG_(store_part)(to + i, x, left);
     }
@@ -4788,6 +4837,29 @@ static void XG_(finish_rows)(const XG_(plan) *p, const XG_(sink) *s, size_t rows
             const XG_(run) *run = &s->run[r];
             XG_(finish_run)(p->conv, s->channel + i, c + run->from,
                             s->base + i * s->row_step + run->to, run->length);
+        }
+    }
+}
+
+/* Where a max-pool follows: the maxima of the sums of a unit, which has whole rows of windows. */
+static void XG_(pool_sums)(const XG_(plan) *p, size_t problem, XG_(span) rows, XG_(span) cols,
+                           const xg_real *c)
+{
+    const xg__finish *f = &p->conv->finish;
+    const size_t w = (size_t)p->window.gw, windows = (size_t)p->window.gh / 2 * (w / 2);
+    const XG_(map) map = XG_(sums_map)(p, cols);
+    size_t i, n, y;
+    for (i = 0; i < rows.minors; i++, c += p->sums_stride) {
+        const size_t number = problem * p->o + rows.minor + i;
+        const XG_(channel) channel = XG_(channel_of)(f, number);
+        for (n = 0; n < cols.majors; n++) {
+            const size_t plane = (cols.major + n) * (size_t)p->conv->o + number;
+            for (y = 0; y < cols.minors / w; y += 2) {
+                const size_t start = cols.minor + y * w, to = plane * windows + start / 4;
+                XG_(argpool_rows)(c + n * map.image + y * map.row, map.row, (int)start, (int)w,
+                                  &channel, f->places + to,
+                                  f->maxima != NULL ? f->maxima + to : NULL);
+            }
         }
     }
 }
@@ -5148,6 +5220,19 @@ static void XG_(sum_blocks)(const XG_(plan) *p, const XG_(spot) *spot, size_t gr
     }
 }
 
+/* The sums of a unit, to their place. */
+static void XG_(put_unit)(const XG_(plan) *p, const XG_(spot) *spot, const xg_real *c,
+                          const XG_(desk) *d)
+{
+    XG_(sink) s;
+    if (XG_(pools)(p)) {
+        XG_(pool_sums)(p, spot->problem, spot->rows, spot->cols, c);
+        return;
+    }
+    s = XG_(sink_of)(p, spot->problem, spot->rows, spot->cols, d);
+    XG_(deliver)(p, &s, XG_(length)(spot->rows), c, d);
+}
+
 /* A unit, or a chunk of one. If a row's outputs are neighbours, sums are made where they belong. */
 static void XG_(unit)(const void *plan, size_t number, int worker)
 {
@@ -5158,7 +5243,8 @@ static void XG_(unit)(const void *plan, size_t number, int worker)
     const XG_(desk) d = XG_(desk_of)(p, worker);
     xg_real *c = p->chunks > 1 ? XG_(chunk)(p, number) : d.sums;
     XG_(sink) s;
-    if (p->chunks == 1 && blocks > 0 && !p->unpacked && !p->across && !p->folded) {
+    if (p->chunks == 1 && blocks > 0 && !p->unpacked && !p->across && !p->folded
+        && !XG_(pools)(p)) {
         s = XG_(sink_of)(p, spot.problem, spot.rows, spot.cols, &d);
         if (s.step == 1 && s.runs == 1 && (blocks == 1 || !p->add)) {
             XG_(sum_blocks)(p, &spot, spot.problem, begin, end, s.base + s.run[0].to, s.row_step,
@@ -5172,9 +5258,7 @@ static void XG_(unit)(const void *plan, size_t number, int worker)
     }
     if (blocks == 0) memset(c, 0, p->sums_size * sizeof *c);
     XG_(sum_blocks)(p, &spot, spot.problem, begin, end, c, p->sums_stride, false, &d);
-    if (p->chunks > 1) return;
-    s = XG_(sink_of)(p, spot.problem, spot.rows, spot.cols, &d);
-    XG_(deliver)(p, &s, XG_(length)(spot.rows), c, &d);
+    if (p->chunks == 1) XG_(put_unit)(p, &spot, c, &d);
 }
 
 /* Adds up a unit's chunks. */
@@ -5183,14 +5267,13 @@ static void XG_(join)(const void *plan, size_t number, int worker)
     const XG_(plan) *p = (const XG_(plan) *)plan;
     const XG_(spot) spot = XG_(spot_of)(p, number);
     const XG_(desk) d = XG_(desk_of)(p, worker);
-    const XG_(sink) s = XG_(sink_of)(p, spot.problem, spot.rows, spot.cols, &d);
     const size_t rows = XG_(length)(spot.rows);
     xg_real *sum = XG_(chunk)(p, number * p->chunks);
     size_t i;
     for (i = 1; i < p->chunks; i++) {
         XG_(put_run)(XG_(chunk)(p, number * p->chunks + i), sum, rows * p->sums_stride, true);
     }
-    XG_(deliver)(p, &s, rows, sum, &d);
+    XG_(put_unit)(p, &spot, sum, &d);
 }
 
 /* A unit of an input gradient with a stride: some rows py, py + stride, ... of x, with all phases
@@ -5417,19 +5500,22 @@ XG__INLINE void XG_(chain)(const int lines, const int vectors, const bool placed
     const size_t row = p->row, line = p->line, count = views->count;
     const xg_real *weights = views->weight, *at = views->at;
     const unsigned *from = views->from;
+    const xg_real *rows[3];
     XG_(v) chain[XG__CHAINS];
     size_t t;
     int i, j;
     XG__UNROLL
+    for (i = 0; i < lines; i++) rows[i] = x + (size_t)i * row;
+    XG__UNROLL
     for (i = 0; i < lines * vectors; i++) chain[i] = XG_(set1)(0);
     for (t = 0; t < count; t++) {
-        const xg_real *seen = x + from[placed ? (size_t)(int)at[t] : t];
+        const size_t seen = from[placed ? (size_t)(int)at[t] : t];
         const XG_(v) weight = XG_(set1)(weights[t]);
         XG__UNROLL
         for (i = 0; i < lines; i++) {
             XG__UNROLL
             for (j = 0; j < vectors; j++) {
-                const XG_(v) v = XG_(load)(seen + (size_t)i * row + j * XG__LANES);
+                const XG_(v) v = XG_(load)(rows[i] + j * XG__LANES + seen);
                 chain[i * vectors + j] = XG_(fma)(weight, v, chain[i * vectors + j]);
             }
         }
@@ -5733,6 +5819,7 @@ XG__INLINE void XG_(both_axes)(const int n, const int m, const bool turned, cons
  *       at pixel 4 * (i / across) - pad, 4 * (i % across) - pad of each of its planes. */
 typedef struct XG_(planes) {   /* what patches are taken from                                     */
     const xg_real *base;
+    const xg_real *at;         /* not NULL: places of what base has, behind a max-pool (3.5.10)   */
     size_t count;              /* of an image                                                     */
     int h, w, pad;
     int side;                  /* 6; or 4, for g of a weight gradient                             */
@@ -5760,20 +5847,28 @@ typedef struct XG_(winograd) {
     size_t stretch;            /* weight gradient: the block of k that is being added             */
     size_t at_b, at_c;         /* weight gradient: columns and products, in what is shared        */
     size_t shared;             /* numbers in front of the desks                                   */
-    size_t desk_a, desk_b, desk_c, desk_lines, desk_room, desk_step, desk_seat, desk;  /* bytes   */
+    size_t desk_a, desk_b, desk_c, desk_lines, desk_room, desk_step, desk_seat;      /* bytes   */
+    size_t desk_place, desk;
 } XG_(winograd);
 
 /* A patch: where it begins among the mixed rows, where its outputs go, how many there are; whether
  * it and those behind it, that make a vector, have all of them. */
-typedef struct XG_(seat) { size_t from, to; int rows, columns; bool whole; } XG_(seat);
+typedef struct XG_(seat) {
+    size_t from, to;
+    size_t window;             /* the number of its first window of 2x2, through all planes       */
+    int rows, columns;
+    bool whole;
+} XG_(seat);
 
 /* A worker's scratch. */
 typedef struct XG_(bench) {
     xg_real *a, *b, *c;        /* rows, columns and products of one unit                          */
     xg_real *lines, *zeros;    /* mixed rows; a row of zeros                                      */
+    xg_real *placed;           /* rows from behind a max-pool                                     */
     xg_real *room;             /* for squares being turned                                        */
     size_t *step;
     XG_(seat) *seat;
+    xg_real *place;            /* where in their plane patches begin                              */
 } XG_(bench);
 
 /* How far apart the matrices of two points lie: never a multiple of the cache's period, or the 36
@@ -5792,7 +5887,9 @@ static XG_(bench) XG_(bench_of)(const XG_(winograd) *p, int worker)
     d.room = (xg_real *)(void *)(memory + p->desk_room);
     d.step = (size_t *)(void *)(memory + p->desk_step);
     d.seat = (XG_(seat) *)(void *)(memory + p->desk_seat);
+    d.place = (xg_real *)(void *)(memory + p->desk_place);
     d.zeros = d.lines + p->zeros;
+    d.placed = d.zeros + p->pitch;
     memset(d.zeros, 0, p->pitch * sizeof *d.zeros);
     for (i = 0; i < p->steps; i++) d.step[i] = i * XG__NR;
     return d;
@@ -5802,6 +5899,7 @@ static XG_(planes) XG_(planes_of)(const xg_real *base, int count, int h, int w, 
 {
     XG_(planes) s;
     s.base = base;
+    s.at = NULL;
     s.count = (size_t)count;
     s.h = h;
     s.w = w;
@@ -5825,6 +5923,7 @@ static void XG_(winograd_roles)(XG_(winograd) *p, const xg__conv_job *job)
     p->ow = job->ow;
     if (job->kind == XG__CONV_DX) {
         p->in = XG_(planes_of)(job->pg, job->o, job->oh, job->ow, 2 - job->pad, XG__PATCH);
+        p->in.at = job->at;
         p->out_planes = (size_t)job->c;
         p->out_step = 9;
         p->in_step = (size_t)job->c * 9;
@@ -5843,16 +5942,19 @@ static void XG_(winograd_desk)(XG_(winograd) *p, size_t a, size_t b, size_t c, s
                                size_t patches, size_t k)
 {
     const size_t room = sizeof(xg_real), width = xg__min(p->across, patches);
+    size_t placed = 0;
     p->steps = k;
     p->pitch = XG_(round_up)(4 * width + 4 + XG__LANES, 16);
     p->zeros = lines * XG__PATCH * p->pitch;
     p->desk_b = XG_(after)(p->desk_a, XG__POINTS * a, room);
     p->desk_c = XG_(after)(p->desk_b, XG__POINTS * b, room);
     p->desk_lines = XG_(after)(p->desk_c, XG__POINTS * c, room);
-    p->desk_room = XG_(after)(p->desk_lines, p->zeros + p->pitch, room);
+    if (p->in.at != NULL) placed = 8 * (size_t)p->in.w;
+    p->desk_room = XG_(after)(p->desk_lines, p->zeros + p->pitch + placed, room);
     p->desk_step = XG_(after)(p->desk_room, 2 * 16 * XG__LANES + XG__ROOM, room);
     p->desk_seat = XG_(after)(p->desk_step, k, sizeof(size_t));
-    p->desk = XG_(after)(p->desk_seat, patches + XG__LANES, sizeof(XG_(seat)));
+    p->desk_place = XG_(after)(p->desk_seat, patches + XG__LANES, sizeof(XG_(seat)));
+    p->desk = XG_(after)(p->desk_place, patches + XG__LANES, room);
 }
 
 /* Weight gradient. The sum over patches is cut into stretches; for each, x and g are transformed,
@@ -5927,36 +6029,52 @@ XG__INLINE void XG_(mix_vector)(const int side, const bool whole, const xg_real 
     for (i = 0; i < XG__PATCH; i++, to += pitch) XG_(store)(to, mixed[i]);
 }
 
-/* Patches [first, first + count) of that row. */
+/* Row y of a plane, NULL if there is none or it is 0. What lies behind a max-pool is made, two rows
+ * at a time, unless it is there; of eight rows, each has its own place. */
+XG__INLINE const xg_real *XG_(row_of)(const XG_(planes) *s, size_t plane, int y, bool there,
+                                      const XG_(bench) *d)
+{
+    const size_t w = (size_t)s->w, h = (size_t)s->h, number = (size_t)y;
+    const size_t windows = (plane * (h / 2) + number / 2) * (w / 2);
+    xg_real *pair;
+    if (y < 0 || number >= h) return NULL;
+    if (s->at == NULL) return s->base + (plane * h + number) * w;
+    if (number / 2 >= h / 2) return NULL;
+    pair = d->placed + number / 2 % 4 * 2 * w;
+    if (!there) XG_(place_rows)(s->base + windows, s->at + windows, y / 2 * 2, s->w, pair);
+    return pair + number % 2 * w;
+}
+
+/* Patches [first, first + count) of that row. `next`: those of the row above were the last ones. */
 XG__INLINE void XG_(mix_rows)(const int side, const XG_(winograd) *p, const XG_(planes) *s,
-                              size_t plane, size_t row, size_t first, size_t count,
+                              size_t plane, size_t row, size_t first, size_t count, bool next,
                               const XG_(bench) *d, xg_real *to)
 {
+    const bool below = next && row % p->down > 0;      /* sees two of the same rows again */
     const size_t area = (size_t)s->h * (size_t)s->w, pitch = p->pitch;
-    const xg_real *x = s->base + (row / p->down * s->count + plane) * area;
     const int top = 4 * (int)(row % p->down) - s->pad, left = 4 * (int)first - s->pad;
     const size_t width = 4 * count + (size_t)side - 4, begin = left < 0 ? (size_t)-left : 0;
-    const size_t end = xg__min((size_t)(s->w - left), width), n = end - begin;
-    const XG_(v) zero = XG_(set1)(0);
+    const size_t n = xg__min((size_t)(s->w - left), width) - begin;
     const xg_real *from[XG__PATCH];
     size_t e;
     int i;
     XG__UNROLL
     for (i = 0; i < side; i++) {
-        const int y = top + i;
-        from[i] = y >= 0 && y < s->h ? x + y * s->w + left + (int)begin : d->zeros;
-    }
-    for (i = 0; begin > 0 && i < XG__PATCH; i++) {
-        for (e = 0; e < begin; e += XG__LANES) XG_(store)(to + (size_t)i * pitch + e, zero);
+        const bool there = (below && i < 2) || (i > 0 && (top + i) % 2 != 0);
+        const xg_real *x = XG_(row_of)(s, row / p->down * s->count + plane, top + i, there, d);
+        from[i] = x != NULL ? x + left + (int)begin : d->zeros;
     }
     for (e = 0; e + XG__LANES <= n; e += XG__LANES) {
         for (i = 0; e % 16 == 0 && i < 4; i++) XG__PREFETCH(from[i] + e, area);    /* next plane */
         XG_(mix_vector)(side, true, from, e, 0, to + begin + e, pitch);
     }
     if (e < n) XG_(mix_vector)(side, false, from, e, n - e, to + begin + e, pitch);
-    for (i = 0; end < width && i < XG__PATCH; i++) {
-        for (e = end; e < width; e += XG__LANES) XG_(store)(to + (size_t)i * pitch + e, zero);
-    }
+}
+
+/* Clears mixed rows. What lies outside a plane then stays 0 for all planes of the same patches. */
+static void XG_(clear_lines)(const XG_(winograd) *p, const XG_(bench) *d)
+{
+    memset(d->lines, 0, p->zeros * sizeof *d->lines);
 }
 
 /* Then the axis across, on XG__LANES patches at once, a lane each; `from`: where the mixed rows of
@@ -5977,14 +6095,18 @@ XG__INLINE void XG_(across_rows)(const int side, const XG_(winograd) *p, const x
 }
 
 /* The seats of a block of patches; the last one is repeated, to fill a vector. */
-static void XG_(find_seats)(const XG_(winograd) *p, XG_(span) patches, XG_(seat) *seat)
+static void XG_(find_seats)(const XG_(winograd) *p, XG_(span) patches, const XG_(bench) *d)
 {
+    XG_(seat) *seat = d->seat;
+    xg_real *place = d->place;
     size_t line = 0, row = patches.minor / p->across, x = patches.minor % p->across, left = x, i;
     size_t full = 0;           /* so many before this one are whole */
     for (i = 0; i < patches.minors; i++, seat++) {
         const size_t y = row % p->down * 4, image = row / p->down * p->out_planes;
         seat->from = line + 4 * (x - left);
         seat->to = image * (size_t)p->oh * (size_t)p->ow + y * (size_t)p->ow + 4 * x;
+        seat->window = (image * (size_t)p->oh + y) / 2 * ((size_t)p->ow / 2) + 2 * x;
+        *place++ = (xg_real)(y * (size_t)p->ow + 4 * x);
         seat->rows = (int)xg__min(4, (size_t)p->oh - y);
         seat->columns = (int)xg__min(4, (size_t)p->ow - 4 * x);
         seat->whole = false;
@@ -5996,6 +6118,7 @@ static void XG_(find_seats)(const XG_(winograd) *p, XG_(span) patches, XG_(seat)
         line += XG__PATCH * p->pitch;
     }
     for (i = 0; i < XG__LANES; i++) seat[i] = seat[-1];
+    for (i = 0; i < XG__LANES; i++) place[i] = place[-1];
 }
 
 /* A block of patches of one plane, a lane each, whose seats are found. Number i goes to
@@ -6010,7 +6133,8 @@ XG__INLINE void XG_(see_plane)(const int side, const XG_(winograd) *p, const XG_
     size_t i, n, l;
     for (i = patches.minor; i < last; i += n, lines += XG__PATCH * p->pitch) {
         n = xg__min(p->across - i % p->across, last - i);
-        XG_(mix_rows)(side, p, s, plane, i / p->across, i % p->across, n, d, lines);
+        XG_(mix_rows)(side, p, s, plane, i / p->across, i % p->across, n, i > patches.minor, d,
+                      lines);
     }
     for (i = 0; i < patches.minors; i += XG__LANES) {
         for (l = 0; l < XG__LANES; l++) from[l] = d->lines + d->seat[i + l].from;
@@ -6023,7 +6147,8 @@ static void XG_(see_planes)(const XG_(winograd) *p, XG_(span) patches, size_t be
                             const XG_(bench) *d, xg_real *to)
 {
     size_t c;
-    XG_(find_seats)(p, patches, d->seat);
+    XG_(find_seats)(p, patches, d);
+    XG_(clear_lines)(p, d);
     for (c = begin; c < end; c++) {
         XG_(see_plane)(XG__PATCH, p, &p->in, c, patches, d, to + c * XG__NR, p->in.count * XG__NR,
                        p->b_apart);
@@ -6040,10 +6165,11 @@ static void XG_(see_patches)(const XG_(winograd) *p, XG_(span) patches, size_t p
     size_t i, j, v, l, n;
     for (i = patches.minor; i < last; i += n, to += n * XG__NR) {
         n = xg__min(p->across - i % p->across, last - i);
+        if (i < patches.minor + p->across) XG_(clear_lines)(p, d);     /* the first may be a part */
         for (v = 0; v < XG__NR && plane + v < p->in.count; v += XG__LANES) {
             for (l = 0; l < XG__LANES; l++) {
                 XG_(mix_rows)(XG__PATCH, p, &p->in, xg__min(plane + v + l, p->in.count - 1),
-                              i / p->across, i % p->across, n, d, d->lines + l * line);
+                              i / p->across, i % p->across, n, false, d, d->lines + l * line);
             }
             for (j = 0; j < n; j++) {
                 for (l = 0; l < XG__LANES; l++) from[l] = d->lines + l * line + 4 * j;
@@ -6160,11 +6286,54 @@ static void XG_(add_more)(const xg__finish *f, const XG_(seat) *seat, const xg_r
 static void XG_(finish_patches)(const xg__finish *f, size_t channel, xg_real *outputs)
 {
     const XG_(channel) c = XG_(channel_of)(f, channel);
-    const bool relu = f->relu && f->more == NULL;
     size_t e;
     for (e = 0; e < 16; e++, outputs += XG__LANES) {
-        const XG_(v) x = XG_(finish)(c, XG_(load)(outputs));
-        XG_(store)(outputs, relu ? XG_(relu)(x) : x);
+        XG_(store)(outputs, XG_(finish)(&c, XG_(load)(outputs)));
+    }
+}
+
+/* Row i of the windows, two of each patch, to their place. */
+XG__INLINE void XG_(put_windows)(const XG_(seat) *seat, size_t n, int i, XG_(v) left,
+                                 XG_(v) right, xg_real *room, xg_real *to)
+{
+    const bool joined = seat->whole && seat[XG__LANES - 1].to == seat->to + 4 * (XG__LANES - 1);
+    xg_real *at = joined ? to + seat->window : room;
+    size_t l;
+    XG_(store)(at, XG_(mix_low)(left, right));
+    XG_(store)(at + XG__LANES, XG_(mix_high)(left, right));
+    for (l = 0; l < n && !joined; l++) {
+        if (seat[l].rows <= 2 * i) continue;
+        if (seat[l].columns == 4) memcpy(to + seat[l].window, room + 2 * l, 2 * sizeof *to);
+        else to[seat[l].window] = room[2 * l];
+    }
+}
+
+/* Finishes a vector of patches, whose outputs lie point by point in d->room, and pools them. */
+static void XG_(pool_patches)(const XG_(winograd) *p, const XG_(seat) *seat, size_t n,
+                              size_t plane, const XG_(bench) *d)
+{
+    const xg__finish *f = &p->job->finish;
+    const XG_(channel) c = XG_(channel_of)(f, plane);
+    const size_t width = (size_t)p->ow / 2, base = plane * ((size_t)p->oh / 2) * width;
+    const XG_(v) first = XG_(load)(d->place + (seat - d->seat));
+    xg_real *room = d->room + 16 * XG__LANES;
+    int i, j;
+    for (i = 0; i < 2; i++) {
+        XG_(lead) lead[2];
+        XG__UNROLL
+        for (j = 0; j < 2; j++) {
+            const xg_real *from = d->room + (8 * i + 2 * j) * XG__LANES;
+            const XG_(v) at = XG_(add)(first, XG_(set1)((xg_real)(2 * i * p->ow + 2 * j)));
+            lead[j] = XG_(best_of_fours)(
+                XG_(finish)(&c, XG_(load)(from)), XG_(finish)(&c, XG_(load)(from + XG__LANES)),
+                XG_(finish)(&c, XG_(load)(from + 4 * XG__LANES)),
+                XG_(finish)(&c, XG_(load)(from + 5 * XG__LANES)), at, p->ow);
+        }
+        XG_(put_windows)(seat, n, i, lead[0].at, lead[1].at, room,
+                         f->places + base + (size_t)i * width);
+        if (f->maxima == NULL) continue;
+        XG_(put_windows)(seat, n, i, lead[0].best, lead[1].best, room,
+                         f->maxima + base + (size_t)i * width);
     }
 }
 
@@ -6204,6 +6373,10 @@ static void XG_(answer)(const XG_(winograd) *p, size_t row, size_t rows, size_t 
         for (i = 0; i < patches; i += XG__LANES) {
             XG_(both_axes)(XG__PATCH, 4, false, d->c + r * p->c_stride + i, p->c_apart, d->room,
                            XG__LANES);
+            if (f->places != NULL) {
+                XG_(pool_patches)(p, d->seat + i, xg__min(XG__LANES, patches - i), row + r, d);
+                continue;
+            }
             if (f->any) XG_(finish_patches)(f, row + r, d->room);
             XG_(put_patches)(p, d->seat + i, xg__min(XG__LANES, patches - i), more, d,
                              p->out + (row + r) * area);
@@ -6257,7 +6430,7 @@ static void XG_(unit_of_planes)(const void *plan, size_t number, int worker)
     XG_(see_all_weights)(p, rows.minor, rows.minors, &d, d.a);
     for (i = 0; i < p->patches.blocks; i++) {
         const XG_(span) patches = XG_(block)(&p->patches, i);
-        XG_(find_seats)(p, patches, d.seat);
+        XG_(find_seats)(p, patches, &d);
         XG_(multiply_points)(p, rows.minors, patches.minors, d.a,
                              p->team->scratch + i * p->b_block, &d);
         XG_(answer)(p, rows.minor, rows.minors, patches.minors, &d);
@@ -6278,7 +6451,8 @@ static void XG_(unit_of_stretch)(const void *plan, size_t number, int worker)
                          p->team->scratch + p->at_b + number * panel);
         return;
     }
-    XG_(find_seats)(p, patches, d.seat);
+    XG_(find_seats)(p, patches, &d);
+    if (p->ow % 4 != 0) XG_(clear_lines)(p, &d);
     XG_(see_plane)(4, p, &p->g, plane, patches, &d, p->team->scratch + plane * p->a_stride, XG__NR,
                    p->a_apart);
 }
@@ -6381,10 +6555,15 @@ static void XG_(run_winograd)(XG_(winograd) *p, const xg__team *team)
 
 /* 3.6.6 The two of the table. */
 
+XG__INLINE bool XG_(is_pooled)(const xg__conv_job *job)
+{
+    return job->kind == XG__CONV_DW && job->at != NULL;
+}
+
 static size_t XG_(conv_scratch)(const xg__conv_job *job, int workers)
 {
     XG_(winograd) plan;
-    if (job->at != NULL) return XG_(pooled_scratch)(job, workers);
+    if (XG_(is_pooled)(job)) return XG_(pooled_scratch)(job, workers);
     if (!job->winograd) return XG_(direct_scratch)(job, workers);
     XG_(plan_winograd)(&plan, job, workers);
     return plan.shared * sizeof(xg_real) + (size_t)workers * plan.desk;
@@ -6393,7 +6572,7 @@ static size_t XG_(conv_scratch)(const xg__conv_job *job, int workers)
 static void XG_(conv)(const xg__conv_job *job, const xg__team *team)
 {
     XG_(winograd) plan;
-    if (job->at != NULL) {
+    if (XG_(is_pooled)(job)) {
         XG_(run_pooled)(job, team);
         return;
     }
@@ -8007,6 +8186,7 @@ static bool xg__ending_finish(const xg__ending *e, xg__finish *f)
     f->scale = e->scale ? e->scale->data : NULL;
     f->shift = e->shift ? e->shift->data : NULL;
     f->more = e->more ? e->more->data : NULL;
+    f->places = f->maxima = NULL;
     return true;
 }
 
@@ -9290,8 +9470,8 @@ static bool xg__conv_fits(const xg_tensor *y, xg_shape x, xg_shape w, xg_shape g
     return true;
 }
 
-/* Whether g is what a max-pool of 2x2 sends back. Then weight gradients can be had from fewer
- * numbers (3.5.10), unless these are gone and g itself is there. */
+/* Whether g is what a max-pool of 2x2 sends back. Then gradients can be had from fewer numbers
+ * (3.5.10, 3.6.3), unless these are gone and g itself is there. */
 static bool xg__in_pairs(const xg_tensor *index, xg_shape s);
 
 static bool xg__is_pooled(const xg_tensor *g)
@@ -9303,7 +9483,8 @@ static bool xg__is_pooled(const xg_tensor *g)
 
 static bool xg__force_second(xg_op op, xg_tensor *b)
 {
-    if (op != XG_OP_conv2d_dw || !xg__is_pooled(b)) return xg__force(b);
+    bool gradient = op == XG_OP_conv2d_dw || op == XG_OP_conv2d_dx;
+    if (!gradient || !xg__is_pooled(b)) return xg__force(b);
     return xg__force(b->in[0]) && xg__force(b->in[1]);
 }
 
@@ -9330,14 +9511,16 @@ static void xg__run_trio(xg_tensor *y, xg__conv_kind kind, xg_shape x, xg_shape 
     job.y = y->data;
     job.add = y->adds;
     if (y->attr.conv.finish) job.finish = *y->attr.conv.finish;
-    if (kind == XG__CONV_DW && xg__is_pooled(y->in[1]) && xg__pooled_pays(&job)) {
+    job.winograd = xg__winograd_chosen(&job, y->tape->config.winograd);
+    bool pays = kind == XG__CONV_DW ? xg__pooled_pays(&job) : kind == XG__CONV_DX && job.winograd;
+    if (pays && xg__is_pooled(y->in[1])) {
         job.pg = y->in[1]->in[0]->data;
         job.at = y->in[1]->in[1]->data;
+        if (kind == XG__CONV_DW) job.winograd = false;
     } else if (kind != XG__CONV) {
         if (!xg__force(y->in[1])) return;
         job.pg = y->in[1]->data;
     }
-    job.winograd = !job.at && xg__winograd_chosen(&job, y->tape->config.winograd);
     xg_stats *counts = &y->tape->counts;
     counts->winograd += job.winograd;
     counts->flops += 2.0 * (double)xg_shape_size(w) * (double)x.n * (double)g.h * (double)g.w;
@@ -9385,7 +9568,7 @@ static bool xg__shape_conv2d(xg_tensor *y)
 static bool xg__waits_for_pool(const xg_tensor *y)
 {
     xg_shape w = y->in[1]->shape;
-    return w.h * w.w > 1 && w.c * w.h * w.w <= 300 && xg_size(y) >= (size_t)1 << 20;
+    return w.h * w.w > 1 && w.c * w.h * w.w <= 300 && xg_size(y) >= (size_t)1 << 18;
 }
 
 static void xg__run_conv2d(xg_tensor *y)
@@ -9609,6 +9792,12 @@ static void xg__maxima_of_planes(xg__argpool_job *job, xg_tensor *x, size_t cost
     xg__arena_release(&tape->arena, place);
 }
 
+/* The windows of most max-pools: of 2x2, side by side. */
+static bool xg__is_pair_window(xg_window k)
+{
+    return k.kh == 2 && k.kw == 2 && k.stride == 2 && k.pad == 0 && k.dilation == 1;
+}
+
 /* Runs pictures [from, from + count) of a convolution with its ending (4.6.3). */
 static void xg__run_pictures(const xg__ending *e, const xg__finish *f, int from, int count,
                              xg_real *to)
@@ -9624,7 +9813,8 @@ static void xg__run_pictures(const xg__ending *e, const xg__finish *f, int from,
     if (from > 0) x.tape->counts.winograd = winograd;  /* it counts once */
 }
 
-/* Planes of a convolution that waits, as many pictures at a time as a cache holds. */
+/* Planes of a convolution that waits: the pool is part of its ending, or if it cannot be, as many
+ * pictures at a time as a cache holds. */
 static void xg__maxima_of_pictures(xg__argpool_job *job, xg_tensor *x, const xg__ending *e,
                                    size_t cost)
 {
@@ -9634,6 +9824,13 @@ static void xg__maxima_of_pictures(xg__argpool_job *job, xg_tensor *x, const xg_
     xg__finish f;
     if (!xg__force(e->conv->in[0]) || !xg__force(e->conv->in[1])) return;
     if (!xg__ending_finish(e, &f)) return;
+    if (xg__is_pair_window(job->pool.window) && x->shape.h % 2 == 0 && x->shape.w % 2 == 0) {
+        f.places = job->index;
+        f.maxima = job->y;
+        xg__run_pictures(e, &f, 0, x->shape.n, NULL);
+        xg__retire(e->conv->in[0]);
+        return;
+    }
     xg__place place = xg__arena_mark(&tape->arena);
     xg_real *slice = (xg_real *)xg__take(tape, (size_t)count * channels * plane * sizeof *slice);
     job->slice = slice;
@@ -9856,10 +10053,8 @@ static const xg_real *xg__index_plane(const xg_tensor *index, size_t plane, int 
 static bool xg__in_pairs(const xg_tensor *index, xg_shape s)
 {
     if (index->op != XG_OP_argpool) return false;
-    xg_window k = index->attr.conv.window;
     xg_shape pooled = index->in[0]->shape;
-    return pooled.h == s.h && pooled.w == s.w && k.kh == 2 && k.kw == 2 && k.stride == 2 &&
-           k.pad == 0 && k.dilation == 1;
+    return pooled.h == s.h && pooled.w == s.w && xg__is_pair_window(index->attr.conv.window);
 }
 
 /* A max-pool: gather of x at argpool of the same x. */

@@ -12,11 +12,15 @@ static const shape shapes[] = {
     { 2, 3, 21, 23, 17, 7, 2, 3, 1, XG_WINOGRAD_AUTO },  { 2, 3, 30, 9, 6, 3, 1, 1, 1, XG_WINOGRAD_AUTO },
     { 1, 700, 5, 4, 11, 1, 1, 0, 1, XG_WINOGRAD_AUTO },  { 2, 8, 9, 11, 12, 3, 1, 1, 4, XG_WINOGRAD_AUTO },
     { 1, 12, 40, 41, 40, 3, 2, 1, 1, XG_WINOGRAD_NEVER }, { 2, 3, 4, 5, 2, 3, 1, 1, 1, XG_WINOGRAD_ALWAYS },
-    { 2, 33, 13, 18, 20, 3, 1, 1, 1, XG_WINOGRAD_ALWAYS }, { 1, 6, 8, 8, 65, 3, 1, 0, 1, XG_WINOGRAD_ALWAYS }
+    { 2, 33, 13, 18, 20, 3, 1, 1, 1, XG_WINOGRAD_ALWAYS }, { 1, 6, 8, 8, 65, 3, 1, 0, 1, XG_WINOGRAD_ALWAYS },
+    { 2, 3, 70, 66, 17, 3, 1, 1, 1, XG_WINOGRAD_AUTO },  { 3, 20, 12, 10, 40, 3, 1, 1, 1, XG_WINOGRAD_NEVER },
+    { 1, 1300, 4, 6, 11, 1, 1, 0, 1, XG_WINOGRAD_AUTO }, { 2, 8, 10, 12, 6, 3, 1, 1, 2, XG_WINOGRAD_NEVER },
+    { 2, 5, 34, 66, 7, 3, 1, 1, 1, XG_WINOGRAD_ALWAYS }, { 9, 3, 16, 16, 5, 3, 1, 1, 1, XG_WINOGRAD_ALWAYS }
 };
-enum { SHAPES = (int)(sizeof shapes / sizeof *shapes), PARTS = 16 };
+enum { SHAPES = (int)(sizeof shapes / sizeof *shapes), PARTS = 32 };
 
-/* What follows is told by bits: a norm, a bias, a shortcut (which may be a convolution), ReLU. */
+/* What follows is told by bits: a norm, a bias, a shortcut (which may be a convolution), ReLU, a max-pool
+ * (in training behind numbers that are there). */
 static xg_tensor *block(xg_scope *s, xg_tensor *x, const shape *k, int parts)
 {
     const xg_norm_options frozen = { 0, 0, false, true, false };
@@ -34,7 +38,11 @@ static xg_tensor *block(xg_scope *s, xg_tensor *x, const shape *k, int parts)
         if (parts & 2) more = xg_batch_norm(s, "other", more, &frozen);
         y = parts & 1 ? xg_add(y, more) : xg_add(more, y);
     }
-    return parts & 8 ? xg_relu(y) : y;
+    if (parts & 8) y = xg_relu(y);
+    if (!(parts & 16) || xg_shape_of(y).h < 2) return y;
+    const xg_window pairs = { 2, 2, 2, 0, 1, 1 };
+    if (s->train) xg_data(y);
+    return xg_maxpool(y, pairs);
 }
 
 /* Numbers of weights and statistics that are far from what they start as. */

@@ -354,6 +354,36 @@ static void test_pooled_weights(void)
     }
 }
 
+/* Input gradients behind a pool, from what it sends back as it waits, or from a copy of that. */
+static xg_tensor *pooled_dx(xg_tape *t, int which, bool copied)
+{
+    static const int side[3][3] = { { 18, 22, 1 }, { 19, 23, 0 }, { 21, 18, 2 } };
+    xg_rng rng = xg_rng_seed(36);
+    xg_window window = { 3, 3, 1, side[which][2], 1, 1 }, pairs = { 2, 2, 2, 0, 1, 1 };
+    xg_tensor *x = xg_randn(t, xg_shape4(4, 32, side[which][0], side[which][1]), &rng);
+    xg_tensor *w = xg_randn(t, xg_shape4(32, 32, 3, 3), &rng);
+    xg_tensor *z = xg_conv2d(x, w, window), *at = xg_argpool(z, pairs);
+    xg_tensor *g = xg_randn(t, xg_shape_of(at), &rng), *wide = xg_scatter(g, at, xg_shape_of(z));
+    xg_data(at);
+    if (copied) wide = xg_leaf(t, xg_shape_of(z), xg_data(wide));
+    return xg_conv2d_dx(w, wide, window, xg_shape_of(x));
+}
+
+static xg_tensor *pooled_dx_at(xg_tape *t, int which) { return pooled_dx(t, which, false); }
+
+/* By Winograd's algorithm: the same bits, though no plane of g is made. */
+static void test_pooled_inputs(void)
+{
+    for (int which = 0; which < 3; which++) {
+        xg_tape *t = level_tape(XG_WINOGRAD_ALWAYS, NULL, NULL);
+        CHECK(differ(pooled_dx(t, which, false), pooled_dx(t, which, true)) == 0);
+        CHECK_OK(t);
+        CHECK(xg_tape_stats(t).winograd >= 3);
+        xg_tape_free(t);
+        check_levels("pooled inputs", pooled_dx_at, which);
+    }
+}
+
 /* Whole numbers, so that sums are exact in any order; one in `share` is not 0. */
 static xg_tensor *whole_numbers(xg_tape *t, uint64_t seed, xg_shape s, int share)
 {
@@ -395,7 +425,8 @@ static void test_zero_windows(void)
     }
 }
 
-/* A large convolution below a pool is made a few pictures at a time. */
+/* A large convolution below a pool of 2x2 is not kept: only maxima are; one of odd width is made a few
+ * pictures at a time. */
 static xg_tensor *sliced(xg_tape *t, bool waits)
 {
     xg_rng rng = xg_rng_seed(33);
@@ -515,6 +546,7 @@ TEST_MAIN(
     TEST(test_known_index)
     TEST(test_planes_on_the_way)
     TEST(test_pooled_weights)
+    TEST(test_pooled_inputs)
     TEST(test_zero_windows)
     TEST(test_slices)
     TEST(test_optimisers)
