@@ -1,4 +1,4 @@
-/* xguide.h 0.5.0 - train neural networks with explanations.      Public domain or MIT (see the end)
+/* xguide.h 0.6.0 - train neural networks with explanations.      Public domain or MIT (see the end)
  *
  * One file. In exactly one source file:
  *
@@ -166,7 +166,7 @@
 /* Patch: a fix that changes no documented behaviour. Minor: additions; old code compiles and means
  * the same, trained bits may change. Major: something public was renamed, removed or re-defined. */
 #define XG_VERSION_MAJOR 0
-#define XG_VERSION_MINOR 5
+#define XG_VERSION_MINOR 6
 #define XG_VERSION_PATCH 0
 #define XG_VERSION                                                                                 \
     XG__TEXT(XG_VERSION_MAJOR) "." XG__TEXT(XG_VERSION_MINOR) "." XG__TEXT(XG_VERSION_PATCH)
@@ -8449,7 +8449,7 @@ static void xg__read_last(xg_tensor *x)
 static void xg__end(xg_tensor *x)
 {
     if (x->id >= x->tape->open) return;        /* the rule that made it may still use it */
-    xg_tensor *in[2] = { NULL, NULL };
+    xg_tensor *in[2] = { NULL, NULL }, *factor = x->like.factor;
     bool tied = !x->data || xg__is_view(x);
     for (int i = 0; i < 2 && tied; i++) in[i] = x->in[i];
     if (in[0] && in[0]->sum == x) in[0]->sum = NULL;
@@ -8457,10 +8457,13 @@ static void xg__end(xg_tensor *x)
     x->passing = false;
     x->fixed = true;
     x->data = &x->tape->nan;
-    x->in[0] = x->in[1] = NULL;
+    x->in[0] = x->in[1] = x->like.factor = NULL;
     xg__let_go(in[0]);
     xg__let_go(in[1]);
+    xg__let_go(factor);
 }
+
+static bool xg__is_ended(const xg_tensor *x) { return x->data == &x->tape->nan; }
 
 /* Ends what nobody holds of all that was made from number `first` on. */
 static void xg__end_unheld(xg_tape *tape, int first)
@@ -9476,9 +9479,10 @@ static bool xg__in_pairs(const xg_tensor *index, xg_shape s);
 
 static bool xg__is_pooled(const xg_tensor *g)
 {
-    if (g->op != XG_OP_scatter || !xg__in_pairs(g->in[1], g->shape)) return false;
-    if (g->data && !(g->in[0]->data && g->in[1]->data)) return false;
-    return xg_shape_same(g->in[0]->shape, g->in[1]->shape);
+    const xg_tensor *from = g->in[0], *at = g->in[1];
+    if (g->op != XG_OP_scatter || !xg__in_pairs(at, g->shape)) return false;
+    if (g->data && (!from->data || !at->data || xg__is_ended(from))) return false;
+    return xg_shape_same(from->shape, at->shape);
 }
 
 static bool xg__force_second(xg_op op, xg_tensor *b)
@@ -10556,6 +10560,7 @@ static xg_tensor *xg__scaled(xg_tensor *x, xg_tensor *factor, int axis)
     xg_shape s = xg_shape_of(factor);
     xg_tensor *y = xg_mul(x, axis == 0 ? factor : xg_reshape(factor, xg_shape4(1, 1, s.n, 1)));
     if (xg__is_poison(y)) return y;
+    xg__hold(factor);                          /* later multiples of x find it through y */
     y->like.base = x;
     y->like.factor = factor;
     y->like.axis = axis;

@@ -384,6 +384,45 @@ static void test_pooled_inputs(void)
     }
 }
 
+static xg_tensor *pooled_loss(xg_tape *t, xg_params *params, xg_tensor **w)
+{
+    xg_rng rng = xg_rng_seed(37);
+    xg_scope s = xg_scope_new(t, params, &rng, true);
+    xg_window pairs = { 2, 2, 2, 0, 1, 1 };
+    xg_conv_options same = { { 3, 3, 1, 1, 1, 1 }, false, XG_INIT_KAIMING, 1, false };
+    xg_tensor *x = xg_randn(t, xg_shape4(4, 8, 16, 16), &rng);
+    x = xg_maxpool(xg_relu(xg_conv(&s, "a", x, 16, &same)), pairs);
+    x = xg_maxpool(xg_relu(xg_conv(&s, "b", x, 16, &same)), pairs);
+    CHECK(xg_params_leaves(params, t, w, 2) == 2);
+    return xg_affine(xg_sum(xg_square(x)), 0.01, 0);
+}
+
+/* A step's last sweep ends what it has read: of four pictures, the weight gradient wants all of g, and
+ * the input gradient must find that, too. So must one on a tape where a sweep has been before, whose
+ * parts it takes over. A step of plain descent shows the gradient that it used. */
+static void test_pooled_inputs_of_a_step(void)
+{
+    for (int again = 0; again < 2; again++) {
+        xg_tape *t = level_tape(XG_WINOGRAD_ALWAYS, NULL, NULL);
+        xg_tape *other = level_tape(XG_WINOGRAD_ALWAYS, NULL, NULL);
+        xg_params *params = xg_params_new(NULL);
+        xg_optim descent = { XG_SGD };
+        xg_tensor *w[2], *v[2];
+        xg_tensor *loss = pooled_loss(t, params, w), *same = again ? loss : pooled_loss(other, params, v);
+        xg_tensor *from = again ? w[0] : v[0], *after = xg_sub(xg_affine(from, 1, 0), xg_grad(same, from));
+        xg_data(after);
+        descent.lr = 1;
+        CHECK(xg_optim_step(&descent, params, loss) == XG_ERR_OK);
+        for (int i = 0; i < 16 * 8 * 9; i++) {
+            CHECK_NEAR(xg_params_data(params, 0)[i], xg_data(after)[i], TOL(1e-5, 1e-12));
+        }
+        CHECK_OK(t);
+        xg_params_free(params);
+        xg_tape_free(other);
+        xg_tape_free(t);
+    }
+}
+
 /* Whole numbers, so that sums are exact in any order; one in `share` is not 0. */
 static xg_tensor *whole_numbers(xg_tape *t, uint64_t seed, xg_shape s, int share)
 {
@@ -547,6 +586,7 @@ TEST_MAIN(
     TEST(test_planes_on_the_way)
     TEST(test_pooled_weights)
     TEST(test_pooled_inputs)
+    TEST(test_pooled_inputs_of_a_step)
     TEST(test_zero_windows)
     TEST(test_slices)
     TEST(test_optimisers)
