@@ -191,7 +191,7 @@ fi
 # ---- run, and add up -------------------------------------------------------------------------------
 
 # Builds come first: other jobs need them.
-grep ' [a-z]*-build ' "$list" | xargs -r -P "$jobs" -L 1 sh tests/run.sh --job
-grep -v ' [a-z]*-build ' "$list" | xargs -r -P "$jobs" -L 1 sh tests/run.sh --job
+grep ' [a-z0-9]*-build ' "$list" | xargs -r -P "$jobs" -L 1 sh tests/run.sh --job
+grep -v ' [a-z0-9]*-build ' "$list" | xargs -r -P "$jobs" -L 1 sh tests/run.sh --job
 cat "$log"/*.count | awk '{ p += $1; f += $2; s += $3 }
     END { printf "%d passed, %d failed, %d skipped\n", p, f, s; exit f != 0 || p == 0 }'
