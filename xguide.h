@@ -4098,7 +4098,7 @@ typedef struct XG_(plan) {
     int ky, kx, tap_step;
     XG_(cut) rows, cols, k;
     size_t part;               /* so many columns of a unit are packed at a time; 0: all          */
-    xg_real *packed;           /* all columns, packed, if they are kept (see packed_at)           */
+    xg__packed *packed;        /* all columns, packed, if they are kept (see packed_at)           */
     size_t chunks;             /* of k, for each unit                                             */
     size_t panel, sums_stride, sums_size, weights, list;                    /* in numbers, runs */
     size_t at_cols, at_sums, at_stage, at_tile, at_step, at_offset, at_run, at_phase; /* in bytes */
@@ -4320,7 +4320,7 @@ static void XG_(plan_gemm)(XG_(plan) *p, const xg__gemm_job *job, int workers)
               < XG_(cost)(job->m, job->n, job->k, b.along_k, false);
     p->row_matrix = p->turned ? b : a;
     p->col_matrix = p->turned ? a : b;
-    p->packed = job->packed != NULL ? job->packed->data : NULL;
+    p->packed = job->packed;
     p->y = job->c;
     p->add = job->add;
     p->y_step = job->step_c;
@@ -5017,7 +5017,7 @@ static void XG_(pack_panels)(const XG_(plan) *p, XG_(source) *s, xg_real *to, co
 static xg_real *XG_(packed_at)(const XG_(plan) *p, XG_(span) cols, XG_(span) k)
 {
     const size_t panels = XG_(ceil_div)(p->cols.minor, XG__NR);
-    return p->packed + (k.minor / p->k.piece * panels + cols.minor / XG__NR) * p->panel;
+    return p->packed->data + (k.minor / p->k.piece * panels + cols.minor / XG__NR) * p->panel;
 }
 
 /* Packs a block of columns, to be kept. */
@@ -5174,6 +5174,8 @@ static void XG_(sum_block)(const XG_(plan) *p, const XG_(spot) *spot, size_t gro
 {
     const XG_(span) k = XG_(block)(&p->k, i);
     const size_t columns = product->columns;
+    const bool more = p->conv != NULL && p->conv->finish.more != NULL && product->exact
+                   && i + 1 == end;
     xg_real *c = product->c;
     size_t from = 0;
     XG_(pack_rows)(p, group, spot->rows, k, product, d);
@@ -5184,10 +5186,8 @@ static void XG_(sum_block)(const XG_(plan) *p, const XG_(spot) *spot, size_t gro
         product->c = c + from;
         XG_(pack_columns)(p, group, cols, k, product, d);
         from += XG_(length)(cols);
-        product->soon = XG_(foresee)(p, spot, group, from, i, begin, end);
-        if (p->conv != NULL && p->conv->finish.more != NULL && product->exact && i + 1 == end) {
-            product->soon = XG_(foresee_more)(p, product);
-        }
+        product->soon = more ? XG_(foresee_more)(p, product)
+                             : XG_(foresee)(p, spot, group, from, i, begin, end);
         if (p->across) XG_(multiply_taps)(p, product, k, d);
         else XG_(multiply)(product, d->tile);
         product->again = product->held != NULL;
@@ -5332,6 +5332,10 @@ static void XG_(run_plan)(XG_(plan) *p, const xg__team *team)
     if (p->weights > 0) {
         XG_(run_units)(p->team, p, XG_(units_of_weights)(p), XG_(unit_of_weights));
     }
+    if (p->packed != NULL && !p->packed->made) {
+        XG_(run_units)(p->team, p, p->cols.blocks * p->k.blocks, XG_(unit_of_packed));
+        p->packed->made = true;
+    }
     if (p->phases > 1) {
         XG_(run_units)(p->team, p, units, XG_(unit_of_phases));
         return;
@@ -5368,11 +5372,6 @@ static void XG_(gemm)(const xg__gemm_job *job, const xg__team *team)
 {
     XG_(plan) plan;
     XG_(plan_gemm)(&plan, job, team->workers);
-    plan.team = team;
-    if (job->packed != NULL && !job->packed->made) {
-        XG_(run_units)(team, &plan, plan.cols.blocks * plan.k.blocks, XG_(unit_of_packed));
-        job->packed->made = true;
-    }
     XG_(run_plan)(&plan, team);
 }
 
@@ -6060,6 +6059,7 @@ XG__INLINE void XG_(mix_rows)(const int side, const XG_(winograd) *p, const XG_(
     int i;
     XG__UNROLL
     for (i = 0; i < side; i++) {
+        /* An odd row was made with the one above it. */
         const bool there = (below && i < 2) || (i > 0 && (top + i) % 2 != 0);
         const xg_real *x = XG_(row_of)(s, row / p->down * s->count + plane, top + i, there, d);
         from[i] = x != NULL ? x + left + (int)begin : d->zeros;
@@ -8463,7 +8463,8 @@ static void xg__end(xg_tensor *x)
     xg__let_go(factor);
 }
 
-static bool xg__is_ended(const xg_tensor *x) { return x->data == &x->tape->nan; }
+/* Whether the numbers of x are there: it neither waits nor has ended. */
+static bool xg__is_there(const xg_tensor *x) { return x->data && x->data != &x->tape->nan; }
 
 /* Ends what nobody holds of all that was made from number `first` on. */
 static void xg__end_unheld(xg_tape *tape, int first)
@@ -8762,9 +8763,9 @@ static xg__packed *xg__packed_of(xg_tensor *x, bool along_k, size_t count)
     while (kept && !(kept->of == x && kept->along_k == along_k)) kept = kept->older;
     if (kept) return &kept->packed;
     if (tape->arena.fixed) return NULL;
-    xg_real *data = (xg_real *)xg__arena_take_any(&tape->arena, count * sizeof *data);
-    if (data) kept = (xg__kept *)xg__arena_take_any(&tape->arena, sizeof *kept);
-    if (!kept) return NULL;
+    kept = (xg__kept *)xg__arena_take_any(&tape->arena, sizeof *kept);
+    xg_real *data = kept ? (xg_real *)xg__arena_take_any(&tape->arena, count * sizeof *data) : NULL;
+    if (!data) return NULL;
     xg__kept made = { tape->kept, x, along_k, { data, false } };
     *kept = made;
     tape->kept = kept;
@@ -9481,7 +9482,7 @@ static bool xg__is_pooled(const xg_tensor *g)
 {
     const xg_tensor *from = g->in[0], *at = g->in[1];
     if (g->op != XG_OP_scatter || !xg__in_pairs(at, g->shape)) return false;
-    if (g->data && (!from->data || !at->data || xg__is_ended(from))) return false;
+    if (g->data && !(xg__is_there(from) && xg__is_there(at))) return false;
     return xg_shape_same(from->shape, at->shape);
 }
 
@@ -9538,27 +9539,20 @@ static void xg__run_trio(xg_tensor *y, xg__conv_kind kind, xg_shape x, xg_shape 
     xg__arena_release(&y->tape->arena, place);
 }
 
-static xg__attr xg__conv_attr(xg_window k, xg_shape shape, bool waits)
+static xg_tensor *xg__emit_window(xg_op op, xg_tensor *a, xg_tensor *b, xg_window k,
+                                  xg_shape shape, bool waits)
 {
     xg__attr attr;
     memset(&attr, 0, sizeof attr);
     attr.conv.window = xg__window(k);
     attr.conv.shape = shape;
     attr.conv.waits = waits;
-    return attr;
+    return xg__emit(op, a, b, &attr);
 }
 
 static xg_tensor *xg__emit_conv(xg_op op, xg_tensor *a, xg_tensor *b, xg_window k, xg_shape shape)
 {
-    const xg__attr attr = xg__conv_attr(k, shape, false);
-    return xg__emit(op, a, b, &attr);
-}
-
-static xg_tensor *xg__emit_waiting(xg_op op, xg_tensor *a, xg_tensor *b, xg_window k,
-                                   xg_shape shape)
-{
-    const xg__attr attr = xg__conv_attr(k, shape, true);
-    return xg__emit(op, a, b, &attr);
+    return xg__emit_window(op, a, b, k, shape, false);
 }
 
 static bool xg__shape_conv2d(xg_tensor *y)
@@ -9586,7 +9580,7 @@ XG_API_DEF xg_tensor *xg_conv2d(xg_tensor *x, xg_tensor *w, xg_window k)
 /* The same; waits for what follows (4.6.3). */
 static xg_tensor *xg__conv2d_waiting(xg_tensor *x, xg_tensor *w, xg_window k)
 {
-    return xg__emit_waiting(XG_OP_conv2d, x, w, k, xg__origin());
+    return xg__emit_window(XG_OP_conv2d, x, w, k, xg__origin(), true);
 }
 /* Of the gradient by an input, often only the sum over pictures is asked for (5.3). */
 XG__RULE(conv2d)
@@ -9595,7 +9589,7 @@ XG__RULE(conv2d)
     xg_window k = y->attr.conv.window;
     if (i == 1) return xg_conv2d_dw(x, g, k, w->shape);
     if (x->op != XG_OP_leaf || x->tape->last_sweep) return xg_conv2d_dx(w, g, k, x->shape);
-    return xg__emit_waiting(XG_OP_conv2d_dx, w, g, k, x->shape);
+    return xg__emit_window(XG_OP_conv2d_dx, w, g, k, x->shape, true);
 }
 
 static bool xg__shape_conv2d_dx(xg_tensor *y)
