@@ -152,38 +152,32 @@ else
     skip sanitized "$CC has no sanitizers here"
 fi
 
-# Another machine, emulated: kernels and operations on NEON.
+# emulated NAME TEST..: the library and test programs on another machine, by tests/NAME.sh.
+emulated() {
+    long "$1" || return 0
+    machine=$1
+    shift
+    check "$machine-build" sh "tests/$machine.sh" --build
+    for name in "$@"; do suite "$machine-$name" sh "tests/$machine.sh" "$name"; done
+}
+
+# Kernels and operations on NEON.
 if have aarch64-linux-gnu-gcc && have qemu-aarch64; then
-    if long neon; then
-        check neon-build sh tests/neon.sh --build
-        for name in test_kernels test_winograd test_small test_finish test_ops test_core; do
-            suite "neon-$name" sh tests/neon.sh "$name"
-        done
-    fi
+    emulated neon test_kernels test_winograd test_small test_finish test_ops test_core
 else
     skip neon "aarch64-linux-gnu-gcc or qemu-aarch64 is not installed"
 fi
 
 # And on AVX-512, which few machines have, made of the AVX2 of those that have that.
 if have gcc && grep -qs avx2 /proc/cpuinfo; then
-    if long avx512; then
-        check avx512-build sh tests/avx512.sh --build
-        for name in test_kernels test_winograd test_small test_finish test_ops test_core; do
-            suite "avx512-$name" sh tests/avx512.sh "$name"
-        done
-    fi
+    emulated avx512 test_kernels test_winograd test_small test_finish test_ops test_core
 else
     skip avx512 "gcc or AVX2 is not there"
 fi
 
 # WebAssembly with SIMD, run by node.
 if have clang && have wasm-ld && have node && [ -e /usr/include/wasm32-wasi ]; then
-    if long wasm; then
-        check wasm-build sh tests/wasm.sh --build
-        for name in test_kernels test_winograd test_small test_ops; do
-            suite "wasm-$name" sh tests/wasm.sh "$name"
-        done
-    fi
+    emulated wasm test_kernels test_winograd test_small test_ops
 else
     skip wasm "clang, wasm-ld, node or wasi-libc is not installed"
 fi
