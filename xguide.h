@@ -10931,21 +10931,40 @@ static xg_tensor *xg__side_of(const xg_tensor *node, xg_tensor *operand, bool se
     return second ? operand->walk.second : operand->walk.first;
 }
 
-/* The radius of x's pair, shaped like x, if that pair was made as x less and plus a radius. What a
- * linear operation makes of such a box has the operation's own result as its centre: the pass that
- * gave y has computed it, and the gradients of both meet there. Otherwise NULL. */
-static xg_tensor *xg__box_radius(const xg_tensor *x)
+/* x's pair, if it was made as a centre less and plus a radius; otherwise there is no centre. Linear
+ * operations take these two, not the sides: the radius of a sum with a constant stays what it is,
+ * and where the centre is x itself, that of what they make is the operation's own result, which the
+ * pass that gave y has computed. The gradients of both meet there. */
+typedef struct xg__box { xg_tensor *centre, *radius; } xg__box;
+
+static xg__box xg__box_of(const xg_tensor *x)
 {
     const xg_tensor *lo = x->walk.first, *hi = x->walk.second;
-    bool box = lo->op == XG_OP_sub && hi->op == XG_OP_add && lo->in[0] == x && hi->in[0] == x &&
-               lo->in[1] == hi->in[1];
-    return box ? xg_expand(lo->in[1], x->shape) : NULL;
+    xg__box box = { NULL, NULL };
+    if (lo->op != XG_OP_sub || hi->op != XG_OP_add) return box;
+    if (lo->in[0] != hi->in[0] || lo->in[1] != hi->in[1]) return box;
+    box.centre = xg_expand(lo->in[0], x->shape);
+    box.radius = xg_expand(lo->in[1], x->shape);
+    return box;
 }
 
-static void xg__bounds_about(xg_tensor *node, xg_tensor *centre, xg_tensor *radius)
+/* Gives node the box about what it makes of the centre of operand i's. */
+static void xg__bounds_about(xg_tensor *node, int i, xg_tensor *centre, xg_tensor *radius)
 {
+    if (centre == node->in[i]) centre = node;
+    else centre = xg__again(node, i ? node->in[0] : centre, i ? centre : node->in[1]);
     node->walk.first = xg_sub(centre, radius);
     node->walk.second = xg_add(centre, radius);
+}
+
+/* Half of a sum or difference, before both are reshaped: they would be stored only to be shown. */
+static xg_tensor *xg__half(xg_tensor *a, xg_tensor *b, bool sum)
+{
+    bool shown = a->op == XG_OP_reshape && b->op == XG_OP_reshape;
+    if (shown && xg_shape_same(a->in[0]->shape, b->in[0]->shape)) {
+        return xg_reshape(xg__half(a->in[0], b->in[0], sum), a->shape);
+    }
+    return xg_affine(sum ? xg_add(a, b) : xg_sub(a, b), 0.5, 0);
 }
 
 /* Bounds of a product with a constant: centre and radius, the radius through |constant|. */
@@ -10953,14 +10972,27 @@ static void xg__bounds_bilinear(xg_tensor *node)
 {
     int moving = xg__only_moving(node);
     if (moving < 0) { xg__no_rule(node, "bounds of a product of two varying tensors"); return; }
-    xg_tensor *x = node->in[moving], *constant = node->in[1 - moving], *centre = node;
-    xg_tensor *radius = xg__box_radius(x), *size = xg_abs(constant);
-    if (!radius) {
-        centre = xg_affine(xg_add(x->walk.first, x->walk.second), 0.5, 0);
-        centre = xg__product(node, moving, centre, constant);
-        radius = xg_affine(xg_sub(x->walk.second, x->walk.first), 0.5, 0);
+    xg_tensor *x = node->in[moving], *size = xg_abs(node->in[1 - moving]);
+    xg__box box = xg__box_of(x);
+    if (!box.centre) {
+        box.centre = xg__half(x->walk.second, x->walk.first, true);
+        box.radius = xg__half(x->walk.second, x->walk.first, false);
     }
-    xg__bounds_about(node, centre, xg__product(node, moving, radius, size));
+    xg__bounds_about(node, moving, box.centre, xg__product(node, moving, box.radius, size));
+}
+
+/* Bounds of what a linear operation makes of a box, or a sum with a constant; false without one. */
+static bool xg__bounds_box(xg_tensor *node)
+{
+    int moving = xg__only_moving(node);
+    bool shifts = node->op == XG_OP_add || node->op == XG_OP_sub;
+    bool alone = xg__kind_of(node->op) == XG__LINEAR && !node->in[1];
+    if (moving < 0 || !(shifts || alone)) return false;
+    xg__box box = xg__box_of(node->in[moving]);
+    if (!box.centre) return false;
+    if (alone) box.radius = xg__again(node, box.radius, NULL);
+    xg__bounds_about(node, moving, box.centre, box.radius);
+    return true;
 }
 
 static void xg__bounds_node(xg_tensor *node)
@@ -10972,12 +11004,9 @@ static void xg__bounds_node(xg_tensor *node)
     }
     xg__kind kind = xg__kind_of(node->op);
     bool falls = node->op == XG_OP_affine && node->attr.number.p < 0;
-    bool alone = kind == XG__LINEAR && !node->in[1];
-    xg_tensor *radius = alone ? xg__box_radius(node->in[0]) : NULL;
     if (node->op == XG_OP_argpool) return;                 /* read by the max-pool that it serves */
-    if (radius) {
-        xg__bounds_about(node, node, xg__again(node, radius, NULL));
-    } else if (xg__is_maxpool(node)) {
+    if (xg__bounds_box(node)) return;
+    if (xg__is_maxpool(node)) {
         node->walk.first = xg_maxpool(low[0], node->in[1]->attr.conv.window);
         node->walk.second = xg_maxpool(high[0], node->in[1]->attr.conv.window);
     } else if (kind == XG__LINEAR || kind == XG__RISING || node->op == XG_OP_affine ||

@@ -571,6 +571,30 @@ static void test_bounds_about_x_share_its_pass(void)
     }
 }
 
+/* A box passes sums with constants as a centre and a radius: two dense layers in a row cost bounds
+ * two products, of radii, since their centres are what the net made of x. */
+static void test_bounds_keep_a_box(void)
+{
+    for (int second = 0; second < 2; second++) {
+        trainer a = trainer_new(NULL);
+        xg_rng rng = xg_rng_seed(45);
+        xg_scope s = xg_scope_new(a.tape, a.params, &rng, false);
+        xg_tensor *x = xg_randn(a.tape, xg_shape4(3, 7, 1, 1), &rng), *out[2], *want[2];
+        xg_tensor *radius = xg_abs(xg_randn(a.tape, xg_shape4(1, 7, 1, 1), &rng));
+        xg_tensor *h = xg_dense(&s, "a", x, 9, true), *some = xg_randn(a.tape, xg_shape_of(h), &rng);
+        xg_tensor *y = xg_dense(&s, "b", second ? xg_sub(some, h) : xg_sub(h, some), 5, true);
+        xg_tensor *lo = xg_sub(x, radius), *hi = xg_add(x, radius);
+        double before = (xg_data(y), xg_tape_stats(a.tape).flops);
+        xg_bounds(y, x, lo, hi, &out[0], &out[1]);
+        CHECK(xg_data(out[0])[0] < xg_data(out[1])[0]);
+        CHECK(xg_tape_stats(a.tape).flops == 2 * before);
+        xg_bounds(y, x, xg_affine(lo, 1, 0), xg_affine(hi, 1, 0), &want[0], &want[1]);
+        for (int i = 0; i < 2; i++) CHECK(differs(out[i], want[i]) <= TOL(2e-6, 1e-14));
+        CHECK_OK(a.tape);
+        trainer_free(&a);
+    }
+}
+
 /* Who asks for the sum of input gradients over pictures alone has one picture's product. It is the sum,
  * and so are its derivatives; the gradients themselves are still there to be asked for. */
 static void test_input_gradients_are_summed_before_their_product(void)
@@ -1197,6 +1221,7 @@ TEST_MAIN(
     TEST(test_split_adds_up)
     TEST(test_bounds_can_be_trained_through)
     TEST(test_bounds_about_x_share_its_pass)
+    TEST(test_bounds_keep_a_box)
     TEST(test_input_gradients_are_summed_before_their_product)
     TEST(test_products_are_computed_once)
     TEST(test_packed_weights)
