@@ -1688,7 +1688,8 @@ typedef struct xg__kernels {
 
 /* No level may fuse a product and a sum on its own, or its bits would differ from the others'.
  * clang is told so, and told at the end of the passes to go back to what the command line says. gcc
- * is given no chance: in this section a product never feeds a sum, except through fma. */
+ * is given no chance: in this section a product never feeds a sum, except through fma. One that
+ * must be rounded first is fma(a, b, -0). */
 #ifdef __clang__
 #pragma STDC FP_CONTRACT OFF
 #endif
@@ -2461,8 +2462,8 @@ XG__INLINE XG_(v) XG_(bits_down)(XG_(v) a)            { return XG_(of_bits)(XG_(
  *         pow  p = 2, 1/2, -1: 0.5    -1/2: 1.5    3, 3/2: 1.3    4: 1.9    other |p| <= 8: 1.3
  *              p = 33: 2.3    100: 7    (on wasm, which has no fma, up to 65)
  *
- *     0, infinities and NaN go where <math.h> sends them. In the double build that is what is
- *     called. */
+ *     0, infinities and NaN go where <math.h> sends them (-0 and -infinity in pow only if p is
+ *     whole). In the double build that is what is called. */
 
 #ifdef XG_DOUBLE
 
@@ -3104,7 +3105,8 @@ typedef struct XG_(channel) { XG_(v) scale, shift; bool relu; } XG_(channel);
 
 XG__INLINE XG_(v) XG_(finish)(const XG_(channel) *c, XG_(v) sum)
 {
-    const XG_(v) x = XG_(add)(XG_(mul)(sum, c->scale), c->shift);
+    const XG_(v) scaled = XG_(fma)(sum, c->scale, XG_(set1)((xg_real)-0.0));   /* see 3.0.1 */
+    const XG_(v) x = XG_(add)(scaled, c->shift);
     return c->relu ? XG_(relu)(x) : x;
 }
 

@@ -3,8 +3,8 @@
 # from the top folder. What a machine lacks (clang, an emulator, the data sets) is counted as skipped,
 # by name. The last line is "N passed, N failed, N skipped".
 #     sh tests/run.sh [part of a name]
-# With FULL=1 in the environment also what takes long: the second compiler, emulated machines, and
-# doubles under the sanitizers.
+# With FULL=1 in the environment also what takes long: the second compiler, emulated machines, doubles
+# under the sanitizers, and what compilers do that are not told a standard.
 #
 # Jobs are written to a list first and then run a few at a time; each leaves its counts in a file.
 BUILD=${BUILD:-build}
@@ -182,10 +182,24 @@ else
     skip wasm "clang, wasm-ld, node or wasi-libc is not installed"
 fi
 
+# As those compile it who ask for no standard, and those who want the best of their machine.
+for cc in gcc clang; do
+    if ! have $cc; then skip "contract-$cc" "$cc is not installed"; continue; fi
+    long "contract-$cc" || continue
+    for mode in $cc gnu17-$cc; do
+        check "contract-$mode-build" sh tests/contract.sh --build $mode
+        for name in test_finish test_core test_kernels; do
+            # Kernels take long; what a machine's best changes in them is nothing but the yardstick.
+            if [ $name = test_kernels ] && [ $mode != $cc ]; then continue; fi
+            suite "contract-$mode-$name" sh tests/contract.sh $mode $name
+        done
+    done
+done
+
 # ---- run, and add up -------------------------------------------------------------------------------
 
 # Builds come first: other jobs need them.
-grep ' [a-z0-9]*-build ' "$list" | xargs -r -P "$jobs" -L 1 sh tests/run.sh --job
-grep -v ' [a-z0-9]*-build ' "$list" | xargs -r -P "$jobs" -L 1 sh tests/run.sh --job
+grep ' [a-z0-9-]*-build ' "$list" | xargs -r -P "$jobs" -L 1 sh tests/run.sh --job
+grep -v ' [a-z0-9-]*-build ' "$list" | xargs -r -P "$jobs" -L 1 sh tests/run.sh --job
 cat "$log"/*.count | awk '{ p += $1; f += $2; s += $3 }
     END { printf "%d passed, %d failed, %d skipped\n", p, f, s; exit f != 0 || p == 0 }'

@@ -25,13 +25,16 @@ static xg_tensor *map_at(xg_tape *t, int which)
     case 13: return xg_clamp(x, -0.5, 0.75);
     case 14: return xg_sign(x);
     case 15: return xg_step(x);
+    case 16: return xg_pow(x, 5);
+    case 17: return xg_pow(x, -3);
+    case 18: return xg_pow(x, 6);
     default: return xg_grad(xg_clamp(x, -0.5, 0.75), x);
     }
 }
 
 static void test_maps(void)
 {
-    for (int which = 0; which <= 16; which++) check_levels("map", map_at, which);
+    for (int which = 0; which <= 19; which++) check_levels("map", map_at, which);
 }
 
 /* Which of a's and b's axes are there: all 256 combinations are covered by test_ops; here the ones with
@@ -187,6 +190,30 @@ static void test_accuracy_of_vector_maths(void)
     }
 }
 
+/* Powers, where numbers end and, if the exponent is whole, of negative ones: as pow() has them. */
+static void test_powers(void)
+{
+    static const double exponents[] = { -7, -3, -2.5, -2, -1, -0.5, 0.5, 1.5, 2, 2.5, 3, 5, 6, 7 };
+    for (size_t k = 0; k < sizeof exponents / sizeof *exponents; k++) {
+        xg_tape *t = xg_tape_new(NULL);
+        xg_rng rng = xg_rng_seed(10);
+        xg_tensor *x = xg_leaf(t, xg_shape4(1, 1, 1, 1000), NULL);
+        for (size_t i = 0; i < 1000; i++) {
+            double value = (xg_rng_uniform(&rng) - 0.5) * (i % 2 ? 8 : 200);
+            xg_leaf_data(x)[i] = (xg_real)(i < SPECIALS ? special[i] : i == SPECIALS ? (double)NAN : value);
+        }
+        const xg_real *y = xg_data(xg_pow(x, exponents[k]));
+        for (size_t i = 0; i < 1000; i++) {
+            double from = (double)xg_data(x)[i], exact = pow(from, exponents[k]), got = (double)y[i];
+            if (signbit(from) && floor(exponents[k]) != exponents[k]) continue;
+            bool right = ulps(got, exact) <= 2 && (got != 0 || !signbit(got) == !signbit(exact));
+            if (!right) printf("      %g^%g: %g, not %g\n", from, exponents[k], got, exact);
+            CHECK(right);
+        }
+        xg_tape_free(t);
+    }
+}
+
 TEST_MAIN(
     TEST(test_maps)
     TEST(test_zips)
@@ -195,4 +222,5 @@ TEST_MAIN(
     TEST(test_matmul)
     TEST(test_convolutions)
     TEST(test_accuracy_of_vector_maths)
+    TEST(test_powers)
 )
