@@ -7171,6 +7171,7 @@ enum {
     XG__KEEP_MOST = 1 << 17,    /* ... and have at most so many numbers: the second-level cache */
     XG__BATCH = 2048,           /* numbers of small units that are taken together, at most ... */
     XG__BATCH_MOST = 64,        /* ... of so many units */
+    XG__FETCH = 128,            /* numbers that are fetched together */
     XG__SUMS = 8,               /* of one sweep at most, and that join a program */
     XG__DEPTH = 256,            /* a chain this long does not wait to be asked */
     XG__SOURCES = XG__STEPS + 2,/* a step has two operands: one more than there are steps */
@@ -7199,6 +7200,7 @@ typedef struct xg__step {
  * sums of what they made. */
 typedef struct xg__sweep {
     int count, sums, uses, reads, ones;
+    int turn;                   /* of its first step, among those of all sweeps */
     bool runs[XG__STEPS];
     int step[XG__STEPS], slot[XG__STEPS];
     int sum[XG__SUMS];
@@ -7226,7 +7228,8 @@ typedef struct xg__program {
     int        sources, waiting;
     xg__sweep  sweep[XG__SWEEPS + 1];          /* the last is for steps of one number only */
     int        sweeps, kept, packs;
-    int        longest;         /* the sweep of most steps, which fetches the next units */
+    int        turns;           /* steps and sums of all sweeps */
+    int        walkers, walker[XG__SOURCES];   /* which sources walk; the result, too */
     xg_real   *keep;            /* for each worker, room for what is kept */
     size_t     row, rows, units;               /* numbers in a row, rows in a unit */
     size_t     group, piece, pieces;           /* rows, or numbers of a row, of a piece of a unit */
@@ -7385,7 +7388,8 @@ static void xg__step_operands(xg__program *p, xg__step *s)
         s->from[i] = xg__program_first(p, xg__program_add(p, in));
         const xg__step *from = &p->step[s->from[i] < XG__STEPS ? s->from[i] : 0];
         bool source = s->from[i] >= XG__STEPS;
-        s->inner = s->inner && !source && from->part != XG__ROWS;
+        bool one = xg__has_units(p) && xg_shape_same(in->shape, p->unit);
+        s->inner = s->inner && (source ? one : from->part != XG__ROWS);
         if (source) continue;
         int ready = from->part == XG__SUM ? from->sweep + 1 : from->sweep;
         if (ready > s->sweep) s->sweep = ready;
@@ -7660,10 +7664,14 @@ static bool xg__program_lay(xg__program *p)
     if (p->sweeps < 0) return false;
     xg__program_list_ones(p);
     p->kept = p->packs = 0;
-    p->longest = 0;
+    p->walkers = p->turns = 0;
+    for (int i = 0; i <= p->sources; i++) {
+        if (p->source[i].walks) p->walker[p->walkers++] = i;
+    }
     for (int i = 0; i < p->sweeps; i++) {
         if (!xg__program_sweep(p, i)) return false;
-        if (p->sweep[i].count > p->sweep[p->longest].count) p->longest = i;
+        p->sweep[i].turn = p->turns;
+        p->turns += p->sweep[i].count + p->sweep[i].sums;
     }
     return true;
 }
@@ -7743,6 +7751,8 @@ static void xg__repeat(const xg_tape *tape, xg_real one, xg_real *to, size_t n)
 typedef struct xg__piece {
     size_t unit, row, rows, at, n;             /* rows of it, numbers from `at` on; n in all */
     xg__spot spot;                             /* of its first row */
+    xg__spot ahead;                            /* where the next unit is fetched, */
+    size_t ahead_row;                          /* in which row of the piece */
     const xg_real *place[XG__PLACES];          /* where the numbers of steps and sources are, */
     size_t pace[XG__PLACES];                   /* and whether they walk or repeat */
     xg_real room[XG__SLOTS + 1][XG__CHUNK];    /* the last is for a number that is summed often */
@@ -7891,24 +7901,32 @@ static void xg__piece_sum(const xg__program *p, xg__piece *c, int place, double 
     xg__sum_numbers(p->result->tape->kernels, lane, c->summed, x, c->n);
 }
 
-/* Asks for the piece's numbers of a source in a later unit, which come from memory while this one
- * is worked on. */
-static void xg__piece_fetch(const xg__program *p, const xg__piece *c, const xg__walker *w,
-                            const xg__spot *first)
+/* Asks for some of the piece's numbers in a later unit, of the result's, too: they come from memory
+ * while this unit is worked on. Each turn of a sweep, a step or a sum, asks for an even share: more
+ * at once than the processor has room for would hold it up, or be forgotten. */
+static void xg__piece_fetch(const xg__program *p, xg__piece *c, int turn)
 {
-    xg__spot spot = *first;
-    for (size_t r = 0; r < c->rows && w->walks; r++) {
-        const xg_real *from = w->x->data + xg__walker_at(w, &spot) + c->at;
-        for (size_t i = 0; i < c->n / c->rows; i += 16) XG__PREFETCH(from, i);
-        xg__spot_next(p, &spot);
+    const size_t row = c->n / c->rows, parts = (row + XG__FETCH - 1) / XG__FETCH;
+    const size_t walkers = (size_t)p->walkers, all = c->rows * parts * walkers;
+    const size_t end = all * (size_t)(turn + 1) / (size_t)p->turns;
+    for (size_t i = all * (size_t)turn / (size_t)p->turns; i < end; i++) {
+        const size_t part = i / walkers, first = part % parts * XG__FETCH;
+        const int k = p->walker[i % walkers];
+        const xg_real *from = k < p->sources ? p->source[k].x->data : p->out;
+        for (; c->ahead_row < part / parts; c->ahead_row++) xg__spot_next(p, &c->ahead);
+        if (!from) continue;                   /* a result of one number a unit */
+        from += xg__walker_at(&p->source[k], &c->ahead) + c->at;
+        for (size_t n = first; n < xg__min(first + XG__FETCH, row); n += 16) XG__PREFETCH(from, n);
     }
 }
 
 static void xg__piece_run(const xg__program *p, const xg__sweep *sweep, xg__piece *c)
 {
     const xg__walker *out = &p->source[p->sources];
-    bool fetches = sweep == &p->sweep[p->longest] && c->unit + p->batch < p->units;
-    const xg__spot ahead = xg__spot_of(p, c->unit + (fetches ? p->batch : 0), c->row);
+    bool fetches = c->unit + p->batch < p->units;
+    int turn = sweep->turn;
+    c->ahead = xg__spot_of(p, c->unit + p->batch, c->row);
+    c->ahead_row = 0;
     c->spot = xg__spot_of(p, c->unit, c->row);
     xg__piece_load(p, sweep, c);
     for (int i = 0; i < sweep->count; i++) {
@@ -7916,14 +7934,13 @@ static void xg__piece_run(const xg__program *p, const xg__sweep *sweep, xg__piec
         int a = s->from[0], b = s->from[s->operands - 1];
         xg_real *to = xg__piece_goal(p, c, s, sweep->slot[i]);
         xg__step_run(s, c->place[a], c->pace[a], c->place[b], c->pace[b], to, c->n);
-        for (int k = i; fetches && k < p->sources; k += sweep->count) {
-            xg__piece_fetch(p, c, &p->source[k], &ahead);
-        }
+        if (fetches) xg__piece_fetch(p, c, turn++);
         c->place[sweep->step[i]] = to;
         if (p->out && s->node == p->result && out->packs) xg__piece_deliver(p, c, to);
     }
     for (int i = 0; i < sweep->sums; i++) {
         xg__piece_sum(p, c, p->step[sweep->sum[i]].from[0], c->lane[i]);
+        if (fetches) xg__piece_fetch(p, c, turn++);
     }
     c->summed += c->n;
 }
