@@ -905,6 +905,28 @@ static void test_rows_made_once(void)
     }
 }
 
+/* Rows of one number each are made once a unit, if what they come from has a number a unit; else,
+ * row by row. */
+static void test_rows_of_one_number(void)
+{
+    const xg_shape s = xg_shape4(3, 40, 7, 5), unit = xg_shape4(1, 40, 1, 1);
+    const xg_shape from[] = { { 1, 40, 1, 1 }, { 3, 40, 1, 1 }, { 3, 1, 1, 1 }, { 1, 1, 1, 1 } };
+    for (int kind = 0; kind < 4; kind++) {
+        xg_tensor *y[2];
+        xg_tape *t = xg_tape_new(NULL);
+        xg_rng rng = xg_rng_seed(3);
+        xg_tensor *x = xg_randn(t, s, &rng), *own = xg_randn(t, from[kind], &rng);
+        for (int way = 0; way < 2; way++) {
+            xg_tensor *row = asked(xg_affine(asked(xg_expand(own, s), way), -1, 0.5), way);
+            xg_tensor *z = asked(xg_add(x, row), way), *mean = asked(xg_mean_to(z, unit), way);
+            y[way] = asked(xg_mul(asked(xg_sub(z, mean), way), row), way);
+        }
+        CHECK(!memcmp(xg_data(y[0]), xg_data(y[1]), xg_size(y[0]) * sizeof(xg_real)));
+        CHECK_OK(t);
+        xg_tape_free(t);
+    }
+}
+
 /* Small units are taken several at once, short rows packed once for all sweeps: with units along one
  * axis or two, rows that lie together or apart, and for each unit numbers of its own, the same for
  * all, or (the last kind) the same for some. */
@@ -1315,6 +1337,7 @@ TEST_MAIN(
     TEST(test_rule_tables)
     TEST(test_names_of_things)
     TEST(test_rows_made_once)
+    TEST(test_rows_of_one_number)
     TEST(test_units_taken_together)
     TEST(test_waiting_results_keep_old_numbers)
     TEST(test_long_chains_do_not_wait_for_ever)
