@@ -7229,7 +7229,7 @@ typedef struct xg__program {
     xg__sweep  sweep[XG__SWEEPS + 1];          /* the last is for steps of one number only */
     int        sweeps, kept, packs;
     int        turns;           /* steps and sums of all sweeps */
-    int        walkers, walker[XG__SOURCES];   /* which sources walk; the result, too */
+    int        walkers, walker[XG__SOURCES];   /* which sources walk, and the result if ROWS */
     xg_real   *keep;            /* for each worker, room for what is kept */
     size_t     row, rows, units;               /* numbers in a row, rows in a unit */
     size_t     group, piece, pieces;           /* rows, or numbers of a row, of a piece of a unit */
@@ -7665,9 +7665,8 @@ static bool xg__program_lay(xg__program *p)
     xg__program_list_ones(p);
     p->kept = p->packs = 0;
     p->walkers = p->turns = 0;
-    for (int i = 0; i <= p->sources; i++) {
-        if (p->source[i].walks) p->walker[p->walkers++] = i;
-    }
+    for (int i = 0; i < p->sources; i++) if (p->source[i].walks) p->walker[p->walkers++] = i;
+    if (xg_shape_same(p->result->shape, p->domain)) p->walker[p->walkers++] = p->sources;
     for (int i = 0; i < p->sweeps; i++) {
         if (!xg__program_sweep(p, i)) return false;
         p->sweep[i].turn = p->turns;
@@ -7747,12 +7746,20 @@ static void xg__repeat(const xg_tape *tape, xg_real one, xg_real *to, size_t n)
     tape->kernels->zip[XG__ZIP_max](&one, 0, &one, 0, to, n);    /* of it and itself */
 }
 
+/* How far the same piece of the next unit is fetched: stretch by stretch of its rows, each of all
+ * walkers one after the other. */
+typedef struct xg__ahead {
+    size_t   done, all;                        /* stretches */
+    int      walker;                           /* what comes next: of whom, */
+    size_t   row, first;                       /* of a row so long, from this number on, */
+    xg__spot spot;                             /* and where that row is */
+} xg__ahead;
+
 /* A piece on its way through a sweep. */
 typedef struct xg__piece {
     size_t unit, row, rows, at, n;             /* rows of it, numbers from `at` on; n in all */
     xg__spot spot;                             /* of its first row */
-    xg__spot ahead;                            /* where the next unit is fetched, */
-    size_t ahead_row;                          /* in which row of the piece */
+    xg__ahead ahead;
     const xg_real *place[XG__PLACES];          /* where the numbers of steps and sources are, */
     size_t pace[XG__PLACES];                   /* and whether they walk or repeat */
     xg_real room[XG__SLOTS + 1][XG__CHUNK];    /* the last is for a number that is summed often */
@@ -7901,32 +7908,48 @@ static void xg__piece_sum(const xg__program *p, xg__piece *c, int place, double 
     xg__sum_numbers(p->result->tape->kernels, lane, c->summed, x, c->n);
 }
 
-/* Asks for some of the piece's numbers in a later unit, of the result's, too: they come from memory
- * while this unit is worked on. Each turn of a sweep, a step or a sum, asks for an even share: more
- * at once than the processor has room for would hold it up, or be forgotten. */
+/* The first of a sweep's turns, the number of which is given among those of all sweeps. */
+static void xg__ahead_begin(const xg__program *p, xg__piece *c, int turn)
+{
+    xg__ahead *ahead = &c->ahead;
+    const size_t walkers = (size_t)p->walkers;
+    ahead->row = c->n / c->rows;
+    const size_t parts = (ahead->row + XG__FETCH - 1) / XG__FETCH;
+    ahead->all = c->rows * parts * walkers;
+    ahead->done = ahead->all * (size_t)turn / (size_t)p->turns;
+    ahead->walker = (int)(ahead->done % walkers);
+    ahead->first = ahead->done / walkers % parts * XG__FETCH;
+    ahead->spot = xg__spot_of(p, c->unit + p->batch, c->row + ahead->done / walkers / parts);
+}
+
+/* Asks for numbers of the next unit, of the result's, too: they come from memory while this one is
+ * worked on. Each turn, a step or a sum, asks for an even share: more at once than the processor
+ * has room for would hold it up, or be forgotten. */
 static void xg__piece_fetch(const xg__program *p, xg__piece *c, int turn)
 {
-    const size_t row = c->n / c->rows, parts = (row + XG__FETCH - 1) / XG__FETCH;
-    const size_t walkers = (size_t)p->walkers, all = c->rows * parts * walkers;
-    const size_t end = all * (size_t)(turn + 1) / (size_t)p->turns;
-    for (size_t i = all * (size_t)turn / (size_t)p->turns; i < end; i++) {
-        const size_t part = i / walkers, first = part % parts * XG__FETCH;
-        const int k = p->walker[i % walkers];
-        const xg_real *from = k < p->sources ? p->source[k].x->data : p->out;
-        for (; c->ahead_row < part / parts; c->ahead_row++) xg__spot_next(p, &c->ahead);
-        if (!from) continue;                   /* a result of one number a unit */
-        from += xg__walker_at(&p->source[k], &c->ahead) + c->at;
-        for (size_t n = first; n < xg__min(first + XG__FETCH, row); n += 16) XG__PREFETCH(from, n);
+    xg__ahead *ahead = &c->ahead;
+    const size_t due = ahead->all * (size_t)(turn + 1) / (size_t)p->turns;
+    for (; ahead->done < due; ahead->done++) {
+        const xg__walker *w = &p->source[p->walker[ahead->walker]];
+        const xg_real *from = w == &p->source[p->sources] ? p->out : w->x->data;
+        const size_t end = xg__min(ahead->first + XG__FETCH, ahead->row);
+        from += xg__walker_at(w, &ahead->spot) + c->at;
+        for (size_t i = ahead->first; i < end; i += 16) XG__PREFETCH(from, i);
+        if (++ahead->walker < p->walkers) continue;
+        ahead->walker = 0;
+        ahead->first += XG__FETCH;
+        if (ahead->first < ahead->row) continue;
+        ahead->first = 0;
+        xg__spot_next(p, &ahead->spot);
     }
 }
 
 static void xg__piece_run(const xg__program *p, const xg__sweep *sweep, xg__piece *c)
 {
     const xg__walker *out = &p->source[p->sources];
-    bool fetches = c->unit + p->batch < p->units;
+    bool fetches = p->walkers > 0 && c->unit + p->batch < p->units;
     int turn = sweep->turn;
-    c->ahead = xg__spot_of(p, c->unit + p->batch, c->row);
-    c->ahead_row = 0;
+    if (fetches) xg__ahead_begin(p, c, turn);
     c->spot = xg__spot_of(p, c->unit, c->row);
     xg__piece_load(p, sweep, c);
     for (int i = 0; i < sweep->count; i++) {
@@ -7974,7 +7997,7 @@ static void xg__piece_begin(const xg__program *p, xg__piece *c)
 static void xg__program_unit(const xg__program *p, const xg__sweep *sweep, xg__piece *c)
 {
     c->summed = 0;
-    memset(c->lane, 0, sizeof c->lane);
+    memset(c->lane, 0, (size_t)sweep->sums * sizeof *c->lane);
     xg__program_pass(p, sweep, c, 0, p->pieces);
     for (int k = 0; k < sweep->sums; k++) {
         p->step[sweep->sum[k]].value[c->unit] = xg__sum_of_lanes(c->lane[k]);
