@@ -8927,14 +8927,20 @@ XG__RULE(affine) { return y->attr.number.p == 1 ? g : xg_affine(g, y->attr.numbe
 
 XG_API_DEF xg_tensor *xg_relu(xg_tensor *x) { return xg__emit1(XG_OP_relu, x); }
 /* y > 0 exactly where x > 0. What came to y by way of y's maxima is gated there, where it is fewer
- * numbers: elsewhere it is 0 anyway. */
+ * numbers: elsewhere it is 0 anyway. Where paths met at y, their sum is read here and nowhere else,
+ * but what passes is read by all who follow: that is what is computed once. */
 XG__RULE(relu)
 {
     xg_tensor *at = g->op == XG_OP_scatter ? g->in[1] : NULL, *maxima = at ? at->next : NULL;
     if (maxima && maxima->op == XG_OP_gather && maxima->in[0] == y && maxima->in[1] == at) {
         return xg_scatter(xg_gate(g->in[0], maxima), at, y->shape);
     }
-    return xg_gate(g, y);
+    xg_tensor *passed = xg_gate(g, y);
+    if (g->hub && !g->data && !xg__is_poison(passed)) {
+        passed->hub = true;
+        g->hub = false;
+    }
+    return passed;
 }
 
 XG_API_DEF xg_tensor *xg_clamp(xg_tensor *x, double lo, double hi)

@@ -1088,6 +1088,32 @@ static void test_what_products_read_is_given_back(void)
     CHECK(less + sizeof kept <= more);
 }
 
+/* Where two paths meet at a ReLU, the sum of what they send is not kept, only what passes of it. */
+static void test_of_sums_at_a_relu_what_passes_is_kept(void)
+{
+    xg_tape *t = xg_tape_new(NULL);
+    xg_rng rng = xg_rng_seed(52);
+    xg_window k = { 1, 1, 1, 0, 1, 1 };
+    xg_tensor *x = xg_randn(t, xg_shape4(2, 4, 64, 64), &rng), *way[2], *sent[2];
+    xg_tensor *w = xg_randn(t, xg_shape4(8, 4, 1, 1), &rng), *y = xg_relu(xg_conv2d(x, w, k));
+    for (int i = 0; i < 2; i++) {
+        sent[i] = xg_randn(t, xg_shape4(1, 8, 1, 1), &rng);
+        way[i] = xg_conv2d(y, sent[i], k);
+    }
+    xg_tensor *z = xg_add(way[0], way[1]);
+    xg_data(z);
+    const size_t map = xg_size(y) * sizeof(xg_real), before = xg_tape_stats(t).bytes;
+    xg_tensor *got = xg_grad(z, w);
+    xg_data(got);
+    CHECK(2 * (xg_tape_stats(t).bytes - before) < 7 * map);        /* both parts, and what passes */
+    xg_tensor *one = xg_full(t, xg_shape_of(z), 1);
+    for (int i = 0; i < 2; i++) sent[i] = xg_conv2d_dx(sent[i], one, k, xg_shape_of(y));
+    xg_tensor *passed = xg_gate(xg_add(sent[1], sent[0]), y);
+    CHECK(differs(got, xg_conv2d_dw(x, passed, k, xg_shape_of(w))) == 0);
+    CHECK_OK(t);
+    xg_tape_free(t);
+}
+
 /* What a step's weights were made into reads as before it, even if it was given back. What one leaf
  * alone gives is not: for that, no step has to keep the leaf's old numbers. */
 static void test_what_weights_give_outlives_steps(void)
@@ -1343,6 +1369,7 @@ TEST_MAIN(
     TEST(test_long_chains_do_not_wait_for_ever)
     TEST(test_dropping_and_reading_change_no_bit)
     TEST(test_what_products_read_is_given_back)
+    TEST(test_of_sums_at_a_relu_what_passes_is_kept)
     TEST(test_what_weights_give_outlives_steps)
     TEST(test_gradients_are_taken_over)
     TEST(test_products_are_added_where_they_belong)
