@@ -5427,6 +5427,7 @@ static void XG_(plan_pooled)(XG_(pooled) *p, const xg__conv_job *job)
     p->pw = (size_t)job->ow / 2;
     p->row = (size_t)p->stage.width * c;
     p->band = xg__max(XG__BAND / (2 * p->row * (size_t)job->stride), 1);
+    p->band = XG_(ceil_div)(p->ph, XG_(ceil_div)(p->ph, p->band));      /* none much shorter */
     p->line = XG_(round_up)((size_t)job->kw * c, 16);
     p->sums = (size_t)job->o * (size_t)job->kh * p->line;
     p->chunks = xg__min((size_t)job->n, 8);
