@@ -4322,7 +4322,7 @@ static void XG_(plan_gemm)(XG_(plan) *p, const xg__gemm_job *job, int workers)
               < XG_(cost)(job->m, job->n, job->k, b.along_k, false);
     p->row_matrix = p->turned ? b : a;
     p->col_matrix = p->turned ? a : b;
-    p->packed = job->packed;
+    p->packed = job->packed != NULL && job->packed->data != NULL ? job->packed : NULL;
     p->y = job->c;
     p->add = job->add;
     p->y_step = job->step_c;
@@ -6744,14 +6744,16 @@ typedef struct xg__kept {
     struct xg__kept *older;
     const xg_tensor *of;
     bool             along_k;
-    xg__packed       packed;
+    xg__packed       packed;     /* without numbers, if they were given up */
+    xg__place        place;      /* of the arena for packed weights, before these */
 } xg__kept;
 
 enum { XG__READS = 4, XG__BUCKETS = 256, XG__KNOWN = 256, XG__MAX_WORKERS = 256, XG__RECENT = 3 };
 
 struct xg_tape {
     xg__arena          arena;
-    xg__place          start;              /* of the arena, behind this struct */
+    xg__arena          packs;              /* of packed weights: given up where memory runs out */
+    xg__place          start;              /* of the first, behind this struct */
     const xg__kernels *kernels;
     xg_config          config;
     xg_error           error;
@@ -6926,6 +6928,9 @@ XG_API_DEF xg_tape *xg_tape_new(const xg_config *config)
     if (!tape) { xg__arena_close(arena); return NULL; }
     memset(tape, 0, sizeof *tape);
     tape->arena = arena;
+    tape->packs = xg__arena_open(&chosen);
+    tape->packs.first = NULL;                      /* a caller's buffer is not spent on them */
+    tape->packs.reserved = 0;
     tape->start = xg__arena_place(&arena);
     tape->kernels = kernels;
     tape->config = chosen;
@@ -6942,7 +6947,9 @@ XG_API_DEF xg_tape *xg_tape_new(const xg_config *config)
 
 XG_API_DEF void xg_tape_free(xg_tape *tape)
 {
-    if (tape) xg__arena_close(tape->arena);
+    if (!tape) return;
+    xg__arena_close(tape->packs);
+    xg__arena_close(tape->arena);
 }
 
 XG_API_DEF xg_mark xg_tape_mark(xg_tape *tape)
@@ -6973,7 +6980,9 @@ static void xg__tape_rewind(xg_tape *tape, xg_mark mark, bool keep_mark)
         tape->changes->tensor->data = tape->changes->before;
         tape->changes->tensor->given = tape->changes->given;
     }
-    while (tape->kept && (void *)tape->kept != mark.kept) tape->kept = tape->kept->older;
+    for (; tape->kept && (void *)tape->kept != mark.kept; tape->kept = tape->kept->older) {
+        if (tape->kept->packed.data) xg__arena_release(&tape->packs, tape->kept->place);
+    }
     tape->updates = (xg__update *)mark.updates;
     memset(tape->recent, 0, sizeof tape->recent);
     tape->last = mark.last;
@@ -6998,9 +7007,9 @@ XG_API_DEF xg_stats xg_tape_stats(const xg_tape *tape)
     xg_stats stats = XG__ZEROS;
     if (!tape) return stats;
     stats = tape->counts;
-    stats.bytes = tape->arena.bytes;
-    stats.peak = tape->arena.peak;
-    stats.reserved = tape->arena.reserved;
+    stats.bytes = tape->arena.bytes + tape->packs.bytes;
+    stats.peak = tape->arena.peak + tape->packs.peak;
+    stats.reserved = tape->arena.reserved + tape->packs.reserved;
     stats.nodes = (size_t)tape->count;
     return stats;
 }
@@ -7010,9 +7019,26 @@ XG_API_DEF const char *xg_tape_simd(const xg_tape *tape)
     return tape ? tape->kernels->name : "none";
 }
 
-/* Memory that was just taken, if there was any. */
+/* Gives the memory of packed weights (4.12) back to the allocator; false if there is none. */
+static bool xg__give_up_packed(xg_tape *tape)
+{
+    xg__arena *packs = &tape->packs;
+    if (!packs->first) return false;
+    xg__arena_close(*packs);
+    packs->first = packs->current = NULL;
+    packs->spare = NULL;
+    packs->used = packs->bytes = packs->reserved = 0;
+    for (xg__kept *kept = tape->kept; kept; kept = kept->older) {
+        kept->packed.data = NULL;
+        kept->packed.made = false;
+    }
+    return true;
+}
+
+/* Memory that was just taken, if there was any, or if packed weights can be given up for it. */
 static void *xg__took(xg_tape *tape, void *memory, size_t bytes)
 {
+    if (!memory && xg__give_up_packed(tape)) memory = xg__arena_take(&tape->arena, bytes);
     if (!memory) {
         xg_fail(tape, XG_ERR_MEMORY, "out of memory: %.1f MB more on top of %.1f MB in use; use a "
                 "smaller batch, or release the tape between steps",
@@ -8392,8 +8418,10 @@ static void xg__know(xg_tensor *y)
 /* Where a leaf gets other numbers, what was made of it is another thing. */
 static void xg__forget(xg_tape *tape)
 {
+    const xg__place empty = XG__ZEROS;
     memset(tape->known, 0, sizeof tape->known);
     tape->kept = NULL;
+    xg__arena_release(&tape->packs, empty);
 }
 
 /* Records y and runs it. A product may be added to the numbers of a tensor that ends with it. */
@@ -8788,8 +8816,8 @@ static void xg__commit_updates(xg_tape *tape)
 /* 4.12 Packed weights. The steps of an attack, say, multiply new numbers by the same weights,
  *      and each product would pack them anew (3.5.2). Once XG__READS products have done so, the
  *      next one keeps what it packs for all that follow: until a release to before it, or until a
- *      leaf of the tape gets other numbers (xg__forget). Where there is no memory for that, weights
- *      are packed as ever; a caller's buffer is not spent on it. */
+ *      leaf of the tape gets other numbers (xg__forget). They have an arena of their own: where
+ *      memory runs out, it goes first, and weights are packed as ever until the release. */
 
 /* Is x made of weights alone? Then it has the same numbers until all is forgotten. */
 static bool xg__is_weights(xg_tensor *x)
@@ -8805,11 +8833,14 @@ static xg__packed *xg__packed_of(xg_tensor *x, bool along_k, size_t count)
     xg__kept *kept = tape->kept;
     while (kept && !(kept->of == x && kept->along_k == along_k)) kept = kept->older;
     if (kept) return &kept->packed;
-    if (tape->arena.fixed) return NULL;
-    kept = (xg__kept *)xg__arena_take_any(&tape->arena, sizeof *kept);
-    xg_real *data = kept ? (xg_real *)xg__arena_take_any(&tape->arena, count * sizeof *data) : NULL;
-    if (!data) return NULL;
-    xg__kept made = { tape->kept, x, along_k, { data, false } };
+    const xg__place place = xg__arena_place(&tape->packs);
+    xg_real *data = (xg_real *)xg__arena_take(&tape->packs, count * sizeof *data);
+    kept = data ? (xg__kept *)xg__arena_take_any(&tape->arena, sizeof *kept) : NULL;
+    if (!kept) {
+        xg__arena_release(&tape->packs, place);
+        return NULL;
+    }
+    xg__kept made = { tape->kept, x, along_k, { data, false }, place };
     *kept = made;
     tape->kept = kept;
     return &kept->packed;

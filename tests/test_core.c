@@ -835,6 +835,60 @@ static void test_no_memory_for_packed_weights(void)
     }
 }
 
+/* Memory from the system, so much in all. A block begins with its size. */
+static void *limited_alloc(void *user, size_t bytes)
+{
+    size_t *left = (size_t *)user, *block = bytes <= *left ? (size_t *)malloc(bytes + 64) : NULL;
+    if (!block) return NULL;
+    *left -= *block = bytes;
+    return block + 8;
+}
+
+static void limited_release(void *user, void *memory)
+{
+    size_t *block = (size_t *)memory - 8;
+    *(size_t *)user += *block;
+    free(block);
+}
+
+/* Six products with the same weights; whether some of them found these packed. */
+static bool packs(xg_scope *s, xg_tensor *w)
+{
+    size_t before = xg_tape_stats(s->tape).packed;
+    for (int i = 0; i < 6; i++) CHECK(product_is_right(s, w, 64, false));
+    return xg_tape_stats(s->tape).packed > before;
+}
+
+/* Where memory runs out, packed weights go first, whoever asks. After a release they are kept again. */
+static void test_packed_weights_are_given_up(void)
+{
+    for (int of_product = 0; of_product < 2; of_product++) {
+        size_t left = (size_t)1 << 30;
+        xg_config config;
+        memset(&config, 0, sizeof config);
+        config.alloc = limited_alloc;
+        config.release = limited_release;
+        config.memory_user = &left;
+        xg_rng rng = xg_rng_seed(52);
+        xg_params *params = xg_params_new(NULL);
+        xg_scope s = xg_scope_new(xg_tape_new(&config), params, &rng, true);
+        xg_tensor *w = xg_param(&s, "w", xg_shape4(1, 1, 3000, 1500), XG_INIT_KAIMING, 1);
+        xg_mark mark = xg_tape_mark(s.tape);
+        CHECK(packs(&s, w));
+        left = 0;
+        if (!of_product) CHECK(xg_data(xg_full(s.tape, xg_shape4(1, 1, 1000, 1000), 1))[0] == 1);
+        for (int i = 0; i < 20 && left == 0 && !xg_failed(s.tape); i++) CHECK(product_is_right(&s, w, 64, false));
+        CHECK_OK(s.tape);
+        CHECK(left > 0);
+        left = (size_t)1 << 30;
+        CHECK(!packs(&s, w));
+        xg_tape_release(s.tape, mark);
+        CHECK(packs(&s, w));
+        xg_tape_free(s.tape);
+        xg_params_free(params);
+    }
+}
+
 static void test_rule_tables(void)
 {
     static const xg_real in[] = { 1, -1, 2 };
@@ -1360,6 +1414,7 @@ TEST_MAIN(
     TEST(test_products_are_computed_once)
     TEST(test_packed_weights)
     TEST(test_no_memory_for_packed_weights)
+    TEST(test_packed_weights_are_given_up)
     TEST(test_rule_tables)
     TEST(test_names_of_things)
     TEST(test_rows_made_once)
