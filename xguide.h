@@ -7002,6 +7002,15 @@ XG_API_DEF void xg_tape_release(xg_tape *tape, xg_mark mark)
     if (tape) xg__tape_rewind(tape, mark, true);
 }
 
+XG_API_DEF void xg_tape_reset(xg_tape *tape)
+{
+    if (!tape) return;
+    xg_mark start = XG__ZEROS;
+    start.place = tape->start;
+    xg__tape_rewind(tape, start, false);
+    xg_clear_error(tape);
+}
+
 XG_API_DEF xg_stats xg_tape_stats(const xg_tape *tape)
 {
     xg_stats stats = XG__ZEROS;
@@ -8752,21 +8761,11 @@ XG_API_DEF const char *xg_name_of(const xg_tensor *x)
     return x && x->name ? x->name : "";
 }
 
-XG_API_DEF void xg_tape_reset(xg_tape *tape)
-{
-    if (!tape) return;
-    xg_mark start = XG__ZEROS;
-    start.place = tape->start;
-    xg__tape_rewind(tape, start, false);
-    xg_clear_error(tape);
-}
-
 /* 4.11 Running statistics wait until their step has succeeded. */
 
 static void xg__defer_update(xg_tensor *running, xg_tensor *value, double momentum)
 {
     xg_tape *tape = value->tape;
-    if (xg_failed(tape)) return;
     xg__update *update = (xg__update *)xg__take(tape, sizeof *update);
     if (!update) return;
     update->running = running;
@@ -9381,6 +9380,9 @@ static bool xg__shape_concat(xg_tensor *y)
     if (!xg_shape_same(xg__with_extent(a, axis, 1), xg__with_extent(b, axis, 1))) {
         return xg__refuse(y, XG_ERR_SHAPE, "all axes but the joined one must agree");
     }
+    if (xg__extent(a, axis) > INT_MAX - xg__extent(b, axis)) {
+        return xg__refuse(y, XG_ERR_SHAPE, "the joined axis would be too long");
+    }
     y->shape = xg__with_extent(a, axis, xg__extent(a, axis) + xg__extent(b, axis));
     return true;
 }
@@ -9417,10 +9419,11 @@ XG_API_DEF xg_tensor *xg_mean_to(xg_tensor *x, xg_shape s)
     return xg_affine(xg_sum_to(x, s), share, 0);
 }
 XG_API_DEF xg_tensor *xg_dot(xg_tensor *a, xg_tensor *b) { return xg_sum(xg_mul(a, b)); }
+/* What is too long for an axis is refused by reshape, as not the same number of elements. */
 XG_API_DEF xg_tensor *xg_flatten(xg_tensor *x)
 {
-    xg_shape s = xg_shape_of(x);
-    return xg_reshape(x, xg_shape4(s.n, s.c * s.h * s.w, 1, 1));
+    int n = xg_shape_of(x).n;
+    return xg_reshape(x, xg_shape4(n, (int)xg__min(xg_size(x) / (size_t)n, INT_MAX), 1, 1));
 }
 
 /* ---- 5.4 matmul ------------------------------------------------------------------------------ */

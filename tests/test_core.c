@@ -184,7 +184,7 @@ static const char *ask_amiss(xg_tape *t, int which)
     const int label[2] = { 0, 3 };
     const xg_window k = { 2, 2, 2, 0, 1, 1 }, wide = { 3, 3, 1, 2, 1, 1 }, large = { 9, 9, 1, 0, 1, 1 };
     const xg_window groups = { 0, 0, 1, 0, 1, 3 };
-    const xg_shape x_shape = xg_shape4(2, 3, 4, 5);
+    const xg_shape x_shape = xg_shape4(2, 3, 4, 5), long_row = xg_shape4(1, 1, 1, INT_MAX);
     const xg_optim sgd = { XG_SGD, 0, 0, false, 0, 0, 0, 0, 0, XG_CONSTANT, 0, 0, 0, 0, NULL, NULL };
     xg_tensor *x = leaf(t, 2, 3, 4, 5), *other = leaf(t, 2, 3, 5, 4), *a, *b;
     switch (which) {
@@ -221,6 +221,8 @@ static const char *ask_amiss(xg_tape *t, int which)
     case 30: xg_scatter(other, leaf(t, 2, 3, 4, 5), x_shape); return "like the gathered";
     case 31: xg_gradcheck(NULL, NULL, &x, 17, 1, 0, NULL); return "at most 16 inputs";
     case 32: xg_optim_step(&sgd, NULL, xg_sum(x)); return "no store";
+    case 33: xg_flatten(xg_expand(xg_scalar(t, 1), xg_shape4(1, 65536, 256, 256))); return "same";
+    case 34: a = xg_expand(xg_scalar(t, 1), long_row); xg_concat(a, a, 3); return "too long";
     default: return NULL;
     }
 }

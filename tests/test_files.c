@@ -846,6 +846,20 @@ static void train(xg_params *store, int from, int to)
     for (int i = from; i < to; i++) train_step(store, i % 2 ? &adam : &sgd, i);
 }
 
+/* A slot that the names of state in a file cannot tell from what stands behind it. */
+static void test_a_slot_that_files_cannot_name(void)
+{
+    xg_params *store = xg_params_new(NULL);
+    xg_optim sgd;
+    memset(&sgd, 0, sizeof sgd);
+    sgd.momentum = 0.9;
+    sgd.slot = "a:b";
+    train_step(store, &sgd, 0);
+    CHECK(xg_checkpoint_save(store, in_folder("slot"), NULL, 0) == XG_ERR_ARGUMENT);
+    CHECK(strstr(xg_params_error(store)->text, "'a:b' cannot name a slot"));
+    xg_params_free(store);
+}
+
 /* Ten steps, or five, a file, and five more in a new process: the same bits. */
 static void test_resume_is_bit_exact(void)
 {
@@ -1357,6 +1371,7 @@ TEST_MAIN(
     TEST(test_failing_reads)
     TEST(test_out_of_memory)
     TEST(test_fixed_memory)
+    TEST(test_a_slot_that_files_cannot_name)
     TEST(test_resume_is_bit_exact)
     TEST(test_checkpoints_that_do_not_fit)
     TEST(test_hostile_checkpoints)
