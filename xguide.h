@@ -1,4 +1,4 @@
-/* xguide.h 0.6.0 - train neural networks with explanations.      Public domain or MIT (see the end)
+/* xguide.h 0.7.0 - train neural networks with explanations.      Public domain or MIT (see the end)
  *
  * One file. In exactly one source file:
  *
@@ -166,7 +166,7 @@
 /* Patch: a fix that changes no documented behaviour. Minor: additions; old code compiles and means
  * the same, trained bits may change. Major: something public was renamed, removed or re-defined. */
 #define XG_VERSION_MAJOR 0
-#define XG_VERSION_MINOR 6
+#define XG_VERSION_MINOR 7
 #define XG_VERSION_PATCH 0
 #define XG_VERSION                                                                                 \
     XG__TEXT(XG_VERSION_MAJOR) "." XG__TEXT(XG_VERSION_MINOR) "." XG__TEXT(XG_VERSION_PATCH)
@@ -286,7 +286,7 @@ typedef struct xg_config {
 /* What a tape used. Bytes are of payload and bookkeeping as handed out by the arena. */
 typedef struct xg_stats {
     size_t bytes;       /* in use now */
-    size_t peak;        /* the most that ever was in use at once */
+    size_t peak;        /* the most in use at once; with packed weights an upper bound */
     size_t reserved;    /* taken from the allocator */
     size_t nodes;       /* tensors on the tape now */
     size_t reused;      /* parts of gradients that an earlier gradient had found (6.1.1) */
