@@ -732,13 +732,15 @@ static void test_products_are_computed_once(void)
 static bool product_is_right(xg_scope *s, xg_tensor *w, int rows, bool along)
 {
     xg_shape shape = xg_shape_of(w);
-    xg_tape *fresh = xg_tape_new(NULL);
     xg_tensor *x = xg_randn(s->tape, xg_shape4(1, 1, rows, along ? shape.w : shape.h), s->rng);
     xg_tensor *y = xg_matmul(x, w, false, along);
+    xg_data(y);
+    if (xg_failed(s->tape)) return false;
+    xg_tape *fresh = xg_tape_new(NULL);
     xg_tensor *same = xg_matmul(xg_leaf(fresh, xg_shape_of(x), xg_data(x)),
                                 xg_leaf(fresh, shape, xg_data(w)), false, along);
-    bool right = !xg_failed(s->tape) && !xg_failed(fresh) &&
-                 !memcmp(xg_data(y), xg_data(same), xg_size(y) * sizeof(xg_real));
+    const xg_real *numbers = xg_data(same);
+    bool right = !xg_failed(fresh) && !memcmp(xg_data(y), numbers, xg_size(y) * sizeof *numbers);
     xg_tape_free(fresh);
     return right;
 }
@@ -759,7 +761,7 @@ static void test_packed_weights(void)
     static const int extents[][3] = { { 64, 70, 33 }, { 130, 140, 600 }, { 63, 40, 20 }, { 513, 40, 20 } };
     char path[64];
     snprintf(path, sizeof path, "test_core.%lx.tmp", (unsigned long)(uintptr_t)path);
-    for (int round = 0; round < 8; round++) {
+    for (int round = in_short_mode(); round < 8; round += 1 + in_short_mode()) {
         int rows = extents[round / 2][0], out = extents[round / 2][1], in = extents[round / 2][2];
         int workers = round % 2 ? 3 : 1;
         xg_config config = level_config(NULL, &workers);
@@ -853,11 +855,12 @@ static void limited_release(void *user, void *memory)
     free(block);
 }
 
-/* Six products with the same weights; whether some of them found these packed. */
+/* Six products with the same weights; whether the last of them found these packed. */
 static bool packs(xg_scope *s, xg_tensor *w)
 {
     size_t before = xg_tape_stats(s->tape).packed;
-    for (int i = 0; i < 6; i++) CHECK(product_is_right(s, w, 64, false));
+    xg_tensor *x = xg_randn(s->tape, xg_shape4(1, 1, 64, xg_shape_of(w).h), s->rng);
+    for (int i = 0; i < 6; i++) xg_data(xg_matmul(xg_affine(x, i, 1), w, false, false));
     return xg_tape_stats(s->tape).packed > before;
 }
 
@@ -874,7 +877,7 @@ static void test_packed_weights_are_given_up(void)
         xg_rng rng = xg_rng_seed(52);
         xg_params *params = xg_params_new(NULL);
         xg_scope s = xg_scope_new(xg_tape_new(&config), params, &rng, true);
-        xg_tensor *w = xg_param(&s, "w", xg_shape4(1, 1, 3000, 1500), XG_INIT_KAIMING, 1);
+        xg_tensor *w = xg_param(&s, "w", xg_shape4(1, 1, 2000, 1600), XG_INIT_KAIMING, 1);
         xg_mark mark = xg_tape_mark(s.tape);
         CHECK(packs(&s, w));
         left = 0;

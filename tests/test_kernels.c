@@ -190,9 +190,15 @@ static void test_accuracy_of_vector_maths(void)
     }
 }
 
-/* Powers, where numbers end and, if the exponent is whole, of negative ones: as pow() has them. */
+/* Powers, where numbers end and, if the exponent is whole, of negative ones: as pow() has them, as far
+ * as 3.2 promises. */
 static void test_powers(void)
 {
+#ifdef __wasm__
+    const double most = 65;
+#else
+    const double most = 2;
+#endif
     static const double exponents[] = { -7, -3, -2.5, -2, -1, -0.5, 0.5, 1.5, 2, 2.5, 3, 5, 6, 7 };
     for (size_t k = 0; k < sizeof exponents / sizeof *exponents; k++) {
         xg_tape *t = xg_tape_new(NULL);
@@ -206,7 +212,7 @@ static void test_powers(void)
         for (size_t i = 0; i < 1000; i++) {
             double from = (double)xg_data(x)[i], exact = pow(from, exponents[k]), got = (double)y[i];
             if (signbit(from) && floor(exponents[k]) != exponents[k]) continue;
-            bool right = ulps(got, exact) <= 2 && (got != 0 || !signbit(got) == !signbit(exact));
+            bool right = ulps(got, exact) <= most && (got != 0 || !signbit(got) == !signbit(exact));
             if (!right) printf("      %g^%g: %g, not %g\n", from, exponents[k], got, exact);
             CHECK(right);
         }
