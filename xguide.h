@@ -7031,12 +7031,12 @@ XG_API_DEF const char *xg_tape_simd(const xg_tape *tape)
 /* Gives the memory of packed weights (4.12) back to the allocator; false if there is none. */
 static bool xg__give_up_packed(xg_tape *tape)
 {
-    xg__arena *packs = &tape->packs;
-    if (!packs->first) return false;
-    xg__arena_close(*packs);
-    packs->first = packs->current = NULL;
-    packs->spare = NULL;
-    packs->used = packs->bytes = packs->reserved = 0;
+    const xg__place empty = XG__ZEROS;
+    if (!tape->packs.first) return false;
+    xg__arena_release(&tape->packs, empty);
+    xg__arena_close(tape->packs);
+    tape->packs.first = NULL;
+    tape->packs.reserved = 0;
     for (xg__kept *kept = tape->kept; kept; kept = kept->older) {
         kept->packed.data = NULL;
         kept->packed.made = false;

@@ -152,32 +152,32 @@ else
     skip sanitized "$CC has no sanitizers here"
 fi
 
-# emulated NAME TEST..: the library and test programs on another machine, by tests/NAME.sh.
-emulated() {
+# elsewhere NAME SCRIPT TEST..: a library of its own and test programs with it, both by the script.
+elsewhere() {
     long "$1" || return 0
-    machine=$1
-    shift
-    check "$machine-build" sh "tests/$machine.sh" --build
-    for name in "$@"; do suite "$machine-$name" sh "tests/$machine.sh" "$name"; done
+    where=$1 script=$2
+    shift 2
+    check "$where-build" sh $script --build
+    for name in "$@"; do suite "$where-$name" sh $script "$name"; done
 }
 
 # Kernels and operations on NEON.
 if have aarch64-linux-gnu-gcc && have qemu-aarch64; then
-    emulated neon test_kernels test_winograd test_small test_finish test_ops test_core
+    elsewhere neon tests/neon.sh test_kernels test_winograd test_small test_finish test_ops test_core
 else
     skip neon "aarch64-linux-gnu-gcc or qemu-aarch64 is not installed"
 fi
 
 # And on AVX-512, which few machines have, made of the AVX2 of those that have that.
 if have gcc && grep -qs avx2 /proc/cpuinfo; then
-    emulated avx512 test_kernels test_winograd test_small test_finish test_ops test_core
+    elsewhere avx512 tests/avx512.sh test_kernels test_winograd test_small test_finish test_ops test_core
 else
     skip avx512 "gcc or AVX2 is not there"
 fi
 
 # WebAssembly with SIMD, run by node.
 if have clang && have wasm-ld && have node && [ -e /usr/include/wasm32-wasi ]; then
-    emulated wasm test_kernels test_winograd test_small test_ops
+    elsewhere wasm tests/wasm.sh test_kernels test_winograd test_small test_ops
 else
     skip wasm "clang, wasm-ld, node or wasi-libc is not installed"
 fi
@@ -185,15 +185,9 @@ fi
 # As those compile it who ask for no standard, and those who want the best of their machine.
 for cc in gcc clang; do
     if ! have $cc; then skip "contract-$cc" "$cc is not installed"; continue; fi
-    long "contract-$cc" || continue
-    for mode in $cc gnu17-$cc; do
-        check "contract-$mode-build" sh tests/contract.sh --build $mode
-        for name in test_finish test_core test_kernels; do
-            # Kernels take long; what a machine's best changes in them is nothing but the yardstick.
-            if [ $name = test_kernels ] && [ $mode != $cc ]; then continue; fi
-            suite "contract-$mode-$name" sh tests/contract.sh $mode $name
-        done
-    done
+    # Kernels take long; what a machine's best changes in them is nothing but the yardstick.
+    elsewhere contract-$cc "tests/contract.sh $cc" test_finish test_core test_kernels
+    elsewhere contract-gnu17-$cc "tests/contract.sh gnu17-$cc" test_finish test_core
 done
 
 # ---- run, and add up -------------------------------------------------------------------------------

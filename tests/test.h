@@ -38,6 +38,9 @@ static test_state test_now;
 #define IS_DOUBLE (sizeof(xg_real) == sizeof(double))
 #define TOL(in_float, in_double) (IS_DOUBLE ? (in_double) : (in_float))
 
+/* Where tests are slow, under sanitizers and emulators, some try fewer cases. */
+static inline bool in_short_mode(void) { return getenv("XG_TEST_SHORT") != NULL; }
+
 static inline void test_fail_(const char *file, int line, const char *what)
 {
     test_now.failures_here++;

@@ -497,7 +497,7 @@ static void test_many_tensors(void)
 
 /* ---- mutation -------------------------------------------------------------------------------- */
 
-static int rounds(int full) { return getenv("XG_TEST_SHORT") ? full / 10 : full; }
+static int rounds(int full) { return in_short_mode() ? full / 10 : full; }
 
 /* A copy with a few bytes changed, or cut, in memory of its own size. */
 static unsigned char *mutate(const unsigned char *bytes, size_t *count, xg_rng *rng)
