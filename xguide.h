@@ -7288,6 +7288,12 @@ static void xg__retire(xg_tensor *x);
  * memory is free (4.8). */
 static void xg__end(xg_tensor *x);
 
+/* Would the memory of x be free if it ended now? */
+static bool xg__is_own(const xg_tensor *x)
+{
+    return x->data && !x->fixed && x->given == x->tape->arena.marks;
+}
+
 static void xg__hold(xg_tensor *x)
 {
     if (x && x->passing) x->holds++;
@@ -7379,10 +7385,17 @@ static xg__part xg__part_of(const xg__program *p, const xg_tensor *x)
     return xg_shape_same(x->shape, p->unit) ? XG__ONE : XG__SOURCE;
 }
 
+/* The place of x; XG__PLACES if it has none. */
+static int xg__program_find(const xg__program *p, const xg_tensor *x)
+{
+    for (int i = 0; i < p->steps; i++) if (p->step[i].node == x) return i;
+    for (int i = 0; i < p->sources; i++) if (p->source[i].x == x) return XG__STEPS + i;
+    return XG__PLACES;
+}
+
 /* A source that waits is noted: it must have its numbers before the program is built again. */
 static int xg__program_source(xg__program *p, xg_tensor *x)
 {
-    for (int i = 0; i < p->sources; i++) if (p->source[i].x == x) return XG__STEPS + i;
     if (!x->data) p->waiting++;
     p->source[p->sources].x = x;
     return XG__STEPS + p->sources++;
@@ -7437,7 +7450,8 @@ static void xg__step_operands(xg__program *p, xg__step *s)
 /* Adds x, with what it waits for, and returns its place. */
 static int xg__program_add(xg__program *p, xg_tensor *x)
 {
-    for (int i = 0; i < p->steps; i++) if (p->step[i].node == x) return i;
+    int known = xg__program_find(p, x);
+    if (known < XG__PLACES) return known;
     xg__step s;
     s.node = x;
     s.part = xg__part_of(p, x);
@@ -8157,6 +8171,29 @@ static const xg_real *xg__planes_at(const xg__planes *planes, xg__piece *c, size
     return room;
 }
 
+/* A source that ends with the program (4.8) and is like the result, which then takes its place: row
+ * by row, each when it has been read for the last time. NULL if there is none. */
+static xg_tensor *xg__program_onto(const xg__program *p)
+{
+    const xg_tape *tape = p->result->tape;
+    int gone[XG__PLACES + 1] = { 0 };          /* of those who hold what is at a place */
+    for (int i = p->steps - 1; i >= 0; i--) {
+        const xg__step *s = &p->step[i];
+        const xg_tensor *x = s->node;
+        bool settles = x == p->result || (s->part != XG__ROWS && !s->inner);
+        bool ends = settles || (gone[i] == x->holds && x->id < tape->open);
+        bool late = s->part == XG__SUM && s->sweep == p->sweeps - 1;     /* behind the result */
+        if (!x->passing || !ends || late) continue;
+        for (int k = 0; k < s->operands; k++) gone[xg__program_find(p, x->in[k])]++;
+    }
+    for (int i = 0; i < p->sources; i++) {
+        xg_tensor *x = p->source[i].x;
+        bool ends = x->passing && gone[XG__STEPS + i] == x->holds && x->id < tape->open;
+        if (ends && xg__is_own(x) && xg_shape_same(x->shape, p->domain)) return x;
+    }
+    return NULL;
+}
+
 /* Runs what x waits for. */
 static bool xg__force_program(xg_tensor *x)
 {
@@ -8168,9 +8205,12 @@ static bool xg__force_program(xg_tensor *x)
         if (!p.step[i].value) return false;
     }
     bool rows = xg_shape_same(x->shape, p.domain);
-    if (rows) p.out = xg__take_numbers(x);
+    xg_tensor *onto = rows ? xg__program_onto(&p) : NULL;
+    if (rows) p.out = onto ? onto->data : xg__take_numbers(x);
     if (rows && !p.out) return false;
+    if (onto) p.walkers--;                     /* the last: it need not be fetched twice */
     if (!xg__program_run(&p)) return false;
+    if (onto) onto->fixed = true;
     x->cheap = xg__program_cheap(&p);
     xg__hold(x);                               /* until all are settled */
     for (int i = 0; i < p.steps; i++) {
@@ -8495,7 +8535,7 @@ static xg_tensor *xg__emit(xg_op op, xg_tensor *a, xg_tensor *b, const xg__attr 
 /* Gives back the numbers of x; it waits again. */
 static void xg__drop(xg_tensor *x)
 {
-    if (!x->data || x->fixed || x->given != x->tape->arena.marks) return;
+    if (!xg__is_own(x)) return;
     xg__give_many(x->tape, x->data, xg_size(x));
     x->data = NULL;
 }
@@ -10732,8 +10772,8 @@ static xg_tensor *xg__walk_add(xg_tensor *x, xg_tensor *part)
 static xg_tensor *xg__walk_onto(const xg_tensor *x)
 {
     xg_tensor *old = x->walk.first;
-    bool own = old && old->passing && old->holds == 1 && old->data && !old->fixed;
-    return own && x->tape->last_sweep && old->given == x->tape->arena.marks ? old : NULL;
+    bool last = old && old->passing && old->holds == 1 && xg__is_own(old);
+    return last && x->tape->last_sweep ? old : NULL;
 }
 
 /* What node sends its operand i when g reaches it. */

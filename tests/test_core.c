@@ -1150,6 +1150,47 @@ static void test_what_products_read_is_given_back(void)
     CHECK(less + sizeof kept <= more);
 }
 
+/* A step by two layers with a factor between, and a shift or none, whose maps are large; with `apart`,
+ * by a gradient that was asked for before, whose parts are kept. Notes the most memory in use, in maps. */
+static uint64_t scaled_step(bool shift, bool apart, double *maps)
+{
+    trainer a = trainer_new(NULL);
+    xg_scope s = xg_scope_new(a.tape, a.params, &a.rng, true);
+    xg_conv_options conv;
+    memset(&conv, 0, sizeof conv);
+    conv.window.kh = conv.window.kw = 1;
+    xg_tensor *x = xg_randn(a.tape, xg_shape4(2, 4, 64, 64), &a.rng), *leaf[3], *grad[3];
+    xg_tensor *y = xg_affine(xg_conv(&s, "a", x, 32, &conv), 0.75, 0);
+    const double map = (double)(xg_size(y) * sizeof(xg_real));
+    if (shift) y = xg_add(y, xg_param(&s, "shift", xg_shape4(1, 32, 1, 1), XG_INIT_KAIMING, 1));
+    CHECK(xg_data(y) != NULL);                         /* which therefore stays */
+    xg_tensor *loss = xg_mean(xg_square(xg_conv(&s, "b", y, 4, &conv)));
+    xg_optim sgd;
+    memset(&sgd, 0, sizeof sgd);
+    if (apart) {
+        int count = xg_params_leaves(a.params, a.tape, leaf, 3);
+        xg_grads(loss, NULL, leaf, count, NULL, grad);
+        CHECK(xg_optim_apply(&sgd, a.params, leaf, grad, count) == XG_ERR_OK);
+    } else {
+        CHECK(xg_optim_step(&sgd, a.params, loss) == XG_ERR_OK);
+    }
+    CHECK_OK(a.tape);
+    *maps = (double)xg_tape_stats(a.tape).peak / map;
+    uint64_t bits = fingerprint(a.params);
+    trainer_free(&a);
+    return bits;
+}
+
+/* What is made of a map that a step reads for the last time takes the map's place, unless the map is
+ * summed after that. */
+static void test_results_take_the_place_of_what_ends(void)
+{
+    double least, more;
+    CHECK(scaled_step(false, false, &least) == scaled_step(false, true, &more));
+    CHECK(least < 4);                          /* two maps, what is sent to one, and small things */
+    CHECK(scaled_step(true, false, &more) == scaled_step(true, true, &more));
+}
+
 /* Where two paths meet at a ReLU, the sum of what they send is not kept, only what passes of it. */
 static void test_of_sums_at_a_relu_what_passes_is_kept(void)
 {
@@ -1432,6 +1473,7 @@ TEST_MAIN(
     TEST(test_long_chains_do_not_wait_for_ever)
     TEST(test_dropping_and_reading_change_no_bit)
     TEST(test_what_products_read_is_given_back)
+    TEST(test_results_take_the_place_of_what_ends)
     TEST(test_of_sums_at_a_relu_what_passes_is_kept)
     TEST(test_what_weights_give_outlives_steps)
     TEST(test_gradients_are_taken_over)
