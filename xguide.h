@@ -7761,16 +7761,16 @@ static bool xg__program_open(xg__program *p, xg_tensor *result)
 /* Where a row is: its number along each outer axis. */
 typedef struct xg__spot { size_t number[4]; } xg__spot;
 
-static xg__spot xg__spot_of(const xg__program *p, size_t unit, size_t row)
+/* It is written where it stays: to copy it at once would wait for its numbers. */
+static void xg__spot_at(const xg__program *p, size_t unit, size_t row, xg__spot *spot)
 {
-    xg__spot spot = { { 0 } };
+    for (int axis = 0; axis < 4; axis++) spot->number[axis] = 0;
     for (int axis = p->axes - 1; axis >= 0; axis--) {
         size_t *number = p->counts_units[axis] ? &unit : &row;
         if (p->extent[axis] == 1 || !*number) continue;
-        spot.number[axis] = *number % p->extent[axis];
+        spot->number[axis] = *number % p->extent[axis];
         *number /= p->extent[axis];
     }
-    return spot;
 }
 
 /* The next row of the unit. */
@@ -7838,7 +7838,8 @@ static const xg_real *xg__one_place(const xg__program *p, int place, size_t unit
     *pace = 1;
     if (place < XG__STEPS) return p->step[place].value + unit;
     const xg__walker *w = &p->source[place - XG__STEPS];
-    const xg__spot spot = xg__spot_of(p, unit, 0);
+    xg__spot spot;
+    xg__spot_at(p, unit, 0, &spot);
     *pace = xg_size(w->x) != 1;
     return w->x->data + xg__walker_at(w, &spot);
 }
@@ -7969,7 +7970,7 @@ static void xg__ahead_begin(const xg__program *p, xg__piece *c, int turn)
     ahead->done = ahead->all * (size_t)turn / (size_t)p->turns;
     ahead->walker = (int)(ahead->done % walkers);
     ahead->first = ahead->done / walkers % parts * XG__FETCH;
-    ahead->spot = xg__spot_of(p, c->unit + p->batch, c->row + ahead->done / walkers / parts);
+    xg__spot_at(p, c->unit + p->batch, c->row + ahead->done / walkers / parts, &ahead->spot);
 }
 
 /* Asks for numbers of the next unit, of the result's, too: they come from memory while this one is
@@ -7978,8 +7979,8 @@ static void xg__ahead_begin(const xg__program *p, xg__piece *c, int turn)
 static void xg__piece_fetch(const xg__program *p, xg__piece *c, int turn)
 {
     xg__ahead *ahead = &c->ahead;
-    const size_t due = ahead->all * (size_t)(turn + 1) / (size_t)p->turns;
-    for (; ahead->done < due; ahead->done++) {
+    const size_t turns = (size_t)p->turns, due = ahead->all * (size_t)(turn + 1);  /* times turns */
+    for (; (ahead->done + 1) * turns <= due; ahead->done++) {
         const xg__walker *w = &p->source[p->walker[ahead->walker]];
         const xg_real *from = w == &p->source[p->sources] ? p->out : w->x->data;
         const size_t end = xg__min(ahead->first + XG__FETCH, ahead->row);
@@ -8000,7 +8001,7 @@ static void xg__piece_run(const xg__program *p, const xg__sweep *sweep, xg__piec
     bool fetches = p->walkers > 0 && c->unit + p->batch < p->units;
     int turn = sweep->turn;
     if (fetches) xg__ahead_begin(p, c, turn);
-    c->spot = xg__spot_of(p, c->unit, c->row);
+    xg__spot_at(p, c->unit, c->row, &c->spot);
     xg__piece_load(p, sweep, c);
     for (int i = 0; i < sweep->count; i++) {
         const xg__step *s = &p->step[sweep->step[i]];
