@@ -1150,8 +1150,27 @@ static void test_what_products_read_is_given_back(void)
     CHECK(less + sizeof kept <= more);
 }
 
-/* A step by two layers with a factor between, and a shift or none, whose maps are large; with `apart`,
- * by a gradient that was asked for before, whose parts are kept. Notes the most memory in use, in maps. */
+/* The bits of what a step by a loss makes of the weights; with `apart`, a step by a gradient that was
+ * asked for before, whose parts are kept. */
+static uint64_t step_bits(trainer *a, xg_tensor *loss, bool apart)
+{
+    xg_tensor *leaf[3], *grad[3];
+    xg_optim sgd;
+    memset(&sgd, 0, sizeof sgd);
+    if (apart) {
+        int count = xg_params_leaves(a->params, a->tape, leaf, 3);
+        CHECK(count > 0 && count <= 3);
+        xg_grads(loss, NULL, leaf, count, NULL, grad);
+        CHECK(xg_optim_apply(&sgd, a->params, leaf, grad, count) == XG_ERR_OK);
+    } else {
+        CHECK(xg_optim_step(&sgd, a->params, loss) == XG_ERR_OK);
+    }
+    CHECK_OK(a->tape);
+    return fingerprint(a->params);
+}
+
+/* A step by two layers with a factor between, and a shift or none, whose maps are large. Notes the
+ * most memory in use, in maps. */
 static uint64_t scaled_step(bool shift, bool apart, double *maps)
 {
     trainer a = trainer_new(NULL);
@@ -1159,24 +1178,14 @@ static uint64_t scaled_step(bool shift, bool apart, double *maps)
     xg_conv_options conv;
     memset(&conv, 0, sizeof conv);
     conv.window.kh = conv.window.kw = 1;
-    xg_tensor *x = xg_randn(a.tape, xg_shape4(2, 4, 64, 64), &a.rng), *leaf[3], *grad[3];
+    xg_tensor *x = xg_randn(a.tape, xg_shape4(2, 4, 64, 64), &a.rng);
     xg_tensor *y = xg_affine(xg_conv(&s, "a", x, 32, &conv), 0.75, 0);
     const double map = (double)(xg_size(y) * sizeof(xg_real));
     if (shift) y = xg_add(y, xg_param(&s, "shift", xg_shape4(1, 32, 1, 1), XG_INIT_KAIMING, 1));
     CHECK(xg_data(y) != NULL);                         /* which therefore stays */
     xg_tensor *loss = xg_mean(xg_square(xg_conv(&s, "b", y, 4, &conv)));
-    xg_optim sgd;
-    memset(&sgd, 0, sizeof sgd);
-    if (apart) {
-        int count = xg_params_leaves(a.params, a.tape, leaf, 3);
-        xg_grads(loss, NULL, leaf, count, NULL, grad);
-        CHECK(xg_optim_apply(&sgd, a.params, leaf, grad, count) == XG_ERR_OK);
-    } else {
-        CHECK(xg_optim_step(&sgd, a.params, loss) == XG_ERR_OK);
-    }
-    CHECK_OK(a.tape);
+    uint64_t bits = step_bits(&a, loss, apart);
     *maps = (double)xg_tape_stats(a.tape).peak / map;
-    uint64_t bits = fingerprint(a.params);
     trainer_free(&a);
     return bits;
 }
@@ -1341,8 +1350,7 @@ static void test_gradients_are_taken_over(void)
     }
 }
 
-/* A step by a loss that reads one weight three times; with `apart`, by a gradient that was asked for
- * before, whose parts are kept. */
+/* A step by a loss that reads one weight three times. */
 static uint64_t thrice_read(int which, bool apart)
 {
     /* n, c, h, w, o, kernel, stride; kernel 0: a dense layer */
@@ -1359,23 +1367,13 @@ static uint64_t thrice_read(int which, bool apart)
     conv.window.kh = conv.window.kw = e[5];
     conv.window.stride = e[6];
     conv.window.pad = e[5] / 2;
-    xg_tensor *loss = xg_scalar(a.tape, 0), *leaf, *grad;
+    xg_tensor *loss = xg_scalar(a.tape, 0);
     for (int i = 0; i < 3; i++) {
         xg_tensor *x = xg_randn(a.tape, xg_shape4(e[0], e[1], e[2], e[3]), &a.rng);
         xg_tensor *y = e[5] ? xg_conv(&s, "w", x, e[4], &conv) : xg_dense(&s, "w", x, e[4], false);
         loss = xg_add(loss, xg_dot(y, xg_randn(a.tape, xg_shape_of(y), &a.rng)));
     }
-    xg_optim sgd;
-    memset(&sgd, 0, sizeof sgd);
-    if (apart) {
-        CHECK(xg_params_leaves(a.params, a.tape, &leaf, 1) == 1);
-        xg_grads(loss, NULL, &leaf, 1, NULL, &grad);
-        CHECK(xg_optim_apply(&sgd, a.params, &leaf, &grad, 1) == XG_ERR_OK);
-    } else {
-        CHECK(xg_optim_step(&sgd, a.params, loss) == XG_ERR_OK);
-    }
-    CHECK_OK(a.tape);
-    uint64_t bits = fingerprint(a.params);
+    uint64_t bits = step_bits(&a, loss, apart);
     trainer_free(&a);
     return bits;
 }
