@@ -3422,6 +3422,12 @@ XG__INLINE void XG_(copy_steps)(const xg_real *from, size_t step, xg_real *to, s
         for (; length > XG__LANES; length -= XG__LANES, to += XG__LANES, from += 2 * XG__LANES) {
             XG_(store)(to, XG_(evens)(XG_(load)(from), XG_(load)(from + XG__LANES)));
         }
+        if (length > 0) {
+            const size_t reach = 2 * length - 1, low = xg__min(reach, XG__LANES);
+            XG_(store)(to, XG_(evens)(XG_(load_part)(from, low),
+                                      XG_(load_part)(from + XG__LANES, reach - low)));
+            return;
+        }
     }
     for (; length > 0; length--, from += step) *to++ = *from;
 }
@@ -4263,7 +4269,6 @@ static void XG_(plan_units)(XG_(plan) *p, int workers)
     if (p->unpacked) {
         col_target = xg__min(xg__max(XG__BLOCK_AREA / p->rows.minor, col_target), 4096);
     }
-    col_target = xg__max(col_target / (size_t)p->phases, 2 * XG__NR);
     if (p->across) {
         row_target = XG__BLOCK_ROWS_ACROSS;
         col_target = xg__max(XG__BLOCK_COLS_ACROSS / taps, XG__NR);
