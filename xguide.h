@@ -3548,17 +3548,18 @@ static void XG_(turn)(const XG_(source) *s, xg_real *to, size_t pitch, size_t pa
 typedef struct XG_(soon) {
     const xg_real *base;
     size_t rows, stride, length;
-    size_t row, at;            /* how far it is                                                   */
+    size_t row, at;            /* where the row begins that is fetched now, how much of it is     */
 } XG_(soon);
 
 XG__INLINE void XG_(fetch)(XG_(soon) *s, size_t lines)
 {
-    for (; lines > 0 && s->row < s->rows; lines--) {
-        XG__PREFETCH(s->base + s->row * s->stride, s->at);
+    for (; lines > 0 && s->rows > 0; lines--) {
+        XG__PREFETCH(s->base, s->row + s->at);
         s->at += 16;
         if (s->at >= s->length) {
             s->at = 0;
-            s->row++;
+            s->row += s->stride;
+            s->rows--;
         }
     }
 }
