@@ -4100,6 +4100,7 @@ typedef struct XG_(plan) {
     XG_(window) window;
     bool unpacked;             /* columns are read from the stage (see better_unpacked)           */
     bool across;               /* columns are (tap, c), read from the stage (see stage_across)    */
+    bool each;                 /* the same where groups are single channels: each meets its own g */
     bool folded;               /* an input gradient by shares of x (see plan_folded)              */
     size_t problems;           /* matrices, groups (times phases in y for input gradients)        */
     int phases;                /* input gradients: phases in x, which are one unit's; otherwise 1 */
@@ -4192,7 +4193,7 @@ static void XG_(plan_desk)(XG_(plan) *p)
     const bool in_place = p->weights > 0 || p->row_matrix.base != NULL;
     const size_t rows = XG_(longest)(&p->rows), cols = XG_(longest)(&p->cols);
     const size_t panels = (p->part > 0 ? p->part : cols) / XG__NR + 1, room = sizeof(xg_real);
-    const size_t slices = XG_(round_up)(rows, XG__MR);
+    const size_t slices = p->each ? panels * XG__NR : XG_(round_up)(rows, XG__MR);
     size_t k = 0, stage = 0, width = cols, list = xg__max(rows, cols + panels);
     int i;
     for (i = 0; i < p->phases * p->phases; i++) {
@@ -4272,7 +4273,7 @@ static void XG_(plan_units)(XG_(plan) *p, int workers)
     }
     if (p->across) {
         row_target = XG__BLOCK_ROWS_ACROSS;
-        col_target = xg__max(XG__BLOCK_COLS_ACROSS / taps, XG__NR);
+        col_target = p->each ? XG__NR : xg__max(XG__BLOCK_COLS_ACROSS / taps, XG__NR);
     } else {
         const double most = XG__BLOCK_AREA / 2;
         while (row_target < 1024 && cols * (double)row_target <= most) row_target *= 2;
@@ -4425,10 +4426,16 @@ static void XG_(plan_conv)(XG_(plan) *p, const xg__conv_job *job, int workers)
         p->y_stride = p->c * p->taps;
         p->y_step = p->o * p->y_stride;
         p->k = XG_(axis)(job->n, job->oh * job->ow);
-        p->across = taps > 1 && c >= XG__LANES && k > o;
+        p->each = taps > 1 && c == 1 && o == 1 && job->groups > 1;
+        if (p->each) {         /* all groups are columns */
+            p->c = p->o = p->problems;
+            p->problems = 1;
+        }
+        p->across = p->each || (taps > 1 && c >= XG__LANES && k > o);
         p->turned = p->turned && !p->across;
         p->rows = p->turned ? XG_(axis)(c, taps) : XG_(axis)(1, o);
-        p->cols = p->turned ? XG_(axis)(1, o) : p->across ? XG_(axis)(1, c) : XG_(axis)(c, taps);
+        p->cols = p->turned ? XG_(axis)(1, o) : p->across ? XG_(axis)(1, (int)p->c)
+                                              : XG_(axis)(c, taps);
     }
     XG_(plan_units)(p, workers);
 }
@@ -4981,8 +4988,8 @@ static void XG_(deliver_phases)(const XG_(plan) *p, const XG_(phase) *phase, siz
 /* 3.5.8 Units. */
 
 /* Packs the rows of a k block of a unit, and tells the product where they are. */
-static void XG_(pack_rows)(const XG_(plan) *p, size_t group, XG_(span) rows, XG_(span) k,
-                           XG_(product) *product, const XG_(desk) *d)
+static void XG_(pack_rows)(const XG_(plan) *p, size_t group, XG_(span) rows, XG_(span) cols,
+                           XG_(span) k, XG_(product) *product, const XG_(desk) *d)
 {
     XG_(source) s;
     product->k = XG_(length)(k);
@@ -4990,7 +4997,10 @@ static void XG_(pack_rows)(const XG_(plan) *p, size_t group, XG_(span) rows, XG_
     product->a_stride = product->k;
     product->a_turned = false;
     product->scattered = p->across || p->unpacked;
-    if (p->weights > 0) {
+    if (p->each) {             /* a panel of g, as the stage's are */
+        s = XG_(g_source)(p, group, cols, k, true, d);
+        XG_(turn)(&s, d->rows, XG__NR, product->k * XG__NR, d->squares);
+    } else if (p->weights > 0) {
         product->a = XG_(weights_at)(p, group, k) + rows.minor * product->k;
     } else if (p->conv != NULL && p->conv->kind == XG__CONV_DX && !p->folded) {
         XG_(turn_weights)(p, group, rows.minor, rows.minors, k.major, k.majors, d->rows, d);
@@ -5080,6 +5090,30 @@ static XG_(spot) XG_(spot_of)(const XG_(plan) *p, size_t unit)
     return spot;
 }
 
+/* A panel of single channels: c[j] (+)= the sum of g's numbers of channel j, by what they see. */
+static void XG_(multiply_each)(const XG_(product) *p)
+{
+    const xg_real *g = p->a;
+    XG_(v) sum[XG__NV];
+    size_t t;
+    int j;
+    XG__UNROLL
+    for (j = 0; j < XG__NV; j++) sum[j] = XG_(set1)(0);
+    for (t = 0; t < p->k; t++, g += XG__NR) {
+        const xg_real *x = p->b + p->step[t];
+        XG__UNROLL
+        for (j = 0; j < XG__NV; j++) {
+            const int at = j * XG__LANES;
+            sum[j] = XG_(fma)(XG_(load)(g + at), XG_(load)(x + at), sum[j]);
+        }
+    }
+    XG__UNROLL
+    for (j = 0; j < XG__NV; j++) {
+        xg_real *to = p->c + j * XG__LANES;
+        XG_(store)(to, p->first ? sum[j] : XG_(add)(XG_(load)(to), sum[j]));
+    }
+}
+
 /* A block whose columns are (tap, c): every tap sees the same stage, a little further on. */
 static void XG_(multiply_taps)(const XG_(plan) *p, XG_(product) *product, XG_(span) pixels,
                                const XG_(desk) *d)
@@ -5093,7 +5127,8 @@ static void XG_(multiply_taps)(const XG_(plan) *p, XG_(product) *product, XG_(sp
         const size_t x = t % (size_t)w->tx.count * (size_t)w->tx.delta;
         product->b = d->stage + (y * (size_t)stage.width + x) * XG__NR;
         product->c = c + t * (p->sums_stride / p->taps);
-        XG_(multiply)(product, d->tile);
+        if (p->each) XG_(multiply_each)(product);
+        else XG_(multiply)(product, d->tile);
     }
     product->c = c;
 }
@@ -5186,7 +5221,7 @@ static void XG_(sum_block)(const XG_(plan) *p, const XG_(spot) *spot, size_t gro
                    && i + 1 == end;
     xg_real *c = product->c;
     size_t from = 0;
-    XG_(pack_rows)(p, group, spot->rows, k, product, d);
+    XG_(pack_rows)(p, group, spot->rows, spot->cols, k, product, d);
     product->again = false;
     while (from < XG_(length)(spot->cols)) {
         const XG_(span) cols = XG_(part)(p, spot->cols, from);

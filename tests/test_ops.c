@@ -319,6 +319,7 @@ static void test_convolutions_against_loops(void)
     check_trio(xg_shape4(2,3,9,7), xg_shape4(5,3,3,3), window(3,3,2,1,1,1));
     check_trio(xg_shape4(1,4,11,13), xg_shape4(6,2,3,5), window(3,5,3,2,2,2));
     check_trio(xg_shape4(3,6,5,5), xg_shape4(6,1,3,3), window(3,3,1,1,1,6));
+    check_trio(xg_shape4(2,21,9,8), xg_shape4(21,1,3,2), window(3,2,2,2,2,21));
     check_trio(xg_shape4(2,8,7,7), xg_shape4(12,8,1,1), window(1,1,1,0,1,1));
     check_trio(xg_shape4(2,8,7,7), xg_shape4(12,8,1,1), window(1,1,2,0,1,1));
     check_trio(xg_shape4(1,3,20,18), xg_shape4(17,3,7,7), window(7,7,2,3,1,1));
