@@ -4255,7 +4255,8 @@ XG__INLINE size_t XG_(units)(const XG_(plan) *p)
 }
 
 /* Cuts the axes: for the cache first, then until every worker has a few units, so that a slow one
- * does not hold up the others. (But the finer the cut, the more often numbers are packed.) */
+ * does not hold up the others. But the finer the cut, the more often numbers are packed: a matrix
+ * product whose rows are read as they lie is cut into columns, each of which is packed once. */
 static void XG_(plan_units)(XG_(plan) *p, int workers)
 {
     const double rows = (double)p->rows.major * (double)p->rows.minor;
@@ -4263,6 +4264,8 @@ static void XG_(plan_units)(XG_(plan) *p, int workers)
     const double cols = (double)p->cols.major * (double)p->cols.minor * (double)taps;
     const double work = rows * cols * (double)p->k.major * (double)p->k.minor * (double)p->problems;
     const size_t unit = XG_(pools)(p) ? 2 * (size_t)p->window.gw : XG__NR;   /* rows of windows */
+    const bool in_place = p->conv == NULL && p->row_matrix.along_k;
+    const double small = p->conv != NULL ? 3e7 : 4e6;   /* two such units a worker are enough */
     size_t row_target = XG__BLOCK_ROWS;
     size_t col_target = XG__BLOCK_COLS * (p->conv != NULL ? 1 : XG__BLOCK_PARTS);
     if (p->rows.major * p->rows.minor * p->cols.major * p->cols.minor == 0) p->problems = 0;
@@ -4286,10 +4289,9 @@ static void XG_(plan_units)(XG_(plan) *p, int workers)
         r = XG_(longest)(&p->rows);
         c = XG_(longest)(&p->cols);
         if (workers < 2 || work < 5e5 * (double)units) break;
-        if (units >= (p->conv != NULL && work < 3e7 * (double)units ? 2 : 4) * (size_t)workers) {
-            break;
-        }
-        if (c >= 2 * unit && (c * taps > r || r < 64)) col_target = c / 2;
+        if (units >= (work < small * (double)units ? 2 : 4) * (size_t)workers) break;
+        if (in_place && c >= 128) col_target = c / 2;
+        else if (c >= 2 * unit && (c * taps > r || r < 64)) col_target = c / 2;
         else if (r >= 32 && !p->folded) row_target = r / 2;
         else break;
     }
