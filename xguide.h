@@ -5893,17 +5893,25 @@ typedef struct XG_(winograd) {
     size_t at_b, at_c;         /* weight gradient: columns and products, in what is shared        */
     size_t shared;             /* numbers in front of the desks                                   */
     size_t desk_a, desk_b, desk_c, desk_lines, desk_room, desk_step, desk_seat;      /* bytes   */
-    size_t desk_place, desk;
+    size_t desk_place, desk_from, desk_swath, desk;
 } XG_(winograd);
 
-/* A patch: where it begins among the mixed rows, where its outputs go, how many there are; whether
- * it and those behind it, that make a vector, have all of them. */
+/* A patch: where its outputs go, how many there are; whether it and those behind it, that make a
+ * vector, have all of them. */
 typedef struct XG_(seat) {
-    size_t from, to;
+    size_t to;
     size_t window;             /* the number of its first window of 2x2, through all planes       */
     int rows, columns;
     bool whole;
 } XG_(seat);
+
+/* Patches of a block in one row of patches, and what they see of a plane: n numbers, of rows from
+ * `top` on, from `column` on; they go to mixed rows from number `begin` on. */
+typedef struct XG_(swath) {
+    size_t image, column, begin, n;
+    int top;
+    bool below;                /* the swath before is the one above: two rows are seen again      */
+} XG_(swath);
 
 /* A worker's scratch. */
 typedef struct XG_(bench) {
@@ -5914,6 +5922,8 @@ typedef struct XG_(bench) {
     size_t *step;
     XG_(seat) *seat;
     xg_real *place;            /* where in their plane patches begin                              */
+    const xg_real **from;      /* where among the mixed rows                                      */
+    XG_(swath) *swath;
 } XG_(bench);
 
 /* How far apart the matrices of two points lie: never a multiple of the cache's period, or the 36
@@ -5933,6 +5943,8 @@ static XG_(bench) XG_(bench_of)(const XG_(winograd) *p, int worker)
     d.step = (size_t *)(void *)(memory + p->desk_step);
     d.seat = (XG_(seat) *)(void *)(memory + p->desk_seat);
     d.place = (xg_real *)(void *)(memory + p->desk_place);
+    d.from = (const xg_real **)(void *)(memory + p->desk_from);
+    d.swath = (XG_(swath) *)(void *)(memory + p->desk_swath);
     d.zeros = d.lines + p->zeros;
     d.placed = d.zeros + p->pitch;
     memset(d.zeros, 0, p->pitch * sizeof *d.zeros);
@@ -5999,7 +6011,9 @@ static void XG_(winograd_desk)(XG_(winograd) *p, size_t a, size_t b, size_t c, s
     p->desk_step = XG_(after)(p->desk_room, 2 * 16 * XG__LANES + XG__ROOM, room);
     p->desk_seat = XG_(after)(p->desk_step, k, sizeof(size_t));
     p->desk_place = XG_(after)(p->desk_seat, patches + XG__LANES, sizeof(XG_(seat)));
-    p->desk = XG_(after)(p->desk_place, patches + XG__LANES, room);
+    p->desk_from = XG_(after)(p->desk_place, patches + XG__LANES, room);
+    p->desk_swath = XG_(after)(p->desk_from, patches + XG__LANES, sizeof(xg_real *));
+    p->desk = XG_(after)(p->desk_swath, lines, sizeof(XG_(swath)));
 }
 
 /* Weight gradient. The sum over patches is cut into stretches; for each, x and g are transformed,
@@ -6074,47 +6088,62 @@ XG__INLINE void XG_(mix_vector)(const int side, const bool whole, const xg_real 
     for (i = 0; i < XG__PATCH; i++, to += pitch) XG_(store)(to, mixed[i]);
 }
 
-/* Row y of a plane, NULL if there is none or it is 0. What lies behind a max-pool is made, two rows
- * at a time, unless it is there; of eight rows, each has its own place. */
-XG__INLINE const xg_real *XG_(row_of)(const XG_(planes) *s, size_t plane, int y, bool there,
-                                      const XG_(bench) *d)
+/* Patches [first, first + count) of a row of patches. `next`: those of the row above came last. */
+static XG_(swath) XG_(swath_of)(const XG_(winograd) *p, const XG_(planes) *s, size_t row,
+                                size_t first, size_t count, bool next)
 {
-    const size_t w = (size_t)s->w, h = (size_t)s->h, number = (size_t)y;
-    const size_t windows = (plane * (h / 2) + number / 2) * (w / 2);
-    xg_real *pair;
-    if (y < 0 || number >= h) return NULL;
-    if (s->at == NULL) return s->base + (plane * h + number) * w;
-    if (number / 2 >= h / 2) return NULL;
-    pair = d->placed + number / 2 % 4 * 2 * w;
-    if (!there) XG_(place_rows)(s->base + windows, s->at + windows, y / 2 * 2, s->w, pair);
-    return pair + number % 2 * w;
+    const int left = 4 * (int)first - s->pad;
+    const size_t width = 4 * count + (size_t)s->side - 4;
+    XG_(swath) swath;
+    swath.image = row / p->down;
+    swath.top = 4 * (int)(row % p->down) - s->pad;
+    swath.below = next && row % p->down > 0;
+    swath.begin = left < 0 ? (size_t)-left : 0;
+    swath.column = left < 0 ? 0 : (size_t)left;
+    swath.n = xg__min((size_t)(s->w - left), width) - swath.begin;
+    return swath;
 }
 
-/* Patches [first, first + count) of that row. `next`: those of the row above were the last ones. */
-XG__INLINE void XG_(mix_rows)(const int side, const XG_(winograd) *p, const XG_(planes) *s,
-                              size_t plane, size_t row, size_t first, size_t count, bool next,
-                              const XG_(bench) *d, xg_real *to)
+/* Behind a max-pool: makes the rows of a plane that a swath sees, two at a time, unless they are
+ * there. Each of eight has its own place. */
+static void XG_(place_swath)(const XG_(planes) *s, size_t plane, const XG_(swath) *swath,
+                             const XG_(bench) *d)
 {
-    const bool below = next && row % p->down > 0;      /* sees two of the same rows again */
-    const size_t area = (size_t)s->h * (size_t)s->w, pitch = p->pitch;
-    const int top = 4 * (int)(row % p->down) - s->pad, left = 4 * (int)first - s->pad;
-    const size_t width = 4 * count + (size_t)side - 4, begin = left < 0 ? (size_t)-left : 0;
-    const size_t n = xg__min((size_t)(s->w - left), width) - begin;
+    const size_t w = (size_t)s->w, windows = w / 2, down = (size_t)s->h / 2;
+    const size_t end = xg__min((size_t)(swath->top + XG__PATCH + 1) / 2, down);
+    size_t pair = swath->top < 0 ? 0 : (size_t)swath->top / 2;
+    if (swath->below) pair = (size_t)(swath->top + 1) / 2 + 1;
+    for (; pair < end; pair++) {
+        const size_t from = (plane * down + pair) * windows;
+        XG_(place_rows)(s->base + from, s->at + from, 2 * (int)pair, s->w,
+                        d->placed + pair % 4 * 2 * w);
+    }
+}
+
+/* A swath of a plane. Of a row that is outside, or that no window covers, all numbers are 0. */
+XG__INLINE void XG_(mix_rows)(const int side, const XG_(winograd) *p, const XG_(planes) *s,
+                              size_t plane, const XG_(swath) *swath, const XG_(bench) *d,
+                              xg_real *to)
+{
+    const size_t w = (size_t)s->w, area = (size_t)s->h * w, n = swath->n, pitch = p->pitch;
+    const size_t number = swath->image * s->count + plane;
     const xg_real *from[XG__PATCH];
     size_t e;
     int i;
+    if (s->at != NULL) XG_(place_swath)(s, number, swath, d);
     XG__UNROLL
     for (i = 0; i < side; i++) {
-        /* An odd row was made with the one above it. */
-        const bool there = (below && i < 2) || (i > 0 && (top + i) % 2 != 0);
-        const xg_real *x = XG_(row_of)(s, row / p->down * s->count + plane, top + i, there, d);
-        from[i] = x != NULL ? x + left + (int)begin : d->zeros;
+        const int y = swath->top + i;
+        if (y < 0 || y >= (s->at != NULL ? s->h / 2 * 2 : s->h)) from[i] = d->zeros;
+        else if (s->at != NULL) from[i] = d->placed + (size_t)y % 8 * w + swath->column;
+        else from[i] = s->base + number * area + (size_t)y * w + swath->column;
     }
+    to += swath->begin;
     for (e = 0; e + XG__LANES <= n; e += XG__LANES) {
         for (i = 0; e % 16 == 0 && i < 4; i++) XG__PREFETCH(from[i] + e, area);    /* next plane */
-        XG_(mix_vector)(side, true, from, e, 0, to + begin + e, pitch);
+        XG_(mix_vector)(side, true, from, e, 0, to + e, pitch);
     }
-    if (e < n) XG_(mix_vector)(side, false, from, e, n - e, to + begin + e, pitch);
+    if (e < n) XG_(mix_vector)(side, false, from, e, n - e, to + e, pitch);
 }
 
 /* Clears mixed rows. What lies outside a plane then stays 0 for all planes of the same patches. */
@@ -6149,7 +6178,7 @@ static void XG_(find_seats)(const XG_(winograd) *p, XG_(span) patches, const XG_
     size_t full = 0;           /* so many before this one are whole */
     for (i = 0; i < patches.minors; i++, seat++) {
         const size_t y = row % p->down * 4, image = row / p->down * p->out_planes;
-        seat->from = line + 4 * (x - left);
+        d->from[i] = d->lines + line + 4 * (x - left);
         seat->to = image * (size_t)p->oh * (size_t)p->ow + y * (size_t)p->ow + 4 * x;
         seat->window = (image * (size_t)p->oh + y) / 2 * ((size_t)p->ow / 2) + 2 * x;
         *place++ = (xg_real)(y * (size_t)p->ow + 4 * x);
@@ -6163,28 +6192,39 @@ static void XG_(find_seats)(const XG_(winograd) *p, XG_(span) patches, const XG_
         row++;
         line += XG__PATCH * p->pitch;
     }
-    for (i = 0; i < XG__LANES; i++) seat[i] = seat[-1];
-    for (i = 0; i < XG__LANES; i++) place[i] = place[-1];
+    for (i = 0; i < XG__LANES; i++) {
+        seat[i] = seat[-1];
+        place[i] = place[-1];
+        d->from[patches.minors + i] = d->from[patches.minors - 1];
+    }
 }
 
-/* A block of patches of one plane, a lane each, whose seats are found. Number i goes to
- * i / XG__NR * panel + i % XG__NR. */
-XG__INLINE void XG_(see_plane)(const int side, const XG_(winograd) *p, const XG_(planes) *s,
-                               size_t plane, XG_(span) patches, const XG_(bench) *d, xg_real *to,
-                               size_t panel, size_t apart)
+/* The swaths of a block of patches; how many these are. */
+static size_t XG_(find_swaths)(const XG_(winograd) *p, const XG_(planes) *s, XG_(span) patches,
+                               const XG_(bench) *d)
 {
     const size_t last = patches.minor + patches.minors;
-    const xg_real *from[XG__LANES];
-    xg_real *lines = d->lines;
-    size_t i, n, l;
-    for (i = patches.minor; i < last; i += n, lines += XG__PATCH * p->pitch) {
+    size_t swaths = 0, i, n;
+    for (i = patches.minor; i < last; i += n) {
         n = xg__min(p->across - i % p->across, last - i);
-        XG_(mix_rows)(side, p, s, plane, i / p->across, i % p->across, n, i > patches.minor, d,
-                      lines);
+        d->swath[swaths++] = XG_(swath_of)(p, s, i / p->across, i % p->across, n, swaths > 0);
     }
-    for (i = 0; i < patches.minors; i += XG__LANES) {
-        for (l = 0; l < XG__LANES; l++) from[l] = d->lines + d->seat[i + l].from;
-        XG_(across_rows)(side, p, from, to + i / XG__NR * panel + i % XG__NR, apart);
+    return swaths;
+}
+
+/* A block of patches of one plane, a lane each, whose seats and swaths are found. Number i goes to
+ * i / XG__NR * panel + i % XG__NR. */
+XG__INLINE void XG_(see_plane)(const int side, const XG_(winograd) *p, const XG_(planes) *s,
+                               size_t plane, size_t patches, size_t swaths, const XG_(bench) *d,
+                               xg_real *to, size_t panel, size_t apart)
+{
+    xg_real *lines = d->lines;
+    size_t i;
+    for (i = 0; i < swaths; i++, lines += XG__PATCH * p->pitch) {
+        XG_(mix_rows)(side, p, s, plane, d->swath + i, d, lines);
+    }
+    for (i = 0; i < patches; i += XG__LANES) {
+        XG_(across_rows)(side, p, d->from + i, to + i / XG__NR * panel + i % XG__NR, apart);
     }
 }
 
@@ -6192,12 +6232,13 @@ XG__INLINE void XG_(see_plane)(const int side, const XG_(winograd) *p, const XG_
 static void XG_(see_planes)(const XG_(winograd) *p, XG_(span) patches, size_t begin, size_t end,
                             const XG_(bench) *d, xg_real *to)
 {
+    const size_t swaths = XG_(find_swaths)(p, &p->in, patches, d);
     size_t c;
     XG_(find_seats)(p, patches, d);
     XG_(clear_lines)(p, d);
     for (c = begin; c < end; c++) {
-        XG_(see_plane)(XG__PATCH, p, &p->in, c, patches, d, to + c * XG__NR, p->in.count * XG__NR,
-                       p->b_apart);
+        XG_(see_plane)(XG__PATCH, p, &p->in, c, patches.minors, swaths, d, to + c * XG__NR,
+                       p->in.count * XG__NR, p->b_apart);
     }
 }
 
@@ -6210,12 +6251,14 @@ static void XG_(see_patches)(const XG_(winograd) *p, XG_(span) patches, size_t p
     const xg_real *from[XG__LANES];
     size_t i, j, v, l, n;
     for (i = patches.minor; i < last; i += n, to += n * XG__NR) {
+        XG_(swath) swath;
         n = xg__min(p->across - i % p->across, last - i);
+        swath = XG_(swath_of)(p, &p->in, i / p->across, i % p->across, n, false);
         if (i < patches.minor + p->across) XG_(clear_lines)(p, d);     /* the first may be a part */
         for (v = 0; v < XG__NR && plane + v < p->in.count; v += XG__LANES) {
             for (l = 0; l < XG__LANES; l++) {
-                XG_(mix_rows)(XG__PATCH, p, &p->in, xg__min(plane + v + l, p->in.count - 1),
-                              i / p->across, i % p->across, n, false, d, d->lines + l * line);
+                XG_(mix_rows)(XG__PATCH, p, &p->in, xg__min(plane + v + l, p->in.count - 1), &swath,
+                              d, d->lines + l * line);
             }
             for (j = 0; j < n; j++) {
                 for (l = 0; l < XG__LANES; l++) from[l] = d->lines + l * line + 4 * j;
@@ -6499,8 +6542,8 @@ static void XG_(unit_of_stretch)(const void *plan, size_t number, int worker)
     }
     XG_(find_seats)(p, patches, &d);
     if (p->ow % 4 != 0) XG_(clear_lines)(p, &d);
-    XG_(see_plane)(4, p, &p->g, plane, patches, &d, p->team->scratch + plane * p->a_stride, XG__NR,
-                   p->a_apart);
+    XG_(see_plane)(4, p, &p->g, plane, patches.minors, XG_(find_swaths)(p, &p->g, patches, &d), &d,
+                   p->team->scratch + plane * p->a_stride, XG__NR, p->a_apart);
 }
 
 /* Its products at one point, for a block of rows. */
