@@ -6115,6 +6115,11 @@ static void XG_(place_swath)(const XG_(planes) *s, size_t plane, const XG_(swath
     if (swath->below) pair = (size_t)(swath->top + 1) / 2 + 1;
     for (; pair < end; pair++) {
         const size_t from = (plane * down + pair) * windows;
+        size_t e;
+        for (e = 0; e < windows; e += 16) {                            /* of the next plane */
+            XG__PREFETCH(s->base + from + e, down * windows);
+            XG__PREFETCH(s->at + from + e, down * windows);
+        }
         XG_(place_rows)(s->base + from, s->at + from, 2 * (int)pair, s->w,
                         d->placed + pair % 4 * 2 * w);
     }
@@ -6140,7 +6145,7 @@ XG__INLINE void XG_(mix_rows)(const int side, const XG_(winograd) *p, const XG_(
     }
     to += swath->begin;
     for (e = 0; e + XG__LANES <= n; e += XG__LANES) {
-        for (i = 0; e % 16 == 0 && i < 4; i++) XG__PREFETCH(from[i] + e, area);    /* next plane */
+        for (i = 0; s->at == NULL && e % 16 == 0 && i < 4; i++) XG__PREFETCH(from[i] + e, area);
         XG_(mix_vector)(side, true, from, e, 0, to + e, pitch);
     }
     if (e < n) XG_(mix_vector)(side, false, from, e, n - e, to + e, pitch);
