@@ -5454,7 +5454,7 @@ typedef struct XG_(pooled) {
     size_t band;               /* rows of windows                                                 */
     size_t row, line;          /* of the stage; of sums, whole vectors                            */
     size_t sums, chunks;       /* numbers of a chunk                                              */
-    size_t at_where, at_desks, at_offset, at_run, at_squares, at_from, at_weight, desk;  /* bytes */
+    size_t at_desks, at_offset, at_run, at_squares, at_from, at_weight, desk;            /* bytes */
     size_t list;               /* runs                                                            */
 } XG_(pooled);
 
@@ -5475,31 +5475,13 @@ static void XG_(plan_pooled)(XG_(pooled) *p, const xg__conv_job *job)
     p->sums = (size_t)job->o * (size_t)job->kh * p->line;
     p->chunks = xg__min((size_t)job->n, 8);
     p->list = (size_t)p->stage.rows + 8;
-    p->at_where = XG_(after)(0, p->chunks * p->sums, room);
-    p->at_desks = XG_(after)(p->at_where, (size_t)job->oh * (size_t)job->ow, sizeof(unsigned));
+    p->at_desks = XG_(after)(0, p->chunks * p->sums, room);
     p->at_offset = XG_(after)(0, p->stage.image * c + 32, room);
     p->at_run = XG_(after)(p->at_offset, c, sizeof(size_t));
     p->at_squares = XG_(after)(p->at_run, p->list, sizeof(XG_(run)));
     p->at_from = XG_(after)(p->at_squares, 2 * XG__LANES * XG__LANES, room);
-    p->at_weight = XG_(after)(p->at_from, p->band * p->pw, sizeof(unsigned));
+    p->at_weight = XG_(after)(p->at_from, p->band * p->pw + XG__LANES, room);
     p->desk = XG_(after)(p->at_weight, p->band * p->pw, room);
-}
-
-/* Of each pixel of g, where in the stage its first tap begins. */
-static unsigned *XG_(pooled_where)(const XG_(pooled) *p)
-{
-    return (unsigned *)(void *)((char *)p->team->scratch + p->at_where);
-}
-
-static void XG_(find_where)(const XG_(pooled) *p)
-{
-    const size_t ow = (size_t)p->job->ow, pixels = (size_t)p->job->oh * ow;
-    const size_t stride = (size_t)p->job->stride, c = (size_t)p->job->c;
-    unsigned *where = XG_(pooled_where)(p);
-    size_t i;
-    for (i = 0; i < pixels; i++) {
-        where[i] = (unsigned)(i / ow * stride * p->row + i % ow * stride * c);
-    }
 }
 
 /* Stages a picture. */
@@ -5516,35 +5498,67 @@ static void XG_(stage_pooled)(const XG_(pooled) *p, size_t image, const XG_(desk
     XG_(turn)(&s, d->stage, (size_t)p->job->c, 0, d->squares);
 }
 
-/* The windows of a band of a plane of g: weights, their g, and where in the stage they see, which
- * is from[t], or if `at` is not NULL, from[at[t]]. */
+/* The windows of a band of a plane of g: weights, their g, and where in the band's part of the
+ * stage their first tap begins, whole numbers. */
 typedef struct XG_(views) {
-    const xg_real *weight, *at;
-    const unsigned *from;
+    const xg_real *weight;
+    const int32_t *from;
     size_t count;
 } XG_(views);
 
-/* Lists those that count. */
-static size_t XG_(list_views)(const XG_(views) *all, xg_real *weight, unsigned *from)
+XG__INLINE void XG_(store_whole)(int32_t *to, XG_(v) a)
+{
+#if XG__LANES > 1
+    typedef int32_t whole __attribute__((vector_size(4 * XG__LANES)));
+    const whole n = __builtin_convertvector(a, whole);
+    memcpy(to, &n, sizeof n);
+#else
+    *to = (int32_t)a;
+#endif
+}
+
+/* Where some rows of windows see, from their places `at`; the first row is number `first`. Numbers
+ * behind the last one are overwritten, to the end of a vector. */
+static void XG_(find_views)(const XG_(pooled) *p, const xg_real *at, size_t first, size_t rows,
+                            int32_t *from)
+{
+    const size_t ow = (size_t)p->job->ow, stride = (size_t)p->job->stride;
+    const size_t step = stride * (size_t)p->job->c, down = stride * p->row;
+    const XG_(v) width = XG_(set1)((xg_real)ow);
+    size_t r, i;
+    for (r = 0; r < rows; r++, at += p->pw, from += p->pw) {
+        const XG_(v) start = XG_(set1)((xg_real)(2 * (first + r) * ow));
+        const XG_(v) above = XG_(set1)((xg_real)(2 * r * down));
+        const XG_(v) below = XG_(set1)((xg_real)((2 * r + 1) * down) - (xg_real)(ow * step));
+        for (i = 0; i < p->pw; i += XG__LANES) {
+            const size_t n = xg__min(p->pw - i, XG__LANES);
+            const XG_(v) place = XG_(sub)(XG_(load_most)(at + i, n), start);
+            const XG_(v) line = XG_(select)(XG_(less)(place, width), above, below);
+            XG_(store_whole)(from + i, XG_(fma)(place, XG_(set1)((xg_real)step), line));
+        }
+    }
+}
+
+/* Keeps those that count. */
+static size_t XG_(choose_views)(const xg_real *all, size_t views, xg_real *weight, int32_t *from)
 {
     size_t count = 0, t;
-    for (t = 0; t < all->count; t++) {         /* without a branch: zeros come as they like */
-        weight[count] = all->weight[t];
-        from[count] = all->from[(int)all->at[t]];
-        count += all->weight[t] != 0;
+    for (t = 0; t < views; t++) {              /* without a branch: zeros come as they like */
+        weight[count] = all[t];
+        from[count] = from[t];
+        count += all[t] != 0;
     }
     return count;
 }
 
-/* sum[i][j] += the sum over the views of weight * x[seen + i * row + j]: so many lines of so many
- * vectors, listed views or `placed` ones, constants as those of XG_(micro). */
-XG__INLINE void XG_(chain)(const int lines, const int vectors, const bool placed,
-                           const XG_(pooled) *p, const XG_(views) *views, const xg_real *x,
-                           xg_real *sum)
+/* sum[i][j] += the sum over the views of weight * x[from + i * row + j]: so many lines of so many
+ * vectors, constants as those of XG_(micro). */
+XG__INLINE void XG_(chain)(const int lines, const int vectors, const XG_(pooled) *p,
+                           const XG_(views) *views, const xg_real *x, xg_real *sum)
 {
     const size_t row = p->row, line = p->line, count = views->count;
-    const xg_real *weights = views->weight, *at = views->at;
-    const unsigned *from = views->from;
+    const xg_real *weights = views->weight;
+    const int32_t *from = views->from;
     const xg_real *rows[3];
     XG_(v) chain[XG__CHAINS];
     size_t t;
@@ -5554,7 +5568,7 @@ XG__INLINE void XG_(chain)(const int lines, const int vectors, const bool placed
     XG__UNROLL
     for (i = 0; i < lines * vectors; i++) chain[i] = XG_(set1)(0);
     for (t = 0; t < count; t++) {
-        const size_t seen = from[placed ? (size_t)(int)at[t] : t];
+        const size_t seen = (size_t)from[t];
         const XG_(v) weight = XG_(set1)(weights[t]);
         XG__UNROLL
         for (i = 0; i < lines; i++) {
@@ -5589,10 +5603,7 @@ static void XG_(chains)(const XG_(pooled) *p, const XG_(views) *views, const xg_
             const xg_real *from = x + j * XG__LANES;
             xg_real *to = sum + j * XG__LANES;
 #define XG__CHAIN(l, v) \
-    case (l) * 16 + (v): \
-        if (views->at != NULL) XG_(chain)(l, v, true, p, views, from, to); \
-        else XG_(chain)(l, v, false, p, views, from, to); \
-        break;
+    case (l) * 16 + (v): XG_(chain)(l, v, p, views, from, to); break;
             switch (lines * 16 + xg__min(vectors - j, piece)) {
             XG__CHAIN(1, 1) XG__CHAIN(1, 2) XG__CHAIN(1, 3) XG__CHAIN(1, 4) XG__CHAIN(1, 5)
             XG__CHAIN(1, 6) XG__CHAIN(1, 7) XG__CHAIN(1, 8) XG__CHAIN(1, 9) XG__CHAIN(1, 10)
@@ -5604,32 +5615,31 @@ static void XG_(chains)(const XG_(pooled) *p, const XG_(views) *views, const xg_
     }
 }
 
-/* Plane k of g, windows from number `first` on, through the stage, with which a worker's memory
- * begins. To list those that count only repays if they see many numbers. */
-static void XG_(sum_views)(const XG_(pooled) *p, size_t k, size_t first, size_t windows,
-                           char *memory, xg_real *sum)
+/* Plane k of g, so many rows of windows from `first` on, through the stage, with which a worker's
+ * memory begins. To choose those that count only repays if they see many numbers. */
+static void XG_(sum_views)(const XG_(pooled) *p, size_t k, size_t first, size_t rows, char *memory,
+                           xg_real *sum)
 {
     const xg__conv_job *job = p->job;
-    const size_t plane = p->ph * p->pw;
+    const size_t plane = p->ph * p->pw, start = k * plane + first * p->pw;
+    const xg_real *stage = (const xg_real *)(void *)memory;
+    int32_t *from = (int32_t *)(void *)(memory + p->at_from);
     XG_(views) views;
     size_t e;
-    views.weight = job->pg + k * plane + first;
-    views.at = job->at + k * plane + first;
-    views.from = XG_(pooled_where)(p);
-    views.count = windows;
-    for (e = 0; e < windows; e += 16) {                                /* of the next plane */
+    views.weight = job->pg + start;
+    views.from = from;
+    views.count = rows * p->pw;
+    for (e = 0; e < views.count; e += 16) {                            /* of the next plane */
         XG__PREFETCH(views.weight + e, plane);
-        XG__PREFETCH(views.at + e, plane);
+        XG__PREFETCH(job->at + start + e, plane);
     }
+    XG_(find_views)(p, job->at + start, first, rows, from);
     if ((size_t)job->kh * p->line > 64) {
         xg_real *weight = (xg_real *)(void *)(memory + p->at_weight);
-        unsigned *from = (unsigned *)(void *)(memory + p->at_from);
-        views.count = XG_(list_views)(&views, weight, from);
+        views.count = XG_(choose_views)(views.weight, views.count, weight, from);
         views.weight = weight;
-        views.at = NULL;
-        views.from = from;
     }
-    XG_(chains)(p, &views, (const xg_real *)(void *)memory, sum);
+    XG_(chains)(p, &views, stage + 2 * first * (size_t)job->stride * p->row, sum);
 }
 
 /* A chunk of pictures. */
@@ -5653,9 +5663,9 @@ static void XG_(unit_of_pooled)(const void *plan, size_t number, int worker)
     for (i = number * n / p->chunks; i < end; i++) {
         XG_(stage_pooled)(p, i, &d);
         for (r = 0; r < p->ph; r += p->band) {
-            const size_t windows = xg__min(p->band, p->ph - r) * p->pw;
+            const size_t rows = xg__min(p->band, p->ph - r);
             for (k = 0; k < o; k++) {
-                XG_(sum_views)(p, i * o + k, r * p->pw, windows, memory, sum + k * size);
+                XG_(sum_views)(p, i * o + k, r, rows, memory, sum + k * size);
             }
         }
     }
@@ -5694,7 +5704,6 @@ static void XG_(run_pooled)(const xg__conv_job *job, const xg__team *team)
     XG_(pooled) plan;
     XG_(plan_pooled)(&plan, job);
     plan.team = team;
-    XG_(find_where)(&plan);
     XG_(run_units)(team, &plan, plan.chunks, XG_(unit_of_pooled));
     XG_(run_units)(team, &plan, (size_t)job->o, XG_(answer_pooled));
 }
@@ -9709,10 +9718,11 @@ static bool xg__force_second(xg_op op, xg_tensor *b)
 }
 
 /* Chooses the way for a weight gradient behind a max-pool, by shapes alone: it wants pictures for
- * all workers, and sums that fit a cache. */
+ * all workers, sums that fit a cache, and rows short enough to be counted in xg_real. */
 static bool xg__pooled_pays(const xg__conv_job *job)
 {
     return job->dilation == 1 && job->groups == 1 && job->n >= 8
+        && 4.0 * (job->w + 2 * job->pad) * job->c * job->stride < 16777216.0
         && (double)job->o * job->c * job->kh * job->kw < 65536;
 }
 
