@@ -5452,6 +5452,7 @@ typedef struct XG_(pooled) {
     XG_(stage) stage;
     size_t ph, pw;             /* windows of a plane                                              */
     size_t band;               /* rows of windows                                                 */
+    size_t pixel;              /* numbers of the stage: channels, or 4 for 3 of them              */
     size_t row, line;          /* of the stage; of sums, whole vectors                            */
     size_t sums, chunks;       /* numbers of a chunk                                              */
     size_t at_desks, at_offset, at_run, at_squares, at_from, at_weight, desk;            /* bytes */
@@ -5468,20 +5469,43 @@ static void XG_(plan_pooled)(XG_(pooled) *p, const xg__conv_job *job)
     p->stage = XG_(stage_across)(&p->window, XG_(block)(&pixels, 0));
     p->ph = (size_t)job->oh / 2;
     p->pw = (size_t)job->ow / 2;
-    p->row = (size_t)p->stage.width * c;
+    p->pixel = c == 3 ? 4 : c;
+    p->row = (size_t)p->stage.width * p->pixel;
     p->band = xg__max(XG__BAND / (2 * p->row * (size_t)job->stride), 1);
     p->band = XG_(ceil_div)(p->ph, XG_(ceil_div)(p->ph, p->band));      /* none much shorter */
-    p->line = XG_(round_up)((size_t)job->kw * c, 16);
+    p->line = XG_(round_up)((size_t)job->kw * p->pixel, 16);
     p->sums = (size_t)job->o * (size_t)job->kh * p->line;
     p->chunks = xg__min((size_t)job->n, 8);
     p->list = (size_t)p->stage.rows + 8;
     p->at_desks = XG_(after)(0, p->chunks * p->sums, room);
-    p->at_offset = XG_(after)(0, p->stage.image * c + 32, room);
+    p->at_offset = XG_(after)(0, p->stage.image * p->pixel + 4 * XG__LANES, room);
     p->at_run = XG_(after)(p->at_offset, c, sizeof(size_t));
     p->at_squares = XG_(after)(p->at_run, p->list, sizeof(XG_(run)));
     p->at_from = XG_(after)(p->at_squares, 2 * XG__LANES * XG__LANES, room);
     p->at_weight = XG_(after)(p->at_from, p->band * p->pw + XG__LANES, room);
     p->desk = XG_(after)(p->at_weight, p->band * p->pw, room);
+}
+
+/* Three channels, to pixels of four. What a run's last vector spills, the next run overwrites. */
+static void XG_(stage_fours)(const XG_(source) *s, xg_real *stage)
+{
+    XG_(v) channel[4];
+    xg_real *to[XG__LANES];
+    size_t r, e, l;
+    int i;
+    channel[3] = XG_(set1)(0);
+    for (r = 0; r < s->runs; r++) {
+        const XG_(run) *run = s->run + r;
+        for (e = 0; e < run->length; e += XG__LANES) {
+            const size_t n = xg__min(run->length - e, XG__LANES);
+            XG__UNROLL
+            for (i = 0; i < 3; i++) {
+                channel[i] = XG_(load_most)(s->base + s->offset[i] + run->from + e, n);
+            }
+            for (l = 0; l < XG__LANES; l++) to[l] = stage + 4 * (run->to + e + l);
+            XG_(store_fours)(channel, to, 0);
+        }
+    }
 }
 
 /* Stages a picture. */
@@ -5495,7 +5519,8 @@ static void XG_(stage_pooled)(const XG_(pooled) *p, size_t image, const XG_(desk
     m.along_k = true;
     s = XG_(matrix_source)(&m, 0, 0, (size_t)p->job->c, 0, 0, d);
     s.runs = XG_(across_runs)(&p->window, &p->stage, 1, s.run);
-    XG_(turn)(&s, d->stage, (size_t)p->job->c, 0, d->squares);
+    if (p->job->c == 3) XG_(stage_fours)(&s, d->stage);
+    else XG_(turn)(&s, d->stage, (size_t)p->job->c, 0, d->squares);
 }
 
 /* The windows of a band of a plane of g: weights, their g, and where in the band's part of the
@@ -5523,7 +5548,7 @@ static void XG_(find_views)(const XG_(pooled) *p, const xg_real *at, size_t firs
                             int32_t *from)
 {
     const size_t ow = (size_t)p->job->ow, stride = (size_t)p->job->stride;
-    const size_t step = stride * (size_t)p->job->c, down = stride * p->row;
+    const size_t step = stride * p->pixel, down = stride * p->row;
     const XG_(v) width = XG_(set1)((xg_real)ow);
     size_t r, i;
     for (r = 0; r < rows; r++, at += p->pw, from += p->pw) {
@@ -5592,7 +5617,7 @@ XG__INLINE void XG_(chain)(const int lines, const int vectors, const XG_(pooled)
 static void XG_(chains)(const XG_(pooled) *p, const XG_(views) *views, const xg_real *x,
                         xg_real *sum)
 {
-    const size_t length = (size_t)p->job->kw * (size_t)p->job->c, kh = (size_t)p->job->kh;
+    const size_t length = (size_t)p->job->kw * p->pixel, kh = (size_t)p->job->kh;
     const size_t vectors = XG_(ceil_div)(length, XG__LANES);
     const size_t lines = kh % 3 == 0 ? 3 : 1;
     const size_t pieces = XG_(ceil_div)(vectors, XG__CHAINS / lines);
@@ -5659,7 +5684,7 @@ static void XG_(unit_of_pooled)(const void *plan, size_t number, int worker)
     d.squares = (xg_real *)(void *)(memory + p->at_squares);
     d.list = p->list;
     memset(sum, 0, p->sums * sizeof *sum);
-    memset(d.stage, 0, (p->stage.image * (size_t)p->job->c + 32) * sizeof *d.stage);
+    memset(d.stage, 0, p->at_offset);
     for (i = number * n / p->chunks; i < end; i++) {
         XG_(stage_pooled)(p, i, &d);
         for (r = 0; r < p->ph; r += p->band) {
@@ -5685,7 +5710,7 @@ static void XG_(answer_pooled)(const void *plan, size_t number, int worker)
     for (i = 0; i < c; i++) {
         for (y = 0; y < kh; y++) {
             for (x = 0; x < kw; x++, to++) {
-                const xg_real all = sum[y * p->line + x * c + i];
+                const xg_real all = sum[y * p->line + x * p->pixel + i];
                 *to = job->add ? *to + all : all;
             }
         }
