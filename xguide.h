@@ -5564,6 +5564,22 @@ static void XG_(find_views)(const XG_(pooled) *p, const xg_real *at, size_t firs
     }
 }
 
+/* Whether more than one in eight is 0, but for those that are less than a vector. */
+static bool XG_(many_zeros)(const xg_real *p, size_t n)
+{
+    const XG_(v) zero = XG_(set1)(0), one = XG_(set1)(1);
+    XG_(v) count = zero;
+    xg_real room[XG__LANES], zeros = 0;
+    size_t i;
+    for (i = 0; i + XG__LANES <= n; i += XG__LANES) {
+        const XG_(m) none = XG_(less_equal)(XG_(abs)(XG_(load)(p + i)), zero);
+        count = XG_(add)(count, XG_(select)(none, one, zero));
+    }
+    XG_(store)(room, count);
+    for (i = 0; i < XG__LANES; i++) zeros += room[i];
+    return zeros * 8 > (xg_real)n;
+}
+
 /* Keeps those that count. */
 static size_t XG_(choose_views)(const xg_real *all, size_t views, xg_real *weight, int32_t *from)
 {
@@ -5641,7 +5657,8 @@ static void XG_(chains)(const XG_(pooled) *p, const XG_(views) *views, const xg_
 }
 
 /* Plane k of g, so many rows of windows from `first` on, through the stage, with which a worker's
- * memory begins. To choose those that count only repays if they see many numbers. */
+ * memory begins. To choose those that count only repays if they see many numbers, and if others
+ * are not rare. */
 static void XG_(sum_views)(const XG_(pooled) *p, size_t k, size_t first, size_t rows, char *memory,
                            xg_real *sum)
 {
@@ -5659,7 +5676,7 @@ static void XG_(sum_views)(const XG_(pooled) *p, size_t k, size_t first, size_t 
         XG__PREFETCH(job->at + start + e, plane);
     }
     XG_(find_views)(p, job->at + start, first, rows, from);
-    if ((size_t)job->kh * p->line > 64) {
+    if ((size_t)job->kh * p->line > 64 && XG_(many_zeros)(views.weight, views.count)) {
         xg_real *weight = (xg_real *)(void *)(memory + p->at_weight);
         views.count = XG_(choose_views)(views.weight, views.count, weight, from);
         views.weight = weight;
