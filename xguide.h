@@ -2148,8 +2148,9 @@ XG__INLINE void XG_(turn_fours)(const XG_(v) *from, XG_(v) *to)
 
 #if XG__PASS == XG__LEVEL_AVX2
 
-XG__INLINE XG_(m) XG_(less)(XG_(v) a, XG_(v) b)       { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
-XG__INLINE XG_(m) XG_(less_equal)(XG_(v) a, XG_(v) b) { return _mm256_cmp_ps(a, b, _CMP_LE_OQ); }
+/* By C's operators: so gcc knows that a mask is all ones or zeros, and does not ask once more. */
+XG__INLINE XG_(m) XG_(less)(XG_(v) a, XG_(v) b)       { return (XG_(m))(a < b); }
+XG__INLINE XG_(m) XG_(less_equal)(XG_(v) a, XG_(v) b) { return (XG_(m))(a <= b); }
 XG__INLINE XG_(v) XG_(select)(XG_(m) m, XG_(v) a, XG_(v) b) { return _mm256_blendv_ps(b, a, m); }
 XG__INLINE XG_(d) XG_(wide_half)(const float *p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
 
@@ -6263,7 +6264,8 @@ static size_t XG_(find_swaths)(const XG_(winograd) *p, const XG_(planes) *s, XG_
     size_t swaths = 0, i, n;
     for (i = patches.minor; i < last; i += n) {
         n = xg__min(p->across - i % p->across, last - i);
-        d->swath[swaths++] = XG_(swath_of)(p, s, i / p->across, i % p->across, n, swaths > 0);
+        d->swath[swaths] = XG_(swath_of)(p, s, i / p->across, i % p->across, n, swaths > 0);
+        swaths++;
     }
     return swaths;
 }
@@ -6441,11 +6443,13 @@ static void XG_(finish_patches)(const xg__finish *f, size_t channel, xg_real *ou
 XG__INLINE void XG_(put_windows)(const XG_(seat) *seat, size_t n, int i, XG_(v) left,
                                  XG_(v) right, xg_real *room, xg_real *to)
 {
-    const bool joined = seat->whole && seat[XG__LANES - 1].to == seat->to + 4 * (XG__LANES - 1);
-    xg_real *at = joined ? to + seat->window : room;
+    const size_t last = XG__LANES - 1, low = last / 2, high = XG__LANES / 2;   /* two halves */
+    const bool joined = seat->whole && seat[low].window == seat->window + 2 * low
+                     && seat[last].window == seat[high].window + 2 * (last - high);
     size_t l;
-    XG_(store)(at, XG_(mix_low)(left, right));
-    XG_(store)(at + XG__LANES, XG_(mix_high)(left, right));
+    XG_(store)(joined ? to + seat->window : room, XG_(mix_low)(left, right));
+    XG_(store)(joined ? to + seat[high].window + XG__LANES % 2 : room + XG__LANES,
+               XG_(mix_high)(left, right));
     for (l = 0; l < n && !joined; l++) {
         if (seat[l].rows <= 2 * i) continue;
         if (seat[l].columns == 4) memcpy(to + seat[l].window, room + 2 * l, 2 * sizeof *to);
