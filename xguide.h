@@ -6439,14 +6439,15 @@ static void XG_(finish_patches)(const xg__finish *f, size_t channel, xg_real *ou
     }
 }
 
-/* Row i of the windows, two of each patch, to their place. */
+/* Row i of the windows, two of each patch, to their place. `ahead` lie those of the next plane. */
 XG__INLINE void XG_(put_windows)(const XG_(seat) *seat, size_t n, int i, XG_(v) left,
-                                 XG_(v) right, xg_real *room, xg_real *to)
+                                 XG_(v) right, xg_real *room, xg_real *to, size_t ahead)
 {
     const size_t last = XG__LANES - 1, low = last / 2, high = XG__LANES / 2;   /* two halves */
     const bool joined = seat->whole && seat[low].window == seat->window + 2 * low
                      && seat[last].window == seat[high].window + 2 * (last - high);
     size_t l;
+    XG__PREFETCH(to + seat->window, ahead);
     XG_(store)(joined ? to + seat->window : room, XG_(mix_low)(left, right));
     XG_(store)(joined ? to + seat[high].window + XG__LANES % 2 : room + XG__LANES,
                XG_(mix_high)(left, right));
@@ -6463,7 +6464,8 @@ static void XG_(pool_patches)(const XG_(winograd) *p, const XG_(seat) *seat, siz
 {
     const xg__finish *f = &p->job->finish;
     const XG_(channel) c = XG_(channel_of)(f, plane);
-    const size_t width = (size_t)p->ow / 2, base = plane * ((size_t)p->oh / 2) * width;
+    const size_t width = (size_t)p->ow / 2, windows = (size_t)p->oh / 2 * width;
+    const size_t base = plane * windows;
     const XG_(v) first = XG_(load)(d->place + (seat - d->seat));
     xg_real *room = d->room + 16 * XG__LANES;
     int i, j;
@@ -6479,10 +6481,10 @@ static void XG_(pool_patches)(const XG_(winograd) *p, const XG_(seat) *seat, siz
                 XG_(finish)(&c, XG_(load)(from + 5 * XG__LANES)), at, p->ow);
         }
         XG_(put_windows)(seat, n, i, lead[0].at, lead[1].at, room,
-                         f->places + base + (size_t)i * width);
+                         f->places + base + (size_t)i * width, windows);
         if (f->maxima == NULL) continue;
         XG_(put_windows)(seat, n, i, lead[0].best, lead[1].best, room,
-                         f->maxima + base + (size_t)i * width);
+                         f->maxima + base + (size_t)i * width, windows);
     }
 }
 
