@@ -5530,6 +5530,7 @@ typedef struct XG_(views) {
     const xg_real *weight;
     const int32_t *from;
     size_t count;
+    const xg_real *g, *at;     /* of all windows, chosen or not                                   */
 } XG_(views);
 
 XG__INLINE void XG_(store_whole)(int32_t *to, XG_(v) a)
@@ -5601,6 +5602,7 @@ XG__INLINE void XG_(chain)(const int lines, const int vectors, const XG_(pooled)
     const size_t row = p->row, line = p->line, count = views->count;
     const xg_real *weights = views->weight;
     const int32_t *from = views->from;
+    const size_t plane = p->ph * p->pw;
     const xg_real *rows[3];
     XG_(v) chain[XG__CHAINS];
     size_t t;
@@ -5612,6 +5614,10 @@ XG__INLINE void XG_(chain)(const int lines, const int vectors, const XG_(pooled)
     for (t = 0; t < count; t++) {
         const size_t seen = (size_t)from[t];
         const XG_(v) weight = XG_(set1)(weights[t]);
+        if (t % 16 == 0) {                                             /* of the next plane */
+            XG__PREFETCH(views->g + t, plane);
+            XG__PREFETCH(views->at + t, plane);
+        }
         XG__UNROLL
         for (i = 0; i < lines; i++) {
             XG__UNROLL
@@ -5668,15 +5674,11 @@ static void XG_(sum_views)(const XG_(pooled) *p, size_t k, size_t first, size_t 
     const xg_real *stage = (const xg_real *)(void *)memory;
     int32_t *from = (int32_t *)(void *)(memory + p->at_from);
     XG_(views) views;
-    size_t e;
-    views.weight = job->pg + start;
+    views.g = views.weight = job->pg + start;
+    views.at = job->at + start;
     views.from = from;
     views.count = rows * p->pw;
-    for (e = 0; e < views.count; e += 16) {                            /* of the next plane */
-        XG__PREFETCH(views.weight + e, plane);
-        XG__PREFETCH(job->at + start + e, plane);
-    }
-    XG_(find_views)(p, job->at + start, first, rows, from);
+    XG_(find_views)(p, views.at, first, rows, from);
     if ((size_t)job->kh * p->line > 64 && XG_(many_zeros)(views.weight, views.count)) {
         xg_real *weight = (xg_real *)(void *)(memory + p->at_weight);
         views.count = XG_(choose_views)(views.weight, views.count, weight, from);
