@@ -1,4 +1,4 @@
-/* xguide.h 0.7.0 - train neural networks with explanations.      Public domain or MIT (see the end)
+/* xguide.h 0.8.0 - train neural networks with explanations.      Public domain or MIT (see the end)
  *
  * One file. In exactly one source file:
  *
@@ -166,7 +166,7 @@
 /* Patch: a fix that changes no documented behaviour. Minor: additions; old code compiles and means
  * the same, trained bits may change. Major: something public was renamed, removed or re-defined. */
 #define XG_VERSION_MAJOR 0
-#define XG_VERSION_MINOR 7
+#define XG_VERSION_MINOR 8
 #define XG_VERSION_PATCH 0
 #define XG_VERSION                                                                                 \
     XG__TEXT(XG_VERSION_MAJOR) "." XG__TEXT(XG_VERSION_MINOR) "." XG__TEXT(XG_VERSION_PATCH)
@@ -5533,11 +5533,15 @@ typedef struct XG_(views) {
     const xg_real *g, *at;     /* of all windows, chosen or not                                   */
 } XG_(views);
 
+/* Whole numbers below 2^23: they are the low bits of their sum with it. */
 XG__INLINE void XG_(store_whole)(int32_t *to, XG_(v) a)
 {
 #if XG__LANES > 1
     typedef int32_t whole __attribute__((vector_size(4 * XG__LANES)));
-    const whole n = __builtin_convertvector(a, whole);
+    const XG_(v) sum = XG_(add)(a, XG_(set1)(8388608.0f));
+    whole n;
+    memcpy(&n, &sum, sizeof n);
+    n -= 0x4B000000;                           /* the bits of 2^23 */
     memcpy(to, &n, sizeof n);
 #else
     *to = (int32_t)a;
@@ -5566,19 +5570,20 @@ static void XG_(find_views)(const XG_(pooled) *p, const xg_real *at, size_t firs
     }
 }
 
-/* Whether more than one in eight is 0, but for those that are less than a vector. */
+/* Whether more than one in eight is 0. */
 static bool XG_(many_zeros)(const xg_real *p, size_t n)
 {
     const XG_(v) zero = XG_(set1)(0), one = XG_(set1)(1);
     XG_(v) count = zero;
     xg_real room[XG__LANES], zeros = 0;
     size_t i;
-    for (i = 0; i + XG__LANES <= n; i += XG__LANES) {
-        const XG_(m) none = XG_(less_equal)(XG_(abs)(XG_(load)(p + i)), zero);
-        count = XG_(add)(count, XG_(select)(none, one, zero));
+    for (i = 0; i < n; i += XG__LANES) {
+        const XG_(v) part = XG_(load_most)(p + i, xg__min(n - i, XG__LANES));
+        count = XG_(add)(count, XG_(select)(XG_(less_equal)(XG_(abs)(part), zero), one, zero));
     }
     XG_(store)(room, count);
     for (i = 0; i < XG__LANES; i++) zeros += room[i];
+    zeros -= (xg_real)(XG_(round_up)(n, XG__LANES) - n);               /* behind the last one */
     return zeros * 8 > (xg_real)n;
 }
 
@@ -9772,7 +9777,7 @@ static bool xg__force_second(xg_op op, xg_tensor *b)
 static bool xg__pooled_pays(const xg__conv_job *job)
 {
     return job->dilation == 1 && job->groups == 1 && job->n >= 8
-        && 4.0 * (job->w + 2 * job->pad) * job->c * job->stride < 16777216.0
+        && 4.0 * (job->w + 2 * job->pad) * job->c * job->stride < 8388608.0
         && (double)job->o * job->c * job->kh * job->kw < 65536;
 }
 
