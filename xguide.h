@@ -6446,7 +6446,8 @@ static void XG_(finish_patches)(const xg__finish *f, size_t channel, xg_real *ou
     }
 }
 
-/* Row i of the windows, two of each patch, to their place. `ahead` lie those of the next plane. */
+/* Row i of the windows, two of each patch, to their place; a lone lane's two halves are its two
+ * windows. `ahead` lie those of the next plane. */
 XG__INLINE void XG_(put_windows)(const XG_(seat) *seat, size_t n, int i, XG_(v) left,
                                  XG_(v) right, xg_real *room, xg_real *to, size_t ahead)
 {
@@ -8340,6 +8341,7 @@ static xg_tensor *xg__program_onto(const xg__program *p)
         bool ends = settles || (gone[i] == x->holds && x->id < tape->open);
         bool late = s->part == XG__SUM && s->sweep == p->sweeps - 1;     /* behind the result */
         if (!x->passing || !ends || late) continue;
+        /* Not s->from: that looks through expansions, and past a step like an earlier one. */
         for (int k = 0; k < s->operands; k++) gone[xg__program_find(p, x->in[k])]++;
     }
     for (int i = 0; i < p->sources; i++) {

@@ -2,7 +2,6 @@
 #include "levels.h"
 #include <limits.h>
 
-
 /* ---- a guided training step on a small net, used by many tests ---------------------------------- */
 
 typedef struct trainer {
