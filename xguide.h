@@ -3292,7 +3292,8 @@ static void XG_(place_pairs)(const xg__pool_job *job, const xg_real *g, const xg
 #define XG__BLOCK_ROWS 512     /* a unit's rows; those of one that has columns for each tap       */
 #define XG__BLOCK_ROWS_ACROSS 128
 #define XG__BLOCK_COLS_ACROSS 288
-#define XG__BLOCK_AREA 102400  /* outputs of a unit that has few rows or few columns              */
+#define XG__BLOCK_COLS_STAGED 4096   /* of one whose columns are read from the stage              */
+#define XG__BLOCK_AREA 51200   /* outputs of a unit that has few columns                          */
 #define XG__STRIP      256     /* an input gradient's weights are transposed in pieces: at least  */
 #define XG__STRIP_O    128     /* so many numbers of c and taps, and so many of o                 */
 
@@ -4272,15 +4273,12 @@ static void XG_(plan_units)(XG_(plan) *p, int workers)
     if (p->rows.major * p->rows.minor * p->cols.major * p->cols.minor == 0) p->problems = 0;
     p->k = XG_(cut_axis)(p->k, XG__BLOCK_K, 1);
     p->chunks = p->phases > 1 ? 1 : XG_(chunks_for)(rows * cols * (double)p->problems, p->k.blocks);
-    if (p->unpacked) {
-        col_target = xg__min(xg__max(XG__BLOCK_AREA / p->rows.minor, col_target), 4096);
-    }
+    if (p->unpacked) col_target = XG__BLOCK_COLS_STAGED;
     if (p->across) {
         row_target = XG__BLOCK_ROWS_ACROSS;
         col_target = p->each ? XG__NR : xg__max(XG__BLOCK_COLS_ACROSS / taps, XG__NR);
     } else {
-        const double most = XG__BLOCK_AREA / 2;
-        while (row_target < 1024 && cols * (double)row_target <= most) row_target *= 2;
+        while (row_target < 1024 && cols * (double)row_target <= XG__BLOCK_AREA) row_target *= 2;
     }
     for (;;) {
         size_t units, r, c;
@@ -4347,17 +4345,15 @@ static void XG_(plan_gemm)(XG_(plan) *p, const xg__gemm_job *job, int workers)
 
 /* Columns can be read from the stage, one grid row behind the other: then the padding between them
  * is computed too, in vain, and dropped in the end, but packing is spared, which few rows do not
- * repay. Guesses in cycles for a vector of columns (measured): packing 3 a k, reading what is not
- * packed a fiftieth a row and k, dropping 3 a row. */
+ * repay (measured: up to about twenty). */
 static bool XG_(better_unpacked)(const XG_(plan) *p)
 {
     const XG_(window) *w = &p->window;
-    const double rows = (double)p->rows.minor, k = (double)p->k.major * (double)p->k.minor;
     XG_(cut) pixel = XG_(cut_axis)(XG_(axis)(1, 1), 1, 1);
-    XG_(stage) s;
-    if (w->plain || k < 1 || w->gw < 1) return false;
-    s = XG_(stage_of)(w, XG_(block)(&pixel, 0));
-    return rows * (k * (0.5 * (s.width - w->gw) / w->gw + 0.02) + 3) < 3 * k;
+    size_t width;
+    if (w->plain || w->gw < 1 || w->ty.count < 1 || w->tx.count < 1) return false;
+    width = (size_t)XG_(stage_of)(w, XG_(block)(&pixel, 0)).width;
+    return p->rows.minor * width <= 20 * (size_t)w->gw;
 }
 
 /* Weights must be transposed for an input gradient, which few pixels do not repay (measured: less
