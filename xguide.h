@@ -9084,15 +9084,11 @@ static xg_tensor *xg__emit_to(xg_op op, xg_tensor *x, xg_tensor *with, xg_shape 
     return xg__emit(op, x, with, &attr);
 }
 
-/* Most kernels of this section do the same to every h*w plane; this is their job. */
-typedef struct xg__plane_job { const xg_tensor *y, *x; } xg__plane_job;
-
-static void xg__for_planes(xg_tensor *y, const xg_tensor *counted, size_t cost,
-                           void (*run)(const void *job, size_t begin, size_t end))
+/* Most kernels of this section do the same to every h*w plane of y, which is their context. */
+static void xg__for_planes(xg_tensor *y, size_t cost,
+                           void (*run)(const void *y, size_t begin, size_t end))
 {
-    const xg__plane_job job = { y, y->in[0] };
-    size_t planes = (size_t)counted->shape.n * (size_t)counted->shape.c;
-    xg__parallel(y->tape, planes, cost, run, &job);
+    xg__parallel(y->tape, (size_t)y->shape.n * (size_t)y->shape.c, cost, run, y);
 }
 
 static size_t xg__plane(const xg_tensor *x) { return (size_t)x->shape.h * (size_t)x->shape.w; }
@@ -9404,42 +9400,31 @@ static bool xg__shape_permute(xg_tensor *y)
     return true;
 }
 
-/* permute and flip walk x along y's axes: start, and a (possibly negative) step for each axis. */
-static void xg__strided_planes(const xg__plane_job *job, ptrdiff_t start, const ptrdiff_t *step,
-                               size_t begin, size_t end)
+/* permute and flip walk x along y's axes: where y starts, and a step for each axis, back if it is
+ * reversed. */
+static void xg__strided_planes(const void *context, size_t begin, size_t end)
 {
-    xg_shape s = job->y->shape;
-    xg_real *out = job->y->data + begin * xg__plane(job->y);
+    const xg_tensor *y = (const xg_tensor *)context, *x = y->in[0];
+    const int *order = y->attr.axes.order;
+    const xg_shape s = y->shape;
+    ptrdiff_t start = 0, step[4], natural[4] = { 1, 1, 1, 1 };
+    for (int i = 2; i >= 0; i--) natural[i] = natural[i + 1] * xg__extent(x->shape, i + 1);
+    for (int i = 0; i < 4; i++) {
+        bool back = y->op == XG_OP_flip && order[i];
+        step[i] = y->op == XG_OP_permute ? natural[order[i]] : back ? -natural[i] : natural[i];
+        if (back) start += natural[i] * (xg__extent(s, i) - 1);
+    }
+    xg_real *out = y->data + begin * xg__plane(y);
     for (size_t plane = begin; plane < end; plane++) {
         ptrdiff_t n = (ptrdiff_t)(plane / (size_t)s.c), c = (ptrdiff_t)(plane % (size_t)s.c);
         for (int h = 0; h < s.h; h++) {
-            const xg_real *in = job->x->data + start + n * step[0] + c * step[1] + h * step[2];
+            const xg_real *in = x->data + start + n * step[0] + c * step[1] + h * step[2];
             for (int w = 0; w < s.w; w++) *out++ = in[w * step[3]];
         }
     }
 }
 
-static void xg__natural_steps(xg_shape s, ptrdiff_t *step)
-{
-    step[3] = 1;
-    step[2] = s.w;
-    step[1] = step[2] * s.h;
-    step[0] = step[1] * s.c;
-}
-
-static void xg__permute_planes(const void *context, size_t begin, size_t end)
-{
-    const xg__plane_job *job = (const xg__plane_job *)context;
-    ptrdiff_t natural[4], step[4];
-    xg__natural_steps(job->x->shape, natural);
-    for (int i = 0; i < 4; i++) step[i] = natural[job->y->attr.axes.order[i]];
-    xg__strided_planes(job, 0, step, begin, end);
-}
-
-static void xg__run_permute(xg_tensor *y)
-{
-    xg__for_planes(y, y, xg__plane(y), xg__permute_planes);
-}
+static void xg__run_permute(xg_tensor *y) { xg__for_planes(y, xg__plane(y), xg__strided_planes); }
 
 static xg_tensor *xg__emit_axes(xg_op op, xg_tensor *x, const int order[4])
 {
@@ -9462,20 +9447,7 @@ XG__RULE(permute)
 
 static bool xg__shape_flip(xg_tensor *y) { return xg__shape_map(y); }
 
-static void xg__flip_planes(const void *context, size_t begin, size_t end)
-{
-    const xg__plane_job *job = (const xg__plane_job *)context;
-    ptrdiff_t step[4], start = 0;
-    xg__natural_steps(job->x->shape, step);
-    for (int i = 0; i < 4; i++) {
-        if (!job->y->attr.axes.order[i]) continue;
-        start += step[i] * (xg__extent(job->x->shape, i) - 1);
-        step[i] = -step[i];
-    }
-    xg__strided_planes(job, start, step, begin, end);
-}
-
-static void xg__run_flip(xg_tensor *y) { xg__for_planes(y, y, xg__plane(y), xg__flip_planes); }
+static void xg__run_flip(xg_tensor *y) { xg__run_permute(y); }
 
 XG_API_DEF xg_tensor *xg_flip(xg_tensor *x, bool n, bool c, bool h, bool w)
 {
@@ -9941,18 +9913,18 @@ static xg__pool_job xg__pool_of(xg_window k, xg_shape in, xg_shape out)
 
 static void xg__avgpool_planes(const void *context, size_t begin, size_t end)
 {
-    const xg__plane_job *job = (const xg__plane_job *)context;
-    xg__pool_job pool = xg__pool_of(job->y->attr.conv.window, job->x->shape, job->y->shape);
+    const xg_tensor *y = (const xg_tensor *)context, *x = y->in[0];
+    xg__pool_job pool = xg__pool_of(y->attr.conv.window, x->shape, y->shape);
     for (size_t plane = begin; plane < end; plane++) {
-        job->y->tape->kernels->avgpool(&pool, job->x->data + plane * xg__plane(job->x),
-                                       job->y->data + plane * xg__plane(job->y));
+        y->tape->kernels->avgpool(&pool, x->data + plane * xg__plane(x),
+                                  y->data + plane * xg__plane(y));
     }
 }
 
 static void xg__run_avgpool(xg_tensor *y)
 {
     xg_window k = y->attr.conv.window;
-    xg__for_planes(y, y, xg__plane(y) * (size_t)(k.kh * k.kw), xg__avgpool_planes);
+    xg__for_planes(y, xg__plane(y) * (size_t)(k.kh * k.kw), xg__avgpool_planes);
 }
 
 XG_API_DEF xg_tensor *xg_avgpool(xg_tensor *x, xg_window k)
@@ -9989,17 +9961,17 @@ static void xg__avgpool_t_row(const xg__pool_job *job, const xg_real *g, xg_real
 
 static void xg__avgpool_t_planes(const void *context, size_t begin, size_t end)
 {
-    const xg__plane_job *job = (const xg__plane_job *)context;
-    xg__pool_job pool = xg__pool_of(job->y->attr.conv.window, job->y->shape, job->x->shape);
+    const xg_tensor *y = (const xg_tensor *)context, *g = y->in[0];
+    xg__pool_job pool = xg__pool_of(y->attr.conv.window, y->shape, g->shape);
     for (size_t plane = begin; plane < end; plane++) {
-        const xg_real *g = job->x->data + plane * xg__plane(job->x);
-        xg_real *y = job->y->data + plane * xg__plane(job->y);
-        memset(y, 0, xg__plane(job->y) * sizeof *y);
-        for (int oy = 0; oy < pool.oh; oy++, g += pool.ow) {
+        const xg_real *from = g->data + plane * xg__plane(g);
+        xg_real *to = y->data + plane * xg__plane(y);
+        memset(to, 0, xg__plane(y) * sizeof *to);
+        for (int oy = 0; oy < pool.oh; oy++, from += pool.ow) {
             int r, stop;
             xg__clip(oy, pool.window.kh, pool.h, pool.window, &r, &stop);
             for (; r < stop; r += pool.window.dilation) {
-                xg__avgpool_t_row(&pool, g, y + (size_t)r * (size_t)pool.w);
+                xg__avgpool_t_row(&pool, from, to + (size_t)r * (size_t)pool.w);
             }
         }
     }
@@ -10008,7 +9980,7 @@ static void xg__avgpool_t_planes(const void *context, size_t begin, size_t end)
 static void xg__run_avgpool_t(xg_tensor *y)
 {
     xg_window k = y->attr.conv.window;
-    xg__for_planes(y, y, xg__plane(y->in[0]) * (size_t)(k.kh * k.kw), xg__avgpool_t_planes);
+    xg__for_planes(y, xg__plane(y->in[0]) * (size_t)(k.kh * k.kw), xg__avgpool_t_planes);
 }
 
 XG_API_DEF xg_tensor *xg_avgpool_t(xg_tensor *g, xg_window k, xg_shape x)
@@ -10319,9 +10291,11 @@ static bool xg__shape_gather(xg_tensor *y)
     return xg__index_fits(y, index, x) && xg__index_valid(y, y->in[1], xg__plane(y->in[0]));
 }
 
-static const xg_real *xg__index_plane(const xg_tensor *index, size_t plane, int channels)
+/* The index that gather and scatter follow in a plane of y. */
+static const xg_real *xg__index_plane(const xg_tensor *y, size_t plane)
 {
-    return xg__row_of(index, (int)(plane / (size_t)channels), (int)(plane % (size_t)channels), 0);
+    const size_t channels = (size_t)y->shape.c;
+    return xg__row_of(y->in[1], (int)(plane / channels), (int)(plane % channels), 0);
 }
 
 /* Whether the index is that of maxima of 2x2 windows, side by side, over planes of this shape: then
@@ -10342,30 +10316,27 @@ static bool xg__is_maxpool(const xg_tensor *node)
 
 static void xg__gather_planes(const void *context, size_t begin, size_t end)
 {
-    const xg__plane_job *job = (const xg__plane_job *)context;
-    const xg_tensor *index = job->y->in[1];
-    size_t count = xg__plane(job->y);
+    const xg_tensor *y = (const xg_tensor *)context, *x = y->in[0];
+    size_t count = xg__plane(y);
     for (size_t plane = begin; plane < end; plane++) {
-        const xg_real *x = job->x->data + plane * xg__plane(job->x);
-        const xg_real *at = xg__index_plane(index, plane, job->y->shape.c);
-        xg_real *y = job->y->data + plane * count;
-        for (size_t p = 0; p < count; p++) y[p] = x[(size_t)at[p]];
+        const xg_real *from = x->data + plane * xg__plane(x), *at = xg__index_plane(y, plane);
+        xg_real *to = y->data + plane * count;
+        for (size_t p = 0; p < count; p++) to[p] = from[(size_t)at[p]];
     }
 }
 
 /* Both ways between planes and the maxima of their 2x2 windows. */
 static void xg__pairs_planes(const void *context, size_t begin, size_t end)
 {
-    const xg__plane_job *job = (const xg__plane_job *)context;
-    const xg_tensor *x = job->x, *y = job->y, *index = y->in[1];
+    const xg_tensor *y = (const xg_tensor *)context, *x = y->in[0], *index = y->in[1];
     const bool pick = y->op == XG_OP_gather;
     const xg__kernels *kernels = y->tape->kernels;
     xg__pool_job pool = xg__pool_of(index->attr.conv.window, pick ? x->shape : y->shape,
                                     index->shape);
     for (size_t plane = begin; plane < end; plane++) {
-        const xg_real *at = xg__index_plane(index, plane, y->shape.c);
         (pick ? kernels->pick_pairs : kernels->place_pairs)
-            (&pool, x->data + plane * xg__plane(x), at, y->data + plane * xg__plane(y));
+            (&pool, x->data + plane * xg__plane(x), xg__index_plane(y, plane),
+             y->data + plane * xg__plane(y));
     }
 }
 
@@ -10386,7 +10357,7 @@ static void xg__run_gather(xg_tensor *y)
     }
     if (!xg__force(y->in[0]) || !xg__force(y->in[1])) return;
     bool pairs = xg__in_pairs(y->in[1], y->in[0]->shape);
-    xg__for_planes(y, y, xg__plane(y), pairs ? xg__pairs_planes : xg__gather_planes);
+    xg__for_planes(y, xg__plane(y), pairs ? xg__pairs_planes : xg__gather_planes);
 }
 
 XG_API_DEF xg_tensor *xg_gather(xg_tensor *x, xg_tensor *index)
@@ -10407,15 +10378,13 @@ static bool xg__shape_scatter(xg_tensor *y)
 
 static void xg__scatter_planes(const void *context, size_t begin, size_t end)
 {
-    const xg__plane_job *job = (const xg__plane_job *)context;
-    const xg_tensor *index = job->y->in[1];
-    size_t count = xg__plane(job->x);
+    const xg_tensor *y = (const xg_tensor *)context, *g = y->in[0];
+    size_t count = xg__plane(g);
     for (size_t plane = begin; plane < end; plane++) {
-        const xg_real *g = job->x->data + plane * count;
-        const xg_real *at = xg__index_plane(index, plane, job->y->shape.c);
-        xg_real *y = job->y->data + plane * xg__plane(job->y);
-        memset(y, 0, xg__plane(job->y) * sizeof *y);
-        for (size_t p = 0; p < count; p++) y[(size_t)at[p]] += g[p];
+        const xg_real *from = g->data + plane * count, *at = xg__index_plane(y, plane);
+        xg_real *to = y->data + plane * xg__plane(y);
+        memset(to, 0, xg__plane(y) * sizeof *to);
+        for (size_t p = 0; p < count; p++) to[(size_t)at[p]] += from[p];
     }
 }
 
@@ -10423,7 +10392,7 @@ static void xg__run_scatter(xg_tensor *y)
 {
     if (!xg__force(y->in[0]) || !xg__force(y->in[1])) return;
     bool pairs = xg__in_pairs(y->in[1], y->shape);
-    xg__for_planes(y, y, xg__plane(y) + xg__plane(y->in[0]),
+    xg__for_planes(y, xg__plane(y) + xg__plane(y->in[0]),
                    pairs ? xg__pairs_planes : xg__scatter_planes);
 }
 
