@@ -9218,19 +9218,17 @@ XG__RULE(div)
     return xg_neg(xg_div(xg_mul(g, y), y->in[1]));
 }
 
-XG_API_DEF xg_tensor *xg_max(xg_tensor *a, xg_tensor *b) { return xg__emit(XG_OP_max, a, b, NULL); }
-XG__RULE(max)
+/* g where operand i was chosen; `second` is 1 where that was operand 1. */
+static xg_tensor *xg__to_better(xg_tensor *g, int i, xg_tensor *second)
 {
-    xg_tensor *second = xg_less(y->in[0], y->in[1]);
     return xg_mul(g, i == 0 ? xg_affine(second, -1, 1) : second);
 }
 
+XG_API_DEF xg_tensor *xg_max(xg_tensor *a, xg_tensor *b) { return xg__emit(XG_OP_max, a, b, NULL); }
+XG__RULE(max) { return xg__to_better(g, i, xg_less(y->in[0], y->in[1])); }
+
 XG_API_DEF xg_tensor *xg_min(xg_tensor *a, xg_tensor *b) { return xg__emit(XG_OP_min, a, b, NULL); }
-XG__RULE(min)
-{
-    xg_tensor *second = xg_less(y->in[1], y->in[0]);
-    return xg_mul(g, i == 0 ? xg_affine(second, -1, 1) : second);
-}
+XG__RULE(min) { return xg__to_better(g, i, xg_less(y->in[1], y->in[0])); }
 
 XG_API_DEF xg_tensor *xg_less(xg_tensor *a, xg_tensor *b)
 {
@@ -9354,8 +9352,8 @@ static bool xg__shape_expand(xg_tensor *y)
     return xg__refuse(y, XG_ERR_SHAPE, "each axis must stay or grow from 1");
 }
 
-/* Where element (n,c,h,0) of a tensor starts when y walks it with broadcasting. */
-static const xg_real *xg__row_of(const xg_tensor *x, int n, int c, int h)
+/* Where row (n,c,h) of a tensor starts, which may be walked with broadcasting. */
+static xg_real *xg__row_of(const xg_tensor *x, int n, int c, int h)
 {
     xg_shape s = x->shape;
     size_t row = (size_t)(s.n == 1 ? 0 : n);
@@ -9488,11 +9486,9 @@ static void xg__copy_box(const xg_tensor *x, xg_shape from, xg_tensor *y, xg_sha
     for (int n = 0; n < box.n; n++) {
         for (int c = 0; c < box.c; c++) {
             for (int h = 0; h < box.h; h++) {
-                size_t in = (size_t)(from.n + n) * (size_t)x->shape.c + (size_t)(from.c + c);
-                size_t out = (size_t)(to.n + n) * (size_t)y->shape.c + (size_t)(to.c + c);
-                in = (in * (size_t)x->shape.h + (size_t)(from.h + h)) * (size_t)x->shape.w;
-                out = (out * (size_t)y->shape.h + (size_t)(to.h + h)) * (size_t)y->shape.w;
-                memcpy(y->data + out + to.w, x->data + in + from.w, run * sizeof(xg_real));
+                memcpy(xg__row_of(y, to.n + n, to.c + c, to.h + h) + to.w,
+                       xg__row_of(x, from.n + n, from.c + c, from.h + h) + from.w,
+                       run * sizeof(xg_real));
             }
         }
     }
@@ -10135,16 +10131,18 @@ XG_API_DEF xg_tensor *xg_global_avgpool(xg_tensor *x)
  * s = max(0, (o + 1/2) in/out - 1/2), between floor(s) and the next, the last one repeated. */
 typedef struct xg__tap { int low, high; double t; } xg__tap;
 
-static xg__tap xg__tap_of(int o, int in, int out)
+static const xg__tap *xg__taps(xg_tape *tape, int in, int out)
 {
-    xg__tap tap;
-    double s = ((double)o + 0.5) * in / out - 0.5;
-    if (s < 0) s = 0;
-    tap.low = (int)s;
-    if (tap.low > in - 1) tap.low = in - 1;
-    tap.high = tap.low + 1 < in ? tap.low + 1 : in - 1;
-    tap.t = s - tap.low;
-    return tap;
+    xg__tap *taps = (xg__tap *)xg__take(tape, (size_t)out * sizeof *taps);
+    for (int o = 0; taps && o < out; o++) {
+        double s = ((double)o + 0.5) * in / out - 0.5;
+        if (s < 0) s = 0;
+        int low = (int)s < in ? (int)s : in - 1;
+        taps[o].low = low;
+        taps[o].high = low + 1 < in ? low + 1 : low;
+        taps[o].t = s - low;
+    }
+    return taps;
 }
 
 /* Both directions between small planes and large ones know where each row and column reads. */
@@ -10152,13 +10150,6 @@ typedef struct xg__upsample_job {
     const xg_tensor *x, *y;
     const xg__tap *rows, *columns;             /* of the large plane */
 } xg__upsample_job;
-
-static const xg__tap *xg__taps(xg_tape *tape, int in, int out)
-{
-    xg__tap *taps = (xg__tap *)xg__take(tape, (size_t)out * sizeof *taps);
-    for (int o = 0; taps && o < out; o++) taps[o] = xg__tap_of(o, in, out);
-    return taps;
-}
 
 static void xg__run_taps(xg_tensor *y, xg_shape small, xg_shape large,
                          void (*run)(const void *job, size_t begin, size_t end))
@@ -10463,7 +10454,7 @@ static void xg__run_max_to(xg_tensor *y)
     for (int n = 0; n < s.n; n++) {
         for (int c = 0; c < s.c; c++) {
             for (int h = 0; h < s.h; h++, in += s.w) {
-                xg_real *out = y->data + (xg__row_of(y, n, c, h) - y->data);
+                xg_real *out = xg__row_of(y, n, c, h);
                 for (int w = 0; w < s.w; w++) {
                     xg_real *best = out + (y->shape.w == 1 ? 0 : w);
                     if (in[w] > *best || in[w] != in[w]) *best = in[w];
@@ -11716,32 +11707,18 @@ XG_API_DEF xg_params *xg_params_clone(const xg_params *params)
 
 /* Optimiser state: step counts by optimiser, vectors by entry, optimiser and number. */
 
-/* The count of that optimiser, a new one at 0 if create; NULL when absent or without memory. */
-static xg__steps *xg__steps_find(xg_params *params, const char *optim, bool create)
+/* The count of that optimiser, a new one at 0 if there is none; NULL without memory. */
+static xg__steps *xg__steps_of(xg_params *params, const char *optim)
 {
     xg__steps **link = &params->steps;
     while (*link && strcmp((*link)->optim, optim)) link = &(*link)->next;
-    if (*link || !create) return *link;
+    if (*link) return *link;
     size_t length = strlen(optim) + 1;
     xg__steps *steps = (xg__steps *)xg__params_take(params, sizeof *steps + length);
     if (!steps) return NULL;
     steps->optim = (const char *)memcpy(steps + 1, optim, length);
     *link = steps;
     return steps;
-}
-
-static int64_t xg__steps_get(const xg_params *params, const char *optim)
-{
-    for (const xg__steps *at = params ? params->steps : NULL; at; at = at->next) {
-        if (!strcmp(at->optim, optim)) return at->steps;
-    }
-    return 0;
-}
-
-static void xg__steps_set(xg_params *params, const char *optim, int64_t steps)
-{
-    xg__steps *found = xg__steps_find(params, optim, true);
-    if (found) found->steps = steps;
 }
 
 /* An entry's state of that optimiser and number; NULL when there is none. */
@@ -11752,16 +11729,12 @@ static xg__slot *xg__slot_find(const xg__entry *entry, const char *optim, int wh
     return slot;
 }
 
-/* The state vector, zeros when it is new; NULL when absent (or without memory, if create). */
-static xg_real *xg__slot_get(xg_params *params, int entry, const char *optim, int which,
-                             bool create)
+/* The same, of zeros when it is new; NULL without memory. */
+static xg__slot *xg__slot_of(xg_params *params, xg__entry *owner, const char *optim, int which)
 {
-    if (!xg__params_has(params, entry)) return NULL;
-    xg__entry *owner = &params->entry[entry];
     xg__slot *slot = xg__slot_find(owner, optim, which);
-    if (slot) return slot->data;
-    xg__steps *steps = create ? xg__steps_find(params, optim, true) : NULL;
-    if (!steps) return NULL;
+    xg__steps *steps = slot ? NULL : xg__steps_of(params, optim);
+    if (!steps) return slot;
     xg__place before = xg__arena_place(&params->arena);
     size_t bytes = xg_shape_size(owner->shape) * sizeof(xg_real);
     slot = (xg__slot *)xg__params_take(params, sizeof *slot);
@@ -11774,7 +11747,7 @@ static xg_real *xg__slot_get(xg_params *params, int entry, const char *optim, in
     slot->which = which;
     slot->next = owner->slots;
     owner->slots = slot;
-    return slot->data;
+    return slot;
 }
 
 /* Scopes: where in the tree of names a model is being built. A scope is a value; going deeper makes
@@ -12400,13 +12373,11 @@ static xg_tensor *xg__resnet_unit(const xg__resnet *r, xg_scope *s, xg_tensor *x
     bool bcos = r->o.family == XG_FAMILY_BCOS, fixup = r->o.family == XG_FAMILY_X;
     xg_window window = xg__square_window(u.kernel, u.stride, u.kernel / 2);
     if (bcos) {
-        xg_bcos_options k;
-        memset(&k, 0, sizeof k);
+        xg_bcos_options k = XG__ZEROS;
         k.window = window;
         x = xg_bcos_conv(s, u.conv, x, u.channels, &k);
     } else {
-        xg_conv_options k;
-        memset(&k, 0, sizeof k);
+        xg_conv_options k = XG__ZEROS;
         k.window = window;
         k.bias = r->o.folded;
         k.init = XG_INIT_KAIMING_FAN_OUT;
@@ -12697,7 +12668,11 @@ XG_API_DEF double xg_optim_lr(const xg_optim *o, int64_t step)
 
 XG_API_DEF int64_t xg_optim_steps(const xg_optim *o, const xg_params *params)
 {
-    return xg__steps_get(params, xg__optim_defaults(o).slot);
+    const char *slot = xg__optim_defaults(o).slot;
+    for (const xg__steps *at = params ? params->steps : NULL; at; at = at->next) {
+        if (!strcmp(at->optim, slot)) return at->steps;
+    }
+    return 0;
 }
 
 static xg__rates xg__rates_of(const xg_optim *o, int64_t steps, double scale)
@@ -12798,13 +12773,13 @@ static int xg__optim_slots(const xg_optim *o)
 
 static void xg__update_block(const xg__optim_job *job, size_t block, int i, size_t at, size_t n)
 {
-    int slots = xg__optim_slots(job->o);
-    xg_real *first = xg__slot_get(job->params, i, job->o->slot, 0, false);
-    xg_real *second = xg__slot_get(job->params, i, job->o->slot, 1, false);
+    const xg__entry *entry = &job->params->entry[i];
+    const int slots = xg__optim_slots(job->o);
+    xg_real *state[2] = { NULL, NULL };
+    for (int k = 0; k < slots; k++) state[k] = xg__slot_find(entry, job->o->slot, k)->data + at;
     (void)block;
-    job->kernels->update[slots](job->rates, job->params->entry[i].data + at,
-                                job->grad[job->params->entry[i].chosen]->data + at,
-                                slots > 0 ? first + at : NULL, slots > 1 ? second + at : NULL, n);
+    job->kernels->update[slots](job->rates, entry->data + at,
+                                job->grad[entry->chosen]->data + at, state[0], state[1], n);
 }
 
 /* Blocks [begin, end), counted through all entries. */
@@ -12856,20 +12831,21 @@ static double xg__optim_norm(xg__optim_job *job, xg_tape *tape, size_t blocks)
     return xg_failed(tape) ? -1 : sqrt(total);
 }
 
-/* All state exists before any of it changes. State made before memory ran out stays, as zeros: the
- * same as none. */
-static bool xg__optim_reserve(const xg_optim *o, xg_params *params, xg_tape *tape)
+/* All state exists before any of it changes; returns the step count, NULL after failing the tape.
+ * State made before memory ran out stays, as zeros: the same as none. */
+static xg__steps *xg__optim_reserve(const xg_optim *o, xg_params *params, xg_tape *tape)
 {
-    bool fine = xg__steps_find(params, o->slot, true) != NULL;
-    for (int i = 0; i < params->count && fine; i++) {
-        for (int which = 0; which < xg__optim_slots(o) && params->entry[i].chosen >= 0; which++) {
-            if (!xg__slot_get(params, i, o->slot, which, true)) fine = false;
+    xg__steps *steps = xg__steps_of(params, o->slot);
+    for (int i = 0; i < params->count && steps; i++) {
+        xg__entry *entry = &params->entry[i];
+        for (int which = 0; which < xg__optim_slots(o) && entry->chosen >= 0; which++) {
+            if (!xg__slot_of(params, entry, o->slot, which)) steps = NULL;
         }
     }
-    if (!fine) {
+    if (!steps) {
         xg_fail(tape, XG_ERR_MEMORY, "optimiser: out of memory for its state; nothing was changed");
     }
-    return fine;
+    return steps;
 }
 
 XG_API_DEF xg_code xg_optim_apply(const xg_optim *o, xg_params *params, xg_tensor *const *leaf,
@@ -12891,17 +12867,15 @@ XG_API_DEF xg_code xg_optim_apply(const xg_optim *o, xg_params *params, xg_tenso
     xg__optim_job job = { &r, tape->kernels, params, grad, NULL, NULL, NULL };
     size_t blocks = xg__optim_count(&job);
     double norm = xg_failed(tape) ? -1 : xg__optim_norm(&job, tape, blocks);
-    if (norm < 0 || !xg__optim_reserve(&r, params, tape)) return xg_tape_error(tape)->code;
+    xg__steps *taken = norm < 0 ? NULL : xg__optim_reserve(&r, params, tape);
+    if (!taken || !xg__prepare_updates(tape, leaf, count)) return xg_tape_error(tape)->code;
 
-    if (!xg__prepare_updates(tape, leaf, count)) return xg_tape_error(tape)->code;
-
-    int64_t steps = xg__steps_get(params, r.slot);
     double scale = r.clip_norm > 0 && norm > r.clip_norm ? r.clip_norm / norm : 1;
-    xg__rates rates = xg__rates_of(&r, steps, scale);
+    xg__rates rates = xg__rates_of(&r, taken->steps, scale);
     job.rates = &rates;
     job.work = xg__update_block;
     xg__parallel(tape, blocks, XG__OPTIM_BLOCK, xg__optim_range, &job);
-    xg__steps_set(params, r.slot, steps + 1);
+    taken->steps++;
     xg__commit_updates(tape);
     return XG_ERR_OK;
 }
@@ -13596,7 +13570,7 @@ XG_API_DEF double xg_f1_value(const xg_f1 *f)
  * byte, so neither alignment nor the byte order of the machine matters.
  *
  * This section reads the entries, slots and step counts of the store in [7] and adds to it with
- * xg_params_add, xg__slot_get and xg__steps_find, which copy the names they are given. */
+ * xg_params_add, xg__slot_of and xg__steps_of, which copy the names they are given. */
 
 /* 11.0 Bytes. */
 
@@ -14812,7 +14786,7 @@ static bool xg__state_split(const xg__weights *w, const xg__stored *t, xg__state
 }
 
 /* The count that a "xguide.steps:<slot>" text says, or -1. */
-static int64_t xg__steps_of(const char *value)
+static int64_t xg__steps_said(const char *value)
 {
     xg_error error = { XG_ERR_OK, "" };
     const unsigned char *text = (const unsigned char *)value;
@@ -14855,7 +14829,7 @@ static void xg__resume_plan(xg__weights *w, const xg_load_report *report)
     for (int i = 0; i < w->pairs; i++) {
         const char *key = w->pair[i].key, *value = w->pair[i].value;
         const char *slot = xg__after(key, "xguide.steps:"), *note = xg__after(key, "xguide.note:");
-        if ((slot && (!xg__is_slot(slot) || xg__steps_of(value) < 0))
+        if ((slot && (!xg__is_slot(slot) || xg__steps_said(value) < 0))
             || (note && !xg__note_fits(note, value))) {
             xg__complain(error, XG_ERR_FORMAT, "'%.80s' is malformed", key);
         }
@@ -14869,13 +14843,13 @@ static bool xg__resume_reserve(const xg__weights *w, xg_params *p)
     bool good = true;
     for (int i = 0; good && i < w->pairs; i++) {
         const char *slot = xg__after(w->pair[i].key, "xguide.steps:");
-        if (slot) good = xg__steps_find(p, slot, true) != NULL;
+        if (slot) good = xg__steps_of(p, slot) != NULL;
     }
     for (int i = 0; good && i < w->count; i++) {
         const xg__stored *t = &w->stored[i];
         xg__state state;
         if (!xg__is_state(w, t) || !xg__state_split(w, t, &state)) continue;
-        good = xg__slot_get(p, state.of->entry, state.optim, state.which, true) != NULL;
+        good = xg__slot_of(p, &p->entry[state.of->entry], state.optim, state.which) != NULL;
     }
     return good;
 }
@@ -14905,8 +14879,8 @@ static void xg__resume_commit(const xg__weights *w, xg_params *p, xg__notes *not
         const xg__stored *t = &w->stored[i];
         xg__state state;
         if (xg__is_state(w, t) && xg__state_split(w, t, &state)) {
-            xg_real *out = xg__slot_get(p, state.of->entry, state.optim, state.which, true);
-            if (out) xg__load_numbers(w, t, out);      /* as always: it was reserved             */
+            xg__entry *owner = &p->entry[state.of->entry];
+            xg__load_numbers(w, t, xg__slot_find(owner, state.optim, state.which)->data);
         } else if (t->entry >= 0) {
             p->entry[t->entry].trainable = !t->buffer;
             p->entry[t->entry].frozen = t->frozen;
@@ -14914,7 +14888,7 @@ static void xg__resume_commit(const xg__weights *w, xg_params *p, xg__notes *not
     }
     for (int i = 0; i < w->pairs; i++) {
         const char *slot = xg__after(w->pair[i].key, "xguide.steps:");
-        if (slot) xg__steps_set(p, slot, xg__steps_of(w->pair[i].value));
+        if (slot) xg__steps_of(p, slot)->steps = xg__steps_said(w->pair[i].value);
     }
     xg__resume_notes(w, notes);
 }
