@@ -827,11 +827,14 @@ typedef struct xg_grad_cam_options {
 XG_API xg_tensor *xg_grad_cam(xg_tensor *score, xg_tensor *u, const xg_grad_cam_options *o);
 
 /* 8.2 Path family. Integrated gradients (Sundararajan 2017) of net's logits[label] along the
- *     line from a baseline to x, midpoint rule, summed over channels: a leaf [n,1,h,w]. One step
- *     at a time: the memory does not depend on the number of steps. */
+ *     line from a baseline to x, midpoint rule, summed over channels: a leaf [n,1,h,w]. A few
+ *     steps at a time: the memory does not depend on their number. */
 typedef struct xg_path_options {
     int        steps;             /* default 32 */
     xg_tensor *baseline;          /* shaped like x; default zeros */
+    int        batch;             /* pictures in one pass of the net, default 8: as many steps of
+                                     x's n as fit. In training always one step; give 1 where a
+                                     batch's samples know of each other in evaluation, too */
 } xg_path_options;
 XG_API xg_tensor *xg_integrated_gradients(xg_scope *s, xg_net net, xg_tensor *x, const int *label,
                                           const xg_path_options *o);
@@ -12981,9 +12984,10 @@ XG_API_DEF xg_tensor *xg_grad_cam(xg_tensor *score, xg_tensor *u, const xg_grad_
  *
  * With delta = x - baseline and g(t) = the gradient of the labelled logits at baseline + t delta,
  *     map = 1/S sum_k sum_c delta_c g_c(t_k),   t_k = (k + 1/2) / S.
- * The sum over k is taken one network pass at a time: pass, add to a leaf, release. Training does
- * not need the S passes at once either. Given the cotangent a = d loss / d map, the derivative of
- * the loss by a weight is 1/S sum_k d <a delta, g(t_k)> / d weight: again one pass a term. */
+ * The sum over k is taken a few steps at a time, which pass the network as one batch: pass, add to
+ * a leaf, release. Training does not need all steps at once either. Given the cotangent
+ * a = d loss / d map, the derivative of the loss by a weight is 1/S sum_k d <a delta, g(t_k)> / d
+ * weight: again a pass for a few terms. */
 
 typedef struct xg__path {
     xg_scope  *s;
@@ -12992,9 +12996,10 @@ typedef struct xg__path {
     xg_tensor *from;      /* the baseline; NULL stands for zeros                               */
     xg_tensor *delta;     /* x - baseline                                                      */
     int        steps;
+    int        together;  /* so many of them pass the network at once                          */
 } xg__path;
 
-/* Checks the arguments of both passes and prepares delta, once for all steps. */
+/* Checks the arguments of both passes and prepares what is the same for all steps. */
 static bool xg__path_open(xg__path *p, xg_scope *s, xg_net net, xg_tensor *x, const int *label,
                           const xg_path_options *o)
 {
@@ -13002,13 +13007,15 @@ static bool xg__path_open(xg__path *p, xg_scope *s, xg_net net, xg_tensor *x, co
     p->net = net;
     p->label = label;
     p->steps = o && o->steps ? o->steps : 32;
+    p->together = o && o->batch ? o->batch : 8;
     p->from = o ? o->baseline : NULL;
     p->delta = x;
     if (xg_failed(s->tape)) return false;
-    if (!net || !label || p->steps < 1) {
+    if (!net || !label || p->steps < 1 || p->together < 1) {
         xg_fail(s->tape, XG_ERR_ARGUMENT, "integrated_gradients: needs a network, labels and at "
-                "least one step; got%s%s and %d steps", net ? "" : " no network,",
-                label ? " labels" : " no labels", p->steps);
+                "least one step and a batch of 1; got%s%s, %d steps and a batch of %d",
+                net ? "" : " no network,", label ? " labels" : " no labels", p->steps,
+                p->together);
         return false;
     }
     if (xg_tape_of(x) != s->tape) {
@@ -13022,26 +13029,61 @@ static bool xg__path_open(xg__path *p, xg_scope *s, xg_net net, xg_tensor *x, co
                 "[%d %d %d %d]; together they span [%d %d %d %d]",
                 a.n, a.c, a.h, a.w, b.n, b.c, b.h, b.w);
     }
-    return !xg_failed(s->tape);
+    if (xg_failed(s->tape)) return false;
+    p->together /= a.n;
+    if (s->train || p->together < 1) p->together = 1;
+    return true;
 }
 
-/* g(t) of one step. The point is a constant, whatever x was made from. Each step starts from the
- * same random state: with dropout the path then belongs to one network, and a second pass meets
- * the same masks as the first. Only the drawing of first weights moves the caller's generator. */
+/* A batch x of n as one sample of n channels, beside which others of its kind can lie. */
+static xg_tensor *xg__as_sample(xg_tensor *x)
+{
+    const xg_shape s = xg_shape_of(x);
+    return xg_reshape(x, xg_shape4(1, s.n, s.c, s.h * s.w));
+}
+
+/* The points of `count` steps from `base` on, one batch after the other. */
+static xg_tensor *xg__path_points(const xg__path *p, xg_tensor *base, int step, int count)
+{
+    xg_shape s = xg_shape_of(base);
+    xg_tensor *t = xg_leaf(p->s->tape, xg_shape4(count, 1, 1, 1), NULL);
+    xg_real *to = xg_leaf_data(t);
+    for (int i = 0; to && i < count; i++) to[i] = (xg_real)((step + i + 0.5) / p->steps);
+    xg_tensor *way = xg_mul(t, xg__as_sample(xg_detach(p->delta)));
+    s.n *= count;
+    return xg_reshape(xg_add(xg__as_sample(base), way), s);
+}
+
+/* The labels of so many steps; NULL with the tape's error. */
+static int *xg__path_labels(const xg__path *p, int count)
+{
+    const int n = xg_shape_of(p->delta).n;
+    int *label = (int *)xg__take(p->s->tape, (size_t)(count * n) * sizeof *label);
+    for (int i = 0; label && i < count * n; i++) label[i] = p->label[i % n];
+    return label;
+}
+
+/* The sum of g(t) over the steps of a pass, from `step` on: the gradient by the baseline, which all
+ * points share. It and delta are constants here, whatever they were made from. Each pass starts
+ * from the same random state: with dropout the path then belongs to one network, and the second
+ * sweep meets the same masks as the first. Only drawing first weights moves the caller's. */
 static xg_tensor *xg__path_gradient(const xg__path *p, int step)
 {
-    double t = (step + 0.5) / p->steps;
-    xg_tensor *point = xg_affine(p->delta, t, 0.0);
-    if (p->from) point = xg_add(p->from, point);
-    point = xg_detach(point);
+    const xg_shape shape = xg_shape_of(p->delta);
+    const int left = p->steps - step, count = left < p->together ? left : p->together;
+    const int *label = xg__path_labels(p, count);
+    if (!label) return xg__poison(p->s->tape);
+    xg_tensor *base = p->from ? xg_detach(xg_expand(p->from, shape))
+                              : xg_leaf(p->s->tape, shape, NULL);
+    xg_tensor *points = xg__path_points(p, base, step, count);
 
     xg_scope here = *p->s;
     xg_rng rng = here.rng ? *here.rng : xg_rng_seed(0);
     if (here.rng) here.rng = &rng;
     int known = xg_params_count(here.params);
-    xg_tensor *score = xg_pick(p->net(&here, point), p->label);
+    xg_tensor *score = xg_pick(p->net(&here, points), label);
     if (here.rng && xg_params_count(here.params) != known) *p->s->rng = rng;
-    return xg_grad(score, point);
+    return xg_grad(score, base);
 }
 
 /* sum += scale * part, in place: `sum` is a leaf that was made before the step's mark. */
@@ -13055,9 +13097,9 @@ static void xg__accumulate(xg_tensor *sum, xg_tensor *part, double scale)
     }
 }
 
-/* What must outlive the steps (delta, the map) is made before the first mark; what a step makes,
+/* What must outlive the passes (delta, the map) is made before the first mark; what a pass makes,
  * the network's activations and its sweep, is gone before the next one starts. So the peak of 512
- * steps is the peak of one. The map is a leaf: it knows nothing of the network that made it. */
+ * steps is the peak of a few. The map is a leaf: it knows nothing of the network that made it. */
 XG_API_DEF xg_tensor *xg_integrated_gradients(xg_scope *s, xg_net net, xg_tensor *x,
                                               const int *label, const xg_path_options *o)
 {
@@ -13066,7 +13108,7 @@ XG_API_DEF xg_tensor *xg_integrated_gradients(xg_scope *s, xg_net net, xg_tensor
     xg_shape shape = xg_shape_of(x);
     shape.c = 1;
     xg_tensor *map = xg_leaf(s->tape, shape, NULL);
-    for (int step = 0; step < path.steps && !xg_failed(s->tape); step++) {
+    for (int step = 0; step < path.steps && !xg_failed(s->tape); step += path.together) {
         xg_mark mark = xg_tape_mark(s->tape);
         xg_tensor *gradient = xg__path_gradient(&path, step);
         xg__accumulate(map, xg__channel_sum(xg_mul(path.delta, gradient)), 1.0 / path.steps);
@@ -13075,8 +13117,8 @@ XG_API_DEF xg_tensor *xg_integrated_gradients(xg_scope *s, xg_net net, xg_tensor
     return xg_failed(s->tape) ? xg__poison(s->tape) : map;
 }
 
-/* The leaves that the network of this step reads. A weight that was on the tape before the mark is
- * used again; one that first came up within the step has a new leaf each time, of the same name. */
+/* The leaves that the network of this pass reads. A weight that was on the tape before the mark is
+ * used again; one that first came up within the pass has a new leaf each time, of the same name. */
 static void xg__leaves_here(const xg_scope *s, xg_tensor *const *leaf, int count, xg_tensor **here)
 {
     for (int i = 0; i < count; i++) {
@@ -13085,7 +13127,8 @@ static void xg__leaves_here(const xg_scope *s, xg_tensor *const *leaf, int count
     }
 }
 
-/* One step of the second pass: adds d <seed, g(t)> / d leaf[i] to out[i]. `room` holds 2 count. */
+/* A pass of the second sweep: adds d <seed, g> / d leaf[i] to out[i], g the sum above. `room` holds
+ * 2 count. */
 static void xg__path_pull(const xg__path *p, int step, xg_tensor *seed, xg_tensor *const *leaf,
                           int count, xg_tensor **room, xg_tensor **out)
 {
@@ -13118,7 +13161,7 @@ XG_API_DEF void xg_integrated_gradients_vjp(xg_scope *s, xg_net net, xg_tensor *
 
     xg_tensor *seed = xg_mul(xg_affine(cotangent, 1.0 / path.steps, 0.0), path.delta);
     xg_tensor **room = (xg_tensor **)xg__take(s->tape, 2 * (size_t)count * sizeof *room);
-    for (int step = 0; step < path.steps && !xg_failed(s->tape); step++) {
+    for (int step = 0; step < path.steps && !xg_failed(s->tape); step += path.together) {
         xg__path_pull(&path, step, seed, leaf, count, room, out);
     }
     if (!xg_failed(s->tape)) return;

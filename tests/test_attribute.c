@@ -573,6 +573,7 @@ static void test_path_of_a_quadratic(void)
     xg_tensor *x = xg_randn(t, xg_shape4(2, 2, 3, 3), &rng);
     for (int i = 0; i < 12; i++) {
         xg_path_options o;
+        memset(&o, 0, sizeof o);
         o.steps = steps[i % 4];
         xg_shape like_x = xg_shape_of(x), each_channel = xg_shape4(1, 2, 1, 1);
         o.baseline = i < 4 ? NULL : xg_randn(t, i < 8 ? like_x : each_channel, &rng);
@@ -656,6 +657,7 @@ static void test_path_is_complete(void)
     const int steps[3] = { 32, 64, 512 };
     for (int i = 0; i < 3; i++) {
         xg_path_options o;
+        memset(&o, 0, sizeof o);
         o.steps = steps[i];
         o.baseline = b;
         xg_tensor *map = xg_integrated_gradients(&c.scope, path_net, c.x, path_label, &o);
@@ -667,8 +669,8 @@ static void test_path_is_complete(void)
         }
     }
     xg_path_options o;
+    memset(&o, 0, sizeof o);
     o.steps = 32;
-    o.baseline = NULL;
     xg_tensor *map = xg_integrated_gradients(&c.scope, path_net, c.x, path_label, &o);
     xg_tensor *usual = xg_integrated_gradients(&c.scope, path_net, c.x, path_label, NULL);
     CHECK(distance(map, usual) == 0);                    /* 32 steps from zero are the default    */
@@ -697,15 +699,17 @@ static xg_tensor *unstreamed(path_case *c, int steps, xg_tensor *baseline)
 
 /* The streamed map and, pulled back through a loss on it, the gradient of every weight, against the
  * expression built in one piece. */
-static void compare_with_unstreamed(path_case *c, xg_tensor *baseline, xg_loss loss)
+static void compare_with_unstreamed(path_case *c, xg_tensor *baseline, int batch, xg_loss loss)
 {
     enum { STEPS = 8, MAX = 16 };
     xg_tensor *leaf[MAX], *streamed[MAX], *direct[MAX];
     int count = xg_params_leaves(c->params, c->tape, leaf, MAX);
     CHECK(count == (c->choice.norm ? 8 : 6));
     xg_path_options o;
+    memset(&o, 0, sizeof o);
     o.steps = STEPS;
     o.baseline = baseline;
+    o.batch = batch;
     xg_guide_options g;
     memset(&g, 0, sizeof g);
     g.loss = loss;
@@ -732,11 +736,12 @@ static void compare_with_unstreamed(path_case *c, xg_tensor *baseline, xg_loss l
 
 static void test_path_vjp(void)
 {
+    const int batch[5] = { 0, 1, 2, 6, 100 };        /* 4, 1, 1, 3 (the last pass: 2) and 8 steps */
     for (int i = 0; i < 8; i++) {
         path_case c;
         path_open(&c, false, 0, 40 + (uint64_t)i);
         xg_tensor *b = i < 4 ? NULL : xg_randn(c.tape, xg_shape_of(c.x), &c.rng);
-        compare_with_unstreamed(&c, b, (xg_loss)(i % 4));
+        compare_with_unstreamed(&c, b, batch[i % 5], (xg_loss)(i % 4));
         path_close(&c);
     }
 }
@@ -746,7 +751,7 @@ static void test_path_vjp_with_batch_statistics_and_dropout(void)
     for (int i = 0; i < 4; i++) {
         path_case c;
         path_open(&c, i % 2 == 1, i >= 2 ? 0.3 : 0, 50 + (uint64_t)i);
-        compare_with_unstreamed(&c, NULL, XG_LOSS_ENERGY);
+        compare_with_unstreamed(&c, NULL, 8, XG_LOSS_ENERGY);
         path_close(&c);
     }
 }
@@ -801,6 +806,39 @@ static void test_path_makes_weights(void)
     path_close(&c);
 }
 
+/* How often the network runs, and on how many samples: 7 steps of two samples, training or not. */
+typedef struct passes { int count, samples; } passes;
+
+static xg_tensor *counting_net(xg_scope *s, xg_tensor *x)
+{
+    passes *seen = (passes *)s->user;
+    seen->count++;
+    seen->samples += xg_shape_of(x).n;
+    return xg_dense(s, "head", xg_global_avgpool(x), 3, true);
+}
+
+static void test_path_passes(void)
+{
+    const struct { int batch; bool train; int passes; } rows[] = {
+        { 0, false, 2 }, { 1, false, 7 }, { 3, false, 7 }, { 6, false, 3 }, { 14, false, 1 },
+        { 1000, false, 1 }, { 0, true, 7 }, { 14, true, 7 }
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        passes seen = { 0, 0 };
+        path_case c;
+        path_open(&c, false, 0, 66);
+        c.scope.user = &seen;
+        c.scope.train = rows[i].train;
+        xg_path_options o;
+        memset(&o, 0, sizeof o);
+        o.steps = 7;
+        o.batch = rows[i].batch;
+        xg_integrated_gradients(&c.scope, counting_net, c.x, path_label, &o);
+        CHECK(seen.count == rows[i].passes && seen.samples == 14);
+        path_close(&c);
+    }
+}
+
 /* Constant memory: the same peak at 8 and at 512 steps, for the map and for its second pass. */
 static void test_path_peak(void)
 {
@@ -813,8 +851,8 @@ static void test_path_peak(void)
         size_t before = xg_tape_stats(c.tape).bytes;
         int count = xg_params_leaves(c.params, c.tape, leaf, MAX);
         xg_path_options o;
+        memset(&o, 0, sizeof o);
         o.steps = i % 2 ? 512 : 8;
-        o.baseline = NULL;
         xg_tensor *map = xg_integrated_gradients(&c.scope, path_net, c.x, path_label, &o);
         peak[i % 2][0] = xg_tape_stats(c.tape).peak;
         CHECK(xg_tape_stats(c.tape).bytes < before + 4096);          /* the map, and nothing else */
@@ -890,6 +928,9 @@ static void test_path_errors(void)
     path_refused(&c, path_net, NULL, path_label, NULL, XG_ERR_TAPE);
     o = defaults;
     o.steps = -1;
+    path_refused(&c, path_net, c.x, path_label, &o, XG_ERR_ARGUMENT);
+    o = defaults;
+    o.batch = -1;
     path_refused(&c, path_net, c.x, path_label, &o, XG_ERR_ARGUMENT);
     o = defaults;
     o.baseline = xg_leaf(c.tape, xg_shape4(2, 2, 4, 5), NULL);
@@ -1139,6 +1180,7 @@ TEST_MAIN(
     TEST(test_path_vjp_with_batch_statistics_and_dropout)
     TEST(test_path_vjp_finds_the_leaves_of_a_step)
     TEST(test_path_makes_weights)
+    TEST(test_path_passes)
     TEST(test_path_peak)
     TEST(test_path_leaves_running_statistics_alone)
     TEST(test_path_errors)

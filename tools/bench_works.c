@@ -179,35 +179,16 @@ static double ibp(bench_run *r)
 
 /* ---- explanations of one picture ---------------------------------------------------------------- */
 
-/* The midpoint rule over IG_STEPS points between zero and the picture, a chunk at a time. */
 static double intgrad(bench_run *r)
 {
-    size_t count = xg_shape_size(picture_shape(r, 1));
-    xg_real *sum = calloc(count, sizeof *sum);
-    double total = 0, square = 0;
-    int label[IG_CHUNK];
-    for (int i = 0; i < IG_CHUNK; i++) label[i] = r->label[0];
-    for (int from = 0; sum && from < IG_STEPS; from += IG_CHUNK) {
-        xg_mark mark = xg_tape_mark(r->tape);
-        xg_scope s = scope_of(r, false);
-        xg_tensor *x = xg_leaf(r->tape, picture_shape(r, IG_CHUNK), NULL);
-        xg_real *to = xg_leaf_data(x);
-        for (int i = 0; to && i < IG_CHUNK; i++) {
-            xg_real share = (xg_real)((from + i + 0.5) / IG_STEPS);
-            for (size_t j = 0; j < count; j++) to[(size_t)i * count + j] = share * r->x[j];
-        }
-        xg_tensor *slope = xg_grad(xg_pick(r->work->model->net(&s, x), label), x);
-        const xg_real *part = xg_data(xg_mean_to(slope, picture_shape(r, 1)));
-        for (size_t j = 0; j < count && !xg_failed(r->tape); j++) sum[j] += part[j];
-        xg_tape_release(r->tape, mark);
-    }
-    for (size_t j = 0; sum && j < count; j++) {
-        double share = sum[j] * r->x[j] * IG_CHUNK / IG_STEPS;
-        total += share;
-        square += share * share;
-    }
-    free(sum);
-    r->norm = sqrt(square);
+    xg_mark mark = xg_tape_mark(r->tape);
+    xg_scope s = scope_of(r, false);
+    xg_tensor *x = xg_leaf(r->tape, picture_shape(r, 1), r->x);
+    const xg_path_options o = { .steps = IG_STEPS, .batch = r->batch };
+    xg_tensor *map = xg_integrated_gradients(&s, r->work->model->net, x, r->label, &o);
+    double total = xg_item(xg_sum(map));
+    r->norm = sqrt(xg_item(xg_dot(map, map)));
+    xg_tape_release(r->tape, mark);
     return total;
 }
 

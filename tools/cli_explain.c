@@ -186,7 +186,7 @@ static void make_maps(session *s, xg_scope *scope, xg_tensor *x, xg_tensor *logi
     int size = xg_shape_of(x).h;
     xg_tensor *score = xg_pick(logits, &label);
     xg_tensor *features = xg_find(s->run.tape, "features");
-    xg_path_options path = { s->r.steps, NULL };
+    xg_path_options path = { .steps = s->r.steps };
     maps[0] = xg_gradient(score, x);
     maps[1] = xg_input_x_gradient(score, x);
     maps[2] = xg_guided_backprop(score, x);

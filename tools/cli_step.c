@@ -37,7 +37,7 @@ xg_tensor *cli_map_any(xg_scope *s, const cli_options *o, int attribution, xg_te
                        xg_tensor *logits, const int *label, const char *layer)
 {
     if (attribution != CLI_IG) return cli_map(attribution, o->score, logits, label, layer);
-    xg_path_options path = { o->steps_ig, NULL };
+    xg_path_options path = { .steps = o->steps_ig };
     return xg_integrated_gradients(s, cli_net_run, x, label, &path);
 }
 
@@ -145,7 +145,7 @@ static xg_code step_along_path(cli_run *run, xg_scope *scope, const xg_optim *op
         return XG_ERR_MEMORY;
     }
     int count = xg_params_leaves(run->params, run->tape, leaf, max);
-    xg_path_options options = { run->o.steps_ig, NULL };
+    xg_path_options options = { .steps = run->o.steps_ig };
     xg_tensor *cotangent = xg_grad(guide, map);
     xg_grads(loss, NULL, leaf, count, NULL, grad);
     xg_integrated_gradients_vjp(scope, cli_net_run, x, run->batch.label, &options, cotangent, leaf,

@@ -270,7 +270,7 @@ def intgrad_turn(work, weights, x, label):
 
     def turn():
         total = sum(part(common.ig_shares(start)) for start in range(0, common.IG_STEPS, common.IG_CHUNK))
-        result = (total * x / common.IG_STEPS).block_until_ready()
+        result = ((total * x).sum(1) / common.IG_STEPS).block_until_ready()
         return (lambda: result.sum()), (lambda: jnp.linalg.norm(result.ravel()))
     return turn
 

@@ -319,7 +319,7 @@ def intgrad_turn(net, x, label):
             share = torch.from_numpy(common.ig_shares(start))[:, None, None, None]
             points = (share * x[:1]).requires_grad_()
             total += torch.autograd.grad(net(points)[:, label].sum(), points)[0].sum(0, True)
-        result = total * x[:1] / common.IG_STEPS
+        result = (total * x[:1]).sum(1) / common.IG_STEPS
         return result.sum(), result.norm()
     return turn
 
