@@ -1,4 +1,4 @@
-/* xguide.h 0.8.0 - train neural networks with explanations.      Public domain or MIT (see the end)
+/* xguide.h 0.9.0 - train neural networks with explanations.      Public domain or MIT (see the end)
  *
  * One file. In exactly one source file:
  *
@@ -166,7 +166,7 @@
 /* Patch: a fix that changes no documented behaviour. Minor: additions; old code compiles and means
  * the same, trained bits may change. Major: something public was renamed, removed or re-defined. */
 #define XG_VERSION_MAJOR 0
-#define XG_VERSION_MINOR 8
+#define XG_VERSION_MINOR 9
 #define XG_VERSION_PATCH 0
 #define XG_VERSION                                                                                 \
     XG__TEXT(XG_VERSION_MAJOR) "." XG__TEXT(XG_VERSION_MINOR) "." XG__TEXT(XG_VERSION_PATCH)
@@ -13039,7 +13039,7 @@ static bool xg__path_open(xg__path *p, xg_scope *s, xg_net net, xg_tensor *x, co
 static xg_tensor *xg__as_sample(xg_tensor *x)
 {
     const xg_shape s = xg_shape_of(x);
-    return xg_reshape(x, xg_shape4(1, s.n, s.c, s.h * s.w));
+    return xg_reshape(x, xg_shape4(1, s.n, s.c, (int)xg__min(xg__plane(x), INT_MAX)));
 }
 
 /* The points of `count` steps from `base` on, one batch after the other. */
