@@ -9831,13 +9831,14 @@ static xg_tensor *xg__conv2d_waiting(xg_tensor *x, xg_tensor *w, xg_window k)
 {
     return xg__emit_window(XG_OP_conv2d, x, w, k, xg__origin(), true);
 }
-/* Of the gradient by an input, often only the sum over pictures is asked for (5.3). */
+/* Of the gradient by an input, a constant, often only the sum over pictures is asked for (5.3). */
 XG__RULE(conv2d)
 {
     xg_tensor *x = y->in[0], *w = y->in[1];
     xg_window k = y->attr.conv.window;
+    bool input = x->op == XG_OP_leaf || x->op == XG_OP_detach;
     if (i == 1) return xg_conv2d_dw(x, g, k, w->shape);
-    if (x->op != XG_OP_leaf || x->tape->last_sweep) return xg_conv2d_dx(w, g, k, x->shape);
+    if (!input || x->tape->last_sweep) return xg_conv2d_dx(w, g, k, x->shape);
     return xg__emit_window(XG_OP_conv2d_dx, w, g, k, x->shape, true);
 }
 
@@ -11736,8 +11737,9 @@ static xg__slot *xg__slot_find(const xg__entry *entry, const char *optim, int wh
 static xg__slot *xg__slot_of(xg_params *params, xg__entry *owner, const char *optim, int which)
 {
     xg__slot *slot = xg__slot_find(owner, optim, which);
-    xg__steps *steps = slot ? NULL : xg__steps_of(params, optim);
-    if (!steps) return slot;
+    if (slot) return slot;
+    xg__steps *steps = xg__steps_of(params, optim);
+    if (!steps) return NULL;
     xg__place before = xg__arena_place(&params->arena);
     size_t bytes = xg_shape_size(owner->shape) * sizeof(xg_real);
     slot = (xg__slot *)xg__params_take(params, sizeof *slot);
@@ -13035,23 +13037,27 @@ static bool xg__path_open(xg__path *p, xg_scope *s, xg_net net, xg_tensor *x, co
     return true;
 }
 
-/* A batch x of n as one sample of n channels, beside which others of its kind can lie. */
-static xg_tensor *xg__as_sample(xg_tensor *x)
+/* So many batches x as one of so many samples, all of a batch's channels in each. One picture is
+ * that already, and stays as it is: then the sum of slopes is seen for what it is (5.3). */
+static xg_tensor *xg__as_samples(xg_tensor *x, int count)
 {
     const xg_shape s = xg_shape_of(x);
-    return xg_reshape(x, xg_shape4(1, s.n, s.c, (int)xg__min(xg__plane(x), INT_MAX)));
+    if (s.n == count) return x;
+    const size_t channels = xg__times((size_t)(s.n / count), (size_t)s.c);
+    return xg_reshape(x, xg_shape4(count, (int)xg__min(channels, INT_MAX), s.h, s.w));
 }
 
-/* The points of `count` steps from `base` on, one batch after the other. */
-static xg_tensor *xg__path_points(const xg__path *p, xg_tensor *base, int step, int count)
+/* The points of `count` steps, one batch after the other; constants, whatever x was made from. */
+static xg_tensor *xg__path_points(const xg__path *p, int step, int count)
 {
-    xg_shape s = xg_shape_of(base);
+    xg_shape s = xg_shape_of(p->delta);
     xg_tensor *t = xg_leaf(p->s->tape, xg_shape4(count, 1, 1, 1), NULL);
     xg_real *to = xg_leaf_data(t);
     for (int i = 0; to && i < count; i++) to[i] = (xg_real)((step + i + 0.5) / p->steps);
-    xg_tensor *way = xg_mul(t, xg__as_sample(xg_detach(p->delta)));
+    xg_tensor *point = xg_mul(t, xg__as_samples(p->delta, 1));
+    if (p->from) point = xg_add(xg__as_samples(xg_expand(p->from, s), 1), point);
     s.n *= count;
-    return xg_reshape(xg_add(xg__as_sample(base), way), s);
+    return xg_detach(xg_reshape(point, s));
 }
 
 /* The labels of so many steps; NULL with the tape's error. */
@@ -13063,19 +13069,16 @@ static int *xg__path_labels(const xg__path *p, int count)
     return label;
 }
 
-/* The sum of g(t) over the steps of a pass, from `step` on: the gradient by the baseline, which all
- * points share. It and delta are constants here, whatever they were made from. Each pass starts
- * from the same random state: with dropout the path then belongs to one network, and the second
- * sweep meets the same masks as the first. Only drawing first weights moves the caller's. */
+/* The sum of g(t) over the steps of a pass, from `step` on. Each pass starts from the same random
+ * state: with dropout the path then belongs to one network, and the second sweep meets the same
+ * masks as the first. Only the drawing of first weights moves the caller's generator. */
 static xg_tensor *xg__path_gradient(const xg__path *p, int step)
 {
     const xg_shape shape = xg_shape_of(p->delta);
     const int left = p->steps - step, count = left < p->together ? left : p->together;
     const int *label = xg__path_labels(p, count);
     if (!label) return xg__poison(p->s->tape);
-    xg_tensor *base = p->from ? xg_detach(xg_expand(p->from, shape))
-                              : xg_leaf(p->s->tape, shape, NULL);
-    xg_tensor *points = xg__path_points(p, base, step, count);
+    xg_tensor *points = xg__path_points(p, step, count);
 
     xg_scope here = *p->s;
     xg_rng rng = here.rng ? *here.rng : xg_rng_seed(0);
@@ -13083,7 +13086,11 @@ static xg_tensor *xg__path_gradient(const xg__path *p, int step)
     int known = xg_params_count(here.params);
     xg_tensor *score = xg_pick(p->net(&here, points), label);
     if (here.rng && xg_params_count(here.params) != known) *p->s->rng = rng;
-    return xg_grad(score, base);
+
+    xg_tensor *slope = xg__as_samples(xg_grad(score, points), count);
+    xg_shape one = xg_shape_of(slope);
+    one.n = 1;
+    return xg_reshape(xg_sum_to(slope, one), shape);
 }
 
 /* sum += scale * part, in place: `sum` is a leaf that was made before the step's mark. */

@@ -839,6 +839,28 @@ static void test_path_passes(void)
     }
 }
 
+/* Steps of one picture that pass together take the first layer's input gradient once, for their sum:
+ * seven of its eight products less. */
+static void test_path_sums_before_the_first_layer(void)
+{
+    double flops[2];
+    path_case c;
+    path_open(&c, false, 0, 67);
+    xg_tensor *map[2], *x = xg_randn(c.tape, xg_shape4(1, 2, 5, 5), &c.rng);
+    for (int i = 0; i < 2; i++) {
+        xg_path_options o;
+        memset(&o, 0, sizeof o);
+        o.steps = 8;
+        o.batch = i ? 8 : 1;
+        double before = xg_tape_stats(c.tape).flops;
+        map[i] = xg_integrated_gradients(&c.scope, path_net, x, path_label, &o);
+        flops[i] = xg_tape_stats(c.tape).flops - before;
+    }
+    CHECK_NEAR(distance(map[0], map[1]), 0, TOL(1e-6, 1e-14));
+    CHECK_NEAR(flops[0] - flops[1], 7 * 2.0 * 25 * 9 * 2 * 6, 0);
+    path_close(&c);
+}
+
 /* Constant memory: the same peak at 8 and at 512 steps, for the map and for its second pass. */
 static void test_path_peak(void)
 {
@@ -1181,6 +1203,7 @@ TEST_MAIN(
     TEST(test_path_vjp_finds_the_leaves_of_a_step)
     TEST(test_path_makes_weights)
     TEST(test_path_passes)
+    TEST(test_path_sums_before_the_first_layer)
     TEST(test_path_peak)
     TEST(test_path_leaves_running_statistics_alone)
     TEST(test_path_errors)

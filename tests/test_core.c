@@ -664,13 +664,14 @@ static void test_bounds_keep_a_box(void)
 
 /* Who asks for the sum of input gradients over pictures alone has one picture's product. It is the sum,
  * and so are its derivatives; the gradients themselves are still there to be asked for. */
-static void test_input_gradients_are_summed_before_their_product(void)
+static void sum_of_input_gradients(bool detached)
 {
     xg_tape *t = xg_tape_new(NULL);
     xg_rng rng = xg_rng_seed(51);
     xg_window k = { 0, 0, 2, 1, 1, 2 };
     xg_shape one = xg_shape4(1, 4, 7, 6);
     xg_tensor *x = xg_randn(t, xg_shape4(5, 4, 7, 6), &rng), *w = xg_randn(t, xg_shape4(6, 2, 3, 3), &rng);
+    if (detached) x = xg_detach(xg_affine(x, 2, 1));
     xg_tensor *y = xg_conv2d(x, w, k), *slope = xg_grad(xg_mul(y, xg_mul(y, y)), x);
     double before = xg_tape_stats(t).flops;
     xg_tensor *sum = xg_sum_to(slope, one);
@@ -683,6 +684,12 @@ static void test_input_gradients_are_summed_before_their_product(void)
     CHECK(differs(xg_grad(xg_mul(sum, sum), x), xg_grad(xg_mul(each, each), x)) <= TOL(1e-5, 1e-13));
     CHECK_OK(t);
     xg_tape_free(t);
+}
+
+static void test_input_gradients_are_summed_before_their_product(void)
+{
+    sum_of_input_gradients(false);
+    sum_of_input_gradients(true);                      /* of an input that is a constant, too     */
 }
 
 /* Products of the same operands are one; those of others, of other numbers, of leaves that have
