@@ -338,6 +338,13 @@ XG_API void            xg_fail(xg_tape *tape, xg_code code, const char *format, 
 
 /* A tensor of shape s with a copy of the s.n*s.c*s.h*s.w numbers at data; NULL: zeros. */
 XG_API xg_tensor *xg_leaf(xg_tape *tape, xg_shape s, const xg_real *data);
+
+/* The same without the copy: the leaf reads the caller's numbers where they lie. They must stay
+ * there unchanged until it is released; no operation writes to them, and xg_leaf_data refuses the
+ * leaf. Gradients and bits are those of xg_leaf. data NULL: an ARGUMENT error. Numbers that are not
+ * aligned as xg_real are copied after all. */
+XG_API xg_tensor *xg_leaf_borrow(xg_tape *tape, xg_shape s, const xg_real *data);
+
 XG_API xg_tensor *xg_full(xg_tape *tape, xg_shape s, double value);    /* every element = value  */
 XG_API xg_tensor *xg_scalar(xg_tape *tape, double value);              /* shape 1x1x1x1          */
 XG_API xg_tensor *xg_randn(xg_tape *tape, xg_shape s, xg_rng *rng);    /* standard normal        */
@@ -356,8 +363,8 @@ XG_API double         xg_item(xg_tensor *x);            /* the first element    
  * one NaN: check xg_failed before walking further. */
 XG_API const xg_real *xg_data(xg_tensor *x);
 
-/* To write a leaf before anything is computed from it. NULL and an ARGUMENT error if x was
- * computed; NULL on a failed tape. */
+/* To write a leaf before anything is computed from it. NULL and an ARGUMENT error if x was computed
+ * or borrows its numbers; NULL on a failed tape. */
 XG_API xg_real       *xg_leaf_data(xg_tensor *leaf);
 
 /* Copies at most count values to out (all NaN on a failed tape); returns how many x has (then
@@ -6853,6 +6860,7 @@ struct xg_tensor {
     bool       cheap;            /* its numbers are quickly made again */
     bool       adds;             /* to the numbers of what it took the place of (6.1) */
     bool       hub;              /* several paths meet here: computed once, for all who read it */
+    bool       borrowed;         /* a leaf whose numbers are the caller's: never written */
     int        holds;            /* of what passes: those who still need it */
     int        reads;            /* weights: products that packed them themselves (4.12) */
     int        born, given;      /* the arena's marks when it, and its numbers, were made */
@@ -8791,6 +8799,15 @@ XG_API_DEF xg_tensor *xg_leaf(xg_tape *tape, xg_shape s, const xg_real *data)
     return x;
 }
 
+XG_API_DEF xg_tensor *xg_leaf_borrow(xg_tape *tape, xg_shape s, const xg_real *data)
+{
+    if (!data) xg_fail(tape, XG_ERR_ARGUMENT, "leaf_borrow: there are no numbers: data is NULL");
+    if ((uintptr_t)data % sizeof *data != 0) return xg_leaf(tape, s, data);
+    xg_tensor *x = xg__alias_leaf(tape, s, (xg_real *)(uintptr_t)data);
+    if (!xg__is_poison(x)) x->borrowed = true;
+    return x;
+}
+
 XG_API_DEF xg_tensor *xg_full(xg_tape *tape, xg_shape s, double value)
 {
     xg_tensor *x = xg__alias_leaf(tape, s, NULL);
@@ -8858,12 +8875,13 @@ static bool xg__force_readers(xg_tensor *leaf)
 XG_API_DEF xg_real *xg_leaf_data(xg_tensor *leaf)
 {
     if (!leaf || xg_failed(leaf->tape)) return NULL;
-    if (leaf->op == XG_OP_leaf && !xg__is_poison(leaf)) {
+    if (leaf->op == XG_OP_leaf && !leaf->borrowed && !xg__is_poison(leaf)) {
         if (leaf->next) xg__forget(leaf->tape);
         return xg__force_readers(leaf) ? leaf->data : NULL;
     }
-    xg_fail(leaf->tape, XG_ERR_ARGUMENT, "leaf_data: only leaves can be written, this is the "
-            "result of %s", xg__room_of(leaf->op)->name);
+    xg_fail(leaf->tape, XG_ERR_ARGUMENT, "leaf_data: only leaves with numbers of their own can be "
+            "written, this is %s %s", leaf->borrowed ? "a borrowed" : "the result of",
+            xg__room_of(leaf->op)->name);
     return NULL;
 }
 

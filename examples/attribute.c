@@ -47,7 +47,7 @@ static bool train(xg_tape *tape, xg_params *params, xg_net net, int steps, doubl
         if (!kit_draw_decoy(&set, BATCH, NULL, &rng, error)) return false;
         xg_mark mark = xg_tape_mark(tape);
         xg_scope scope = xg_scope_new(tape, params, &rng, true);
-        xg_tensor *x = xg_leaf(tape, xg_shape4(BATCH, 3, SIZE, SIZE), set.pixels);
+        xg_tensor *x = xg_leaf_borrow(tape, xg_shape4(BATCH, 3, SIZE, SIZE), set.pixels);
         xg_optim_step(&adam, params, xg_cross_entropy(net(&scope, x), set.label, NULL));
         xg_tape_release(tape, mark);
         kit_set_free(&set);

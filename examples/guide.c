@@ -34,13 +34,13 @@ static bool step(xg_tape *tape, xg_params *params, const kit_batch *b, double la
 {
     xg_mark mark = xg_tape_mark(tape);
     xg_scope scope = xg_scope_new(tape, params, NULL, true);
-    xg_tensor *x = xg_leaf(tape, xg_shape4(b->count, 3, SIZE, SIZE), b->pixels);
+    xg_tensor *x = xg_leaf_borrow(tape, xg_shape4(b->count, 3, SIZE, SIZE), b->pixels);
     xg_tensor *logits = net(&scope, x);
     xg_tensor *loss = xg_cross_entropy(logits, b->label, NULL);
     if (lambda > 0) {
         xg_tensor *input = xg_find(tape, "input");           /* what the CNN was handed          */
         xg_tensor *map = xg_input_x_gradient(score_of(logits, b->label), input);
-        xg_tensor *mask = xg_leaf(tape, xg_shape4(b->count, 1, SIZE, SIZE), b->masks);
+        xg_tensor *mask = xg_leaf_borrow(tape, xg_shape4(b->count, 1, SIZE, SIZE), b->masks);
         xg_guide_options guide = { XG_LOSS_ENERGY, NULL, true, false };
         loss = xg_add(loss, xg_affine(xg_guide(map, mask, &guide), lambda, 0));
     }
@@ -60,7 +60,7 @@ static double accuracy(xg_tape *tape, xg_params *params, const kit_set *set)
     xg_mark mark = xg_tape_mark(tape);
     xg_rng rng = xg_rng_seed(1);
     xg_scope scope = xg_scope_new(tape, params, &rng, false);
-    xg_tensor *x = xg_leaf(tape, xg_shape4(set->count, 3, SIZE, SIZE), set->pixels);
+    xg_tensor *x = xg_leaf_borrow(tape, xg_shape4(set->count, 3, SIZE, SIZE), set->pixels);
     double right = xg_accuracy(xg_data(net(&scope, x)), set->label, set->count, CLASSES);
     xg_tape_release(tape, mark);
     return right;

@@ -183,6 +183,7 @@ static const char *ask_amiss(xg_tape *t, int which)
     const xg_window k = { 2, 2, 2, 0, 1, 1 }, wide = { 3, 3, 1, 2, 1, 1 }, large = { 9, 9, 1, 0, 1, 1 };
     const xg_window groups = { 0, 0, 1, 0, 1, 3 };
     const xg_shape x_shape = xg_shape4(2, 3, 4, 5), long_row = xg_shape4(1, 1, 1, INT_MAX);
+    static const xg_real one[1] = { 1 };
     const xg_optim sgd = { XG_SGD, 0, 0, false, 0, 0, 0, 0, 0, XG_CONSTANT, 0, 0, 0, 0, NULL, NULL };
     xg_tensor *x = leaf(t, 2, 3, 4, 5), *other = leaf(t, 2, 3, 5, 4), *a, *b;
     switch (which) {
@@ -221,6 +222,9 @@ static const char *ask_amiss(xg_tape *t, int which)
     case 32: xg_optim_step(&sgd, NULL, xg_sum(x)); return "no store";
     case 33: xg_flatten(xg_expand(xg_scalar(t, 1), xg_shape4(1, 65536, 256, 256))); return "same";
     case 34: a = xg_expand(xg_scalar(t, 1), long_row); xg_concat(a, a, 3); return "too long";
+    case 35: xg_leaf_borrow(t, x_shape, NULL); return "data is NULL";
+    case 36: xg_leaf_borrow(t, xg_shape4(1, 1, 1, 0), one); return "at least 1";
+    case 37: a = xg_leaf_borrow(t, xg_shape4(1, 1, 1, 1), one); return xg_leaf_data(a) ? "" : "a borrowed leaf";
     default: return NULL;
     }
 }
@@ -305,6 +309,57 @@ static void test_mark_and_release(void)
     xg_tape_reset(t);
     CHECK(!xg_failed(t) && xg_tape_stats(t).nodes == 0);
     xg_tape_free(t);
+}
+
+/* A step by two layers that also asks for the gradient by the picture, whose numbers are borrowed or
+ * copied; returns the bits of the weights. */
+static uint64_t step_with_leaf(xg_tensor *(*make)(xg_tape *, xg_shape, const xg_real *),
+                               const xg_real *numbers, xg_real *slope)
+{
+    trainer a = trainer_new(NULL);
+    xg_scope s = xg_scope_new(a.tape, a.params, &a.rng, true);
+    xg_optim sgd;
+    memset(&sgd, 0, sizeof sgd);
+    xg_mark mark = xg_tape_mark(a.tape);
+    xg_stats before = xg_tape_stats(a.tape);
+    xg_tensor *x = make(a.tape, xg_shape4(3, 1, 67, 83), numbers);
+    xg_tensor *y = xg_affine(xg_relu(xg_affine(x, 0.5, 0.25)), 2, 0);
+    xg_tensor *z = xg_dense(&s, "b", xg_relu(xg_dense(&s, "a", xg_flatten(y), 9, true)), 2, true);
+    xg_tensor *loss = xg_mean(xg_square(z)), *g = xg_grad(loss, x);
+    xg_read(g, slope, xg_size(x));
+    xg_tensor *all = xg_add(loss, xg_add(xg_dot(g, x), xg_mean(xg_mul(x, x))));
+    CHECK(xg_optim_step(&sgd, a.params, all) == XG_ERR_OK);
+    CHECK((xg_data(x) == numbers) == (make == xg_leaf_borrow));
+    CHECK_OK(a.tape);
+    xg_tape_release(a.tape, mark);
+    CHECK(xg_tape_stats(a.tape).bytes == before.bytes && xg_tape_stats(a.tape).nodes == before.nodes);
+    uint64_t bits = fingerprint(a.params);
+    trainer_free(&a);
+    return bits;
+}
+
+/* Nothing reads beyond borrowed numbers, or writes to them: this block holds no more than they are. */
+static void test_borrowed_numbers_are_read_where_they_lie(void)
+{
+    enum { SIZE = 3 * 67 * 83 };
+    static xg_real old[SIZE], slope[2][SIZE];
+    xg_real *numbers = (xg_real *)malloc(sizeof old);
+    REQUIRE(numbers != NULL);
+    xg_rng rng = xg_rng_seed(53);
+    for (int i = 0; i < SIZE; i++) old[i] = numbers[i] = (xg_real)xg_rng_normal(&rng);
+    uint64_t copied = step_with_leaf(xg_leaf, numbers, slope[0]);
+    CHECK(step_with_leaf(xg_leaf_borrow, numbers, slope[1]) == copied);
+    CHECK(memcmp(slope[0], slope[1], sizeof old) == 0 && memcmp(numbers, old, sizeof old) == 0);
+
+    xg_tape *t = xg_tape_new(NULL);
+    char *askew = (char *)numbers + 1;                  /* no address of a number: copied */
+    memmove(askew, numbers, (SIZE - 1) * sizeof *numbers);
+    xg_tensor *x = xg_leaf_borrow(t, xg_shape4(1, 1, 1, SIZE - 1), (xg_real *)(void *)askew);
+    CHECK((const char *)xg_data(x) != askew);
+    CHECK(memcmp(xg_data(x), old, (SIZE - 1) * sizeof *old) == 0);
+    CHECK_OK(t);
+    xg_tape_free(t);
+    free(numbers);
 }
 
 static void test_names_find_the_latest(void)
@@ -1450,6 +1505,7 @@ TEST_MAIN(
     TEST(test_no_tape_is_survived)
     TEST(test_unknown_simd_level_is_refused)
     TEST(test_mark_and_release)
+    TEST(test_borrowed_numbers_are_read_where_they_lie)
     TEST(test_names_find_the_latest)
     TEST(test_memory_is_flat_over_many_guided_steps)
     TEST(test_every_allocation_of_a_training_step_may_fail)

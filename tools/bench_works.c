@@ -57,12 +57,15 @@ static xg_scope scope_of(bench_run *r, bool train)
     return xg_scope_new(r->tape, r->params, &r->rng, train);
 }
 
-static xg_tensor *pictures(bench_run *r) { return xg_leaf(r->tape, picture_shape(r, r->batch), r->x); }
+static xg_tensor *pictures(bench_run *r)
+{
+    return xg_leaf_borrow(r->tape, picture_shape(r, r->batch), r->x);
+}
 
 static xg_tensor *masks(bench_run *r)
 {
     int side = r->work->model->side;
-    return xg_leaf(r->tape, xg_shape4(r->batch, 1, side, side), r->mask);
+    return xg_leaf_borrow(r->tape, xg_shape4(r->batch, 1, side, side), r->mask);
 }
 
 static double norm_of(xg_tensor *x) { return sqrt(xg_item(xg_dot(x, x))); }
@@ -183,7 +186,7 @@ static double intgrad(bench_run *r)
 {
     xg_mark mark = xg_tape_mark(r->tape);
     xg_scope s = scope_of(r, false);
-    xg_tensor *x = xg_leaf(r->tape, picture_shape(r, 1), r->x);
+    xg_tensor *x = xg_leaf_borrow(r->tape, picture_shape(r, 1), r->x);
     const xg_path_options o = { .steps = IG_STEPS, .batch = r->batch };
     xg_tensor *map = xg_integrated_gradients(&s, r->work->model->net, x, r->label, &o);
     double total = xg_item(xg_sum(map));
@@ -321,7 +324,7 @@ static void make_weights(bench_run *r)
     const char *last = r->work->model == &resnet50 ? ".bn3.weight" : ".bn2.weight";
     xg_mark mark = xg_tape_mark(r->tape);
     xg_scope s = scope_of(r, false);
-    r->work->model->net(&s, xg_leaf(r->tape, picture_shape(r, 1), r->x));
+    r->work->model->net(&s, xg_leaf_borrow(r->tape, picture_shape(r, 1), r->x));
     xg_tape_release(r->tape, mark);
     for (int i = 0; i < xg_params_count(r->params); i++) {
         const char *end = strstr(xg_params_name(r->params, i), last);

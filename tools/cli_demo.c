@@ -195,7 +195,7 @@ static bool look(cli_run *run, int kind, gallery *g, xg_error *error)
     xg_mark mark = xg_tape_mark(run->tape);
     xg_scope scope = xg_scope_new(run->tape, run->params, &run->rng, false);
     scope.user = &run->net;
-    xg_tensor *x = xg_leaf(run->tape, xg_shape4(PICTURES, b->channels, b->h, b->w), b->pixels);
+    xg_tensor *x = xg_leaf_borrow(run->tape, xg_shape4(PICTURES, b->channels, b->h, b->w), b->pixels);
     xg_tensor *logits = cli_net_run(&scope, x);
     const xg_real *best = xg_data(xg_argmax(logits));
     bool fine = !xg_failed(run->tape);

@@ -275,7 +275,7 @@ static bool draw_maps(cli_run *run, int count, sheet_parts *s, const char *path,
     const cli_options *o = &run->o;
     xg_scope scope = xg_scope_new(run->tape, run->params, &run->rng, false);
     scope.user = &run->net;
-    xg_tensor *x = xg_leaf(run->tape, xg_shape4(count, b->channels, b->h, b->w), b->pixels);
+    xg_tensor *x = xg_leaf_borrow(run->tape, xg_shape4(count, b->channels, b->h, b->w), b->pixels);
     xg_tensor *logits = cli_net_run(&scope, x);
     int at_input = o->attribution == CLI_GRADCAM ? CLI_IXG : o->attribution;
     xg_tensor *layer = cli_map_any(&scope, o, o->attribution, x, logits, b->label, o->layer);

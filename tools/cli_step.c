@@ -71,8 +71,8 @@ static xg_tensor *pictures(cli_run *run, int from, int to)
 {
     const kit_batch *b = &run->batch;
     size_t sample = (size_t)b->channels * (size_t)b->h * (size_t)b->w;
-    return xg_leaf(run->tape, xg_shape4(to - from, b->channels, b->h, b->w),
-                   b->pixels + (size_t)from * sample);
+    return xg_leaf_borrow(run->tape, xg_shape4(to - from, b->channels, b->h, b->w),
+                          b->pixels + (size_t)from * sample);
 }
 
 /* A forward pass over rows [from, to). */
@@ -125,7 +125,7 @@ static xg_tensor *guide_loss(cli_run *run, xg_tensor *map, int n)
     guide.loss = losses[run->o.loss];
     guide.weight = b->weight;
     guide.mean = run->o.mean;
-    xg_tensor *mask = xg_leaf(run->tape, xg_shape4(n, 1, b->h, b->w), b->masks);
+    xg_tensor *mask = xg_leaf_borrow(run->tape, xg_shape4(n, 1, b->h, b->w), b->masks);
     xg_tensor *speaks_for = xg_guide(map, mask, &guide);
     if (!run->o.against) return speaks_for;
     xg_tensor *speaks_against = xg_guide(xg_neg(map), mask, &guide);
