@@ -38,6 +38,28 @@ static inline xg_tape *level_tape(xg_winograd wish, const char *simd, int *worke
     return xg_tape_new(&config);
 }
 
+/* What xg_randn makes, which takes as long as the kernels do: every level begins with the same generator,
+ * so the numbers of the last few calls are kept. */
+static inline xg_tensor *randn(xg_tape *t, xg_shape s, xg_rng *rng)
+{
+    enum { KEPT = 8 };
+    static struct { xg_rng from, to; size_t size; xg_real *numbers; } kept[KEPT];
+    static int next;
+    size_t size = xg_shape_size(s);
+    int i = 0;
+    while (i < KEPT && (kept[i].size != size || kept[i].from.state != rng->state)) i++;
+    if (i == KEPT) {
+        i = next++ % KEPT;
+        kept[i].from = *rng;
+        kept[i].size = size;
+        kept[i].numbers = (xg_real *)realloc(kept[i].numbers, size * sizeof(xg_real));
+        for (size_t j = 0; j < size; j++) kept[i].numbers[j] = (xg_real)xg_rng_normal(rng);
+        kept[i].to = *rng;
+    }
+    *rng = kept[i].to;
+    return xg_leaf(t, s, kept[i].numbers);
+}
+
 static inline bool same_number(xg_real a, xg_real b)
 {
     return memcmp(&a, &b, sizeof a) == 0 || (a != a && b != b);
@@ -60,12 +82,21 @@ static inline xg_real *values(build f, int which, const char *simd, int workers,
     return out;
 }
 
+/* Whether a level with some workers is to be compared with the scalar level alone: not itself, and where
+ * tests are slow, of the scalar level's other numbers of workers one a case, by turns. */
+static inline bool compared(int which, const char *simd, int workers)
+{
+    if (strcmp(simd, "scalar") != 0) return true;
+    return in_short_mode() ? workers == 2 + (which + which / 3) % 3 : workers > 1;
+}
+
 static inline void check_levels(const char *what, build f, int which)
 {
     size_t expected_count, count;
     xg_real *expected = values(f, which, "scalar", 1, &expected_count);
     for (int level = 0; expected && level < xg_simd_count(); level++) {
         for (int workers = 1; workers <= 4; workers++) {
+            if (!compared(which, xg_simd_name(level), workers)) continue;
             xg_real *got = values(f, which, xg_simd_name(level), workers, &count);
             size_t bad = 0;
             while (got && bad < count && same_number(got[bad], expected[bad])) bad++;

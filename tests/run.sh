@@ -16,6 +16,15 @@ log=$BUILD/log
 
 report() { echo "$2 $3 $4" >"$log/$1.count"; }     # report NAME PASSED FAILED SKIPPED
 
+# await NAME: a job WHERE-... needs what WHERE-build makes, if there is such a job. Builds stand first in
+# the list, so that one that is waited for has begun.
+await() {
+    case $1 in *-build) return ;; esac
+    where=${1%-*}
+    grep -q "^check $where-build " "$log/jobs" || return
+    while [ ! -e "$log/$where-build.count" ]; do sleep 1; done
+}
+
 # A check passes when its command exits 0.
 run_check() {
     name=$1
@@ -54,6 +63,7 @@ run_suite() {
 if [ "$1" = --job ]; then
     kind=$2
     shift 2
+    await "$1"
     run_"$kind" "$@"
     exit 0
 fi
@@ -86,10 +96,18 @@ for file in tests/test_*.c; do
     grep -q 'kit.h\|scratch.h' "$file" || doubles="$doubles double_${name#test_}"
 done
 
+# hello.c compiles the whole library once more: optimised only for FULL=1.
+hello=$BUILD
+[ -n "$FULL" ] || hello=$BUILD/unoptimised
+
 echo "building"
 targets=
-for name in $tests $doubles check bench; do targets="$targets $BUILD/$name"; done
-if ! make -s -j"$jobs" all $targets >"$log/build.txt" 2>&1; then
+for file in examples/*.c; do
+    name=$(basename "$file" .c)
+    if [ -n "$FULL" ] || [ "$name" != hello ]; then targets="$targets $BUILD/example_$name"; fi
+done
+for name in $tests $doubles xguide check bench; do targets="$targets $BUILD/$name"; done
+if ! make -s -j"$jobs" $targets >"$log/build.txt" 2>&1; then
     cat "$log/build.txt"
     echo "0 passed, 1 failed, 0 skipped"
     exit 1
@@ -98,23 +116,27 @@ echo "kernels: $(sh -c "$BUILD/xguide info" | sed -n 's/^level used *//p' | head
 
 for name in $tests $doubles; do suite "$name" "$BUILD/$name"; done
 
+# That build is optimised: no warning in it either.
+grep 'warning:' "$log/build.txt" | grep -v '^make' | tee "$log/warnings"
+check warnings test ! -s "$log/warnings"
+
 # The header compiles everywhere without a word.
 for pair in "gcc g++" "clang clang++"; do
     set -- $pair
     if ! have "$1" || ! have "$2"; then skip "compile-$1" "$1 or $2 is not installed"; continue; fi
     if [ "$1" = clang ] && ! long compile-clang; then continue; fi
-    # Some warnings come only with optimisation: always for the whole library, else for FULL=1.
-    variant=-O0
-    if [ -n "$FULL" ]; then variant=-O1; fi
+    # Some warnings come only with optimisation: always for the whole library, else for FULL=1. Whether
+    # something is defined twice, the parser tells.
+    variant=-O0 twice=-fsyntax-only
+    if [ -n "$FULL" ]; then variant=-O1 twice=-O1; fi
     for file in tests/compile/*.c; do
         name=$(basename "$file" .c)
-        level=$variant
-        if [ "$name" = implementation ]; then level=-O1; fi
+        case $name in implementation) level=-O1 ;; after) level=$twice ;; *) level=$variant ;; esac
         check "compile-$1-$name" "$1" -std=c99 $level $warn -I. -c "$file" -o /dev/null
         check "compile-$2-$name" "$2" -std=c++17 $level $warn -I. -x c++ -c "$file" -o /dev/null
     done
     file=tests/compile/implementation.c
-    check "compile-$1-double" "$1" -std=c17 -O1 -DXG_DOUBLE $warn -I. -c $file -o /dev/null
+    check "compile-$1-double" "$1" -std=c17 $variant -DXG_DOUBLE $warn -I. -c $file -o /dev/null
     check "compile-$2-double" "$2" -std=c++17 $variant -DXG_DOUBLE $warn -I. -x c++ -c $file -o /dev/null
     # And some come only without: the full matrix, too, compiles the library once that way.
     check "compile-$1-unoptimised" "$1" -std=c99 -O0 $warn -I. -c $file -o /dev/null
@@ -131,9 +153,11 @@ check lint "$BUILD/check" xguide.h tests examples
 check symbols sh tests/symbols.sh "$BUILD/library.o"
 check readme sh tests/readme.sh "$BUILD"
 check bench sh tests/bench.sh "$BUILD"
+if [ -z "$FULL" ]; then check example-build make -s BUILD="$hello" CFLAGS=-O0 "$hello/example_hello"; fi
 for file in examples/*.c; do
-    name=$(basename "$file" .c)
-    check "example-$name" env -C "$BUILD" "./example_$name" --quick
+    name=$(basename "$file" .c) folder=$BUILD
+    if [ "$name" = hello ]; then folder=$hello; fi
+    check "example-$name" env -C "$folder" "./example_$name" --quick
 done
 for file in tests/cli_*.sh; do
     if [ -e "$file" ]; then check "$(basename "$file" .sh)" sh "$file" "$BUILD/xguide"; fi
@@ -192,10 +216,17 @@ done
 
 # ---- run, and add up -------------------------------------------------------------------------------
 
-# Builds come first: other jobs need them. Then what takes longest, so that nothing else waits for it.
-run() { xargs -r -P "$jobs" -L 1 sh tests/run.sh --job; }
-grep ' [a-z0-9-]*-build ' "$list" | run
-grep -v ' [a-z0-9-]*-build ' "$list" >"$log/others"
-{ grep '_core ' "$log/others"; grep -v '_core ' "$log/others"; } | run
+# Builds come first: other jobs wait for them. Then the compiler, which waits for nothing, and then what
+# takes longest, so that nothing ends alone.
+while read -r kind name command; do
+    case $name in
+    *-build) rank=1 ;;
+    compile-* | openmp-* | readme) rank=2 ;;
+    *-*_core | *-*_finish | *-*_kernels | *-*_models | *-*_small | *-*_winograd) rank=3 ;;
+    *_core | *_finish | *_kernels | *_models | *_small | *_winograd) rank=4 ;;
+    *) rank=5 ;;
+    esac
+    echo "$rank $kind $name $command"
+done <"$list" | sort -s -n -k 1,1 | cut -d ' ' -f 2- | xargs -r -P "$jobs" -L 1 sh tests/run.sh --job
 cat "$log"/*.count | awk '{ p += $1; f += $2; s += $3 }
     END { printf "%d passed, %d failed, %d skipped\n", p, f, s; exit f != 0 || p == 0 }'

@@ -68,8 +68,8 @@ static void test_zips(void)
 static xg_tensor *chain_at(xg_tape *t, int which)
 {
     xg_rng rng = xg_rng_seed(4);
-    xg_tensor *x = xg_randn(t, xg_shape4(2, 6, 13, 90 + which), &rng);
-    xg_tensor *scale = xg_randn(t, xg_shape4(1, 6, 1, 1), &rng), *y = x;
+    xg_tensor *x = randn(t, xg_shape4(2, 6, 13, 90 + which), &rng);
+    xg_tensor *scale = randn(t, xg_shape4(1, 6, 1, 1), &rng), *y = x;
     for (int i = 0; i < 10 + which; i++) {
         y = i % 3 == 0 ? xg_mul(y, scale) : i % 3 == 1 ? xg_add(y, x) : xg_relu(xg_sub(y, scale));
         if (i == 7) y = xg_tanh(y);
@@ -89,7 +89,7 @@ static xg_tensor *sum_at(xg_tape *t, int which)
     static const int shape[][4] = { { 3,5,7,11 }, { 2,64,9,9 }, { 33,70,1,1 }, { 1,1,1,4099 }, { 2,3,40,50 } };
     const int *e = shape[which / 16];
     xg_rng rng = xg_rng_seed(5);
-    xg_tensor *x = xg_randn(t, xg_shape4(e[0], e[1], e[2], e[3]), &rng);
+    xg_tensor *x = randn(t, xg_shape4(e[0], e[1], e[2], e[3]), &rng);
     int keep = which % 16;
     return xg_sum_to(x, xg_shape4(keep & 1 ? e[0] : 1, keep & 2 ? e[1] : 1, keep & 4 ? e[2] : 1,
                                   keep & 8 ? e[3] : 1));
@@ -109,8 +109,8 @@ static xg_tensor *matmul_at(xg_tape *t, int which)
     const int *s = size[which / 4];
     xg_rng rng = xg_rng_seed(6);
     bool ta = which & 1, tb = which & 2;
-    xg_tensor *a = xg_randn(t, xg_shape4(1, 1, ta ? s[2] : s[0], ta ? s[0] : s[2]), &rng);
-    xg_tensor *b = xg_randn(t, xg_shape4(1, 1, tb ? s[1] : s[2], tb ? s[2] : s[1]), &rng);
+    xg_tensor *a = randn(t, xg_shape4(1, 1, ta ? s[2] : s[0], ta ? s[0] : s[2]), &rng);
+    xg_tensor *b = randn(t, xg_shape4(1, 1, tb ? s[1] : s[2], tb ? s[2] : s[1]), &rng);
     return xg_matmul(a, b, ta, tb);
 }
 
@@ -136,10 +136,10 @@ static xg_tensor *conv_at(xg_tape *t, int which)
     xg_rng rng = xg_rng_seed(8);
     xg_window k = { 0, 0, s[6], s[7], s[8], s[9] };
     xg_shape xs = xg_shape4(s[0], s[1], s[2], s[3]), ws = xg_shape4(s[4], s[1] / s[9], s[5], s[5]);
-    xg_tensor *x = xg_randn(t, xs, &rng), *w = xg_randn(t, ws, &rng);
+    xg_tensor *x = randn(t, xs, &rng), *w = randn(t, ws, &rng);
     xg_tensor *y = xg_conv2d(x, w, k);
     if (which % 3 == 0) return y;
-    xg_tensor *g = xg_randn(t, xg_shape_of(y), &rng);
+    xg_tensor *g = randn(t, xg_shape_of(y), &rng);
     return which % 3 == 1 ? xg_conv2d_dx(w, g, k, xs) : xg_conv2d_dw(x, g, k, ws);
 }
 

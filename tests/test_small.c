@@ -22,7 +22,7 @@ static xg_tensor *trained(xg_tape *t, int which)
     o.clip_norm = which % 2 ? 3 : 0;
     xg_tensor *leaf[2] = { large, odd };
     for (int step = 0; step < 3; step++) {
-        xg_tensor *grad[2] = { xg_randn(t, xg_shape_of(large), &rng), xg_randn(t, xg_shape_of(odd), &rng) };
+        xg_tensor *grad[2] = { randn(t, xg_shape_of(large), &rng), randn(t, xg_shape_of(odd), &rng) };
         xg_optim_apply(&o, params, leaf, grad, 2);
     }
     xg_tensor *copy = xg_leaf(t, xg_shape4(1, 1, 1, 5 * 9001), xg_params_data(params, 0));
@@ -218,7 +218,7 @@ static void test_avgpool(void)
         xg_tape *t = xg_tape_new(NULL);
         xg_rng rng = xg_rng_seed(26);
         const pool_case *k = &pools[i];
-        xg_tensor *x = xg_randn(t, xg_shape4(2, 3, k->h, k->w), &rng), *y = xg_avgpool(x, window_of(k));
+        xg_tensor *x = randn(t, xg_shape4(2, 3, k->h, k->w), &rng), *y = xg_avgpool(x, window_of(k));
         xg_shape s = xg_shape_of(y);
         double worst = 0;
         for (int p = 0; p < 6 * s.h * s.w; p++) {
@@ -227,7 +227,7 @@ static void test_avgpool(void)
             worst = fmax(worst, fabs((double)xg_data(y)[p] - mean));
         }
         CHECK(worst < TOL(1e-6, 1e-14));
-        xg_tensor *g = xg_randn(t, s, &rng), *back = xg_avgpool_t(g, window_of(k), xg_shape_of(x));
+        xg_tensor *g = randn(t, s, &rng), *back = xg_avgpool_t(g, window_of(k), xg_shape_of(x));
         CHECK_NEAR(xg_item(xg_dot(y, g)), xg_item(xg_dot(x, back)), TOL(1e-5, 1e-12));
         CHECK_OK(t);
         xg_tape_free(t);
@@ -320,10 +320,10 @@ static xg_tensor *pooled_dw(xg_tape *t, const pooled_case *k, pooled_way way, si
 {
     xg_rng rng = xg_rng_seed(32);
     xg_window window = { k->k, k->k, k->stride, k->pad, 1, 1 }, pairs = { 2, 2, 2, 0, 1, 1 };
-    xg_tensor *x = xg_randn(t, xg_shape4(k->n, k->c, k->h, k->w), &rng);
-    xg_tensor *w = xg_randn(t, xg_shape4(k->o, k->c, k->k, k->k), &rng);
+    xg_tensor *x = randn(t, xg_shape4(k->n, k->c, k->h, k->w), &rng);
+    xg_tensor *w = randn(t, xg_shape4(k->o, k->c, k->k, k->k), &rng);
     xg_tensor *z = xg_conv2d(x, w, window), *at = xg_argpool(z, pairs);
-    xg_tensor *g = xg_randn(t, xg_shape_of(at), &rng), *wide = xg_scatter(g, at, xg_shape_of(z));
+    xg_tensor *g = randn(t, xg_shape_of(at), &rng), *wide = xg_scatter(g, at, xg_shape_of(z));
     xg_data(at);
     if (way != WAITS) xg_data(wide);
     if (way == COPIED) wide = xg_leaf(t, xg_shape_of(z), xg_data(wide));
@@ -360,10 +360,10 @@ static xg_tensor *pooled_dx(xg_tape *t, int which, bool copied)
     static const int side[3][3] = { { 18, 22, 1 }, { 19, 23, 0 }, { 21, 18, 2 } };
     xg_rng rng = xg_rng_seed(36);
     xg_window window = { 3, 3, 1, side[which][2], 1, 1 }, pairs = { 2, 2, 2, 0, 1, 1 };
-    xg_tensor *x = xg_randn(t, xg_shape4(4, 32, side[which][0], side[which][1]), &rng);
-    xg_tensor *w = xg_randn(t, xg_shape4(32, 32, 3, 3), &rng);
+    xg_tensor *x = randn(t, xg_shape4(4, 32, side[which][0], side[which][1]), &rng);
+    xg_tensor *w = randn(t, xg_shape4(32, 32, 3, 3), &rng);
     xg_tensor *z = xg_conv2d(x, w, window), *at = xg_argpool(z, pairs);
-    xg_tensor *g = xg_randn(t, xg_shape_of(at), &rng), *wide = xg_scatter(g, at, xg_shape_of(z));
+    xg_tensor *g = randn(t, xg_shape_of(at), &rng), *wide = xg_scatter(g, at, xg_shape_of(z));
     xg_data(at);
     if (copied) wide = xg_leaf(t, xg_shape_of(z), xg_data(wide));
     return xg_conv2d_dx(w, wide, window, xg_shape_of(x));
@@ -390,7 +390,7 @@ static xg_tensor *pooled_loss(xg_tape *t, xg_params *params, xg_tensor **w)
     xg_scope s = xg_scope_new(t, params, &rng, true);
     xg_window pairs = { 2, 2, 2, 0, 1, 1 };
     xg_conv_options same = { { 3, 3, 1, 1, 1, 1 }, false, XG_INIT_KAIMING, 1, false };
-    xg_tensor *x = xg_randn(t, xg_shape4(4, 8, 16, 16), &rng);
+    xg_tensor *x = randn(t, xg_shape4(4, 8, 16, 16), &rng);
     x = xg_maxpool(xg_relu(xg_conv(&s, "a", x, 16, &same)), pairs);
     x = xg_maxpool(xg_relu(xg_conv(&s, "b", x, 16, &same)), pairs);
     CHECK(xg_params_leaves(params, t, w, 2) == 2);
@@ -470,8 +470,8 @@ static xg_tensor *sliced(xg_tape *t, bool waits)
 {
     xg_rng rng = xg_rng_seed(33);
     xg_window window = { 3, 3, 1, 1, 1, 1 }, pairs = { 2, 2, 2, 0, 1, 1 };
-    xg_tensor *x = xg_randn(t, xg_shape4(5, 2, 163, 161), &rng);
-    xg_tensor *w = xg_randn(t, xg_shape4(9, 2, 3, 3), &rng), *b = xg_randn(t, xg_shape4(1, 9, 1, 1), &rng);
+    xg_tensor *x = randn(t, xg_shape4(5, 2, 163, 161), &rng);
+    xg_tensor *w = randn(t, xg_shape4(9, 2, 3, 3), &rng), *b = randn(t, xg_shape4(1, 9, 1, 1), &rng);
     xg_tensor *z = xg_conv2d(x, w, window), *y = xg_relu(xg_add(z, b));
     if (!waits) xg_data(y);
     y = xg_maxpool(y, pairs);
@@ -511,7 +511,7 @@ static xg_tensor *channels_at(xg_tape *t, int which)
     };
     const int *s = shape[which / 4];
     xg_rng rng = xg_rng_seed(30);
-    xg_tensor *x = xg_affine(xg_randn(t, xg_shape4(s[0], s[1], s[2], s[3]), &rng), 5, 0);
+    xg_tensor *x = xg_affine(randn(t, xg_shape4(s[0], s[1], s[2], s[3]), &rng), 5, 0);
     switch (which % 4) {
     case 0: return xg_softmax(x);
     case 1: return xg_log_softmax(x);
@@ -533,7 +533,7 @@ static void test_softmax(void)
         xg_tensor *y = channels_at(t, which), *z = channels_at(t, which + 1);
         xg_rng rng = xg_rng_seed(30);
         xg_shape s = xg_shape_of(y);
-        xg_tensor *x = xg_affine(xg_randn(t, s, &rng), 5, 0);
+        xg_tensor *x = xg_affine(randn(t, s, &rng), 5, 0);
         size_t plane = (size_t)(s.h * s.w), size = plane * (size_t)s.c;
         double worst = 0;
         for (size_t i = 0; i < (size_t)s.n * plane; i++) {
@@ -558,7 +558,7 @@ static void test_boxes(void)
     xg_tape *t = xg_tape_new(NULL);
     xg_rng rng = xg_rng_seed(31);
     xg_shape s = xg_shape4(3, 4, 5, 6);
-    xg_tensor *x = xg_randn(t, s, &rng);
+    xg_tensor *x = randn(t, s, &rng);
     const xg_real *v = xg_data(x);
     for (int which = 0; which < 16; which++) {
         int n0 = which & 1, c0 = which >> 1 & 1, h0 = which >> 2 & 1, w0 = which >> 3;
