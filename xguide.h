@@ -334,6 +334,12 @@ XG_API void            xg_clear_error(xg_tape *tape);       /* carry on (after a
 /* For those who build on top: records an error, printf-style, unless there is one already. */
 XG_API void            xg_fail(xg_tape *tape, xg_code code, const char *format, ...);
 
+/* While this is on, what operations make is constant, as if detached, and what only gradients need
+ * is not made: where the maxima of a max-pool stand. For targets and scores. The gradient of a loss
+ * that was itself made so is an ARGUMENT error. Returns what was set before, to be set again:
+ *     bool before = xg_no_grad(t, true);  target = net(&s, x);  xg_no_grad(t, before); */
+XG_API bool xg_no_grad(xg_tape *tape, bool on);
+
 /* Leaves: where data enters. Extents below 1 are a SHAPE error. */
 
 /* A tensor of shape s with a copy of the s.n*s.c*s.h*s.w numbers at data; NULL: zeros. */
@@ -1543,10 +1549,10 @@ typedef struct xg__gemm_job {
  * ReLU; each step is rounded. What is NULL is left out. Without more, a max-pool of 2x2 may follow,
  * if oh and ow are even: then only that is stored. */
 typedef struct xg__finish {
-    bool any, relu;
+    bool any, relu, pools;
     const xg_real *scale, *shift;                  /* a number for each channel */
     const xg_real *more;                           /* they lie as the result does */
-    xg_real *places, *maxima;                      /* of the max-pool; maxima may be NULL */
+    xg_real *places, *maxima;                      /* of the max-pool; one of both may be NULL */
 } xg__finish;
 
 /* One of the convolution trio; x [n,c,h,w], w [o,c/groups,kh,kw], g [n,o,oh,ow]. `y` is the one
@@ -2993,7 +2999,8 @@ XG__INLINE XG_(v) XG_(tap)(const xg_real *p, int offset, const xg_window *k, siz
 }
 
 /* Every window of a plane: `one` makes y's number of a window that may be clipped; `some` those of
- * n that are not, the first in column c. Their rows are [r, end). z: another result, or NULL. */
+ * n that are not, the first in column c. Their rows are [r, end). z: another result. NULL: not
+ * asked for. */
 XG__INLINE void XG_(each_window)(const xg__pool_job *job, const xg_real *x, xg_real *y, xg_real *z,
     void (*one)(const xg__pool_job *job, const xg_real *x, int r, int end, int ox, xg_real *y,
                 xg_real *z),
@@ -3016,7 +3023,7 @@ XG__INLINE void XG_(each_window)(const xg__pool_job *job, const xg_real *x, xg_r
                 some(job, x, r, end, c, n, y, z);
             }
             ox += (int)n;
-            y += n;
+            if (y != NULL) y += n;
             if (z != NULL) z += n;
         }
     }
@@ -3061,7 +3068,7 @@ static void XG_(avgpool)(const xg__pool_job *job, const xg_real *x, xg_real *y)
     XG_(each_window)(job, x, y, NULL, XG_(avgpool_one), XG_(avgpool_some));
 }
 
-/* Maxima: the place of each, and if y is not NULL the maximum. */
+/* Maxima: where each stands, and the maximum itself; one of both may be NULL. */
 static void XG_(argpool_one)(const xg__pool_job *job, const xg_real *x, int r, int end, int ox,
                              xg_real *index, xg_real *y)
 {
@@ -3074,7 +3081,7 @@ static void XG_(argpool_one)(const xg__pool_job *job, const xg_real *x, int r, i
             if (x[at] > x[best] || x[at] != x[at]) best = at;          /* a NaN wins */
         }
     }
-    *index = (xg_real)best;
+    if (index != NULL) *index = (xg_real)best;
     if (y != NULL) *y = x[best];
 }
 
@@ -3107,7 +3114,7 @@ XG__INLINE void XG_(argpool_some)(const xg__pool_job *job, const xg_real *x, int
             XG_(contest)(XG_(tap)(x + start, dx * k.dilation, &k, n), at, &lead);
         }
     }
-    XG_(store_most)(index, lead.at, n);
+    if (index != NULL) XG_(store_most)(index, lead.at, n);
     if (y != NULL) XG_(store_most)(y, lead.best, n);
 }
 
@@ -3159,7 +3166,7 @@ XG__INLINE void XG_(argpool_rows)(const xg_real *x, size_t pitch, int start, int
         for (i = 0; i < 4; i++) v[i] = c != NULL ? XG_(finish)(c, v[i]) : v[i];
         lead = XG_(best_of_fours)(XG_(evens)(v[0], v[1]), XG_(odds)(v[0], v[1]),
                                   XG_(evens)(v[2], v[3]), XG_(odds)(v[2], v[3]), at, w);
-        XG_(store_most)(index + ox, lead.at, n);
+        if (index != NULL) XG_(store_most)(index + ox, lead.at, n);
         if (y != NULL) XG_(store_most)(y + ox, lead.best, n);
     }
 }
@@ -3169,8 +3176,9 @@ static void XG_(argpool_pairs)(const xg__pool_job *job, const xg_real *x, xg_rea
 {
     const size_t w = (size_t)job->w, ow = (size_t)job->ow;
     int oy;
-    for (oy = 0; oy < job->oh; oy++, x += 2 * w, index += ow) {
+    for (oy = 0; oy < job->oh; oy++, x += 2 * w) {
         XG_(argpool_rows)(x, w, 2 * oy * job->w, job->w, NULL, index, y);
+        if (index != NULL) index += ow;
         if (y != NULL) y += ow;
     }
 }
@@ -4258,7 +4266,7 @@ static size_t XG_(chunks_for)(double outputs, size_t k_blocks)
 /* Does a max-pool follow? */
 XG__INLINE bool XG_(pools)(const XG_(plan) *p)
 {
-    return p->conv != NULL && p->conv->finish.places != NULL;
+    return p->conv != NULL && p->conv->finish.pools;
 }
 
 XG__INLINE size_t XG_(units)(const XG_(plan) *p)
@@ -4881,7 +4889,7 @@ static void XG_(pool_sums)(const XG_(plan) *p, size_t problem, XG_(span) rows, X
             for (y = 0; y < cols.minors / w; y += 2) {
                 const size_t start = cols.minor + y * w, to = plane * windows + start / 4;
                 XG_(argpool_rows)(c + n * map.image + y * map.row, map.row, (int)start, (int)w,
-                                  &channel, f->places + to,
+                                  &channel, f->places != NULL ? f->places + to : NULL,
                                   f->maxima != NULL ? f->maxima + to : NULL);
             }
         }
@@ -6494,8 +6502,10 @@ static void XG_(pool_patches)(const XG_(winograd) *p, const XG_(seat) *seat, siz
                 XG_(finish)(&c, XG_(load)(from + 4 * XG__LANES)),
                 XG_(finish)(&c, XG_(load)(from + 5 * XG__LANES)), at, p->ow);
         }
-        XG_(put_windows)(seat, n, i, lead[0].at, lead[1].at, room,
-                         f->places + base + (size_t)i * width, windows);
+        if (f->places != NULL) {
+            XG_(put_windows)(seat, n, i, lead[0].at, lead[1].at, room,
+                             f->places + base + (size_t)i * width, windows);
+        }
         if (f->maxima == NULL) continue;
         XG_(put_windows)(seat, n, i, lead[0].best, lead[1].best, room,
                          f->maxima + base + (size_t)i * width, windows);
@@ -6538,7 +6548,7 @@ static void XG_(answer)(const XG_(winograd) *p, size_t row, size_t rows, size_t 
         for (i = 0; i < patches; i += XG__LANES) {
             XG_(both_axes)(XG__PATCH, 4, false, d->c + r * p->c_stride + i, p->c_apart, d->room,
                            XG__LANES);
-            if (f->places != NULL) {
+            if (f->pools) {
                 XG_(pool_patches)(p, d->seat + i, xg__min(XG__LANES, patches - i), row + r, d);
                 continue;
             }
@@ -6861,6 +6871,7 @@ struct xg_tensor {
     bool       adds;             /* to the numbers of what it took the place of (6.1) */
     bool       hub;              /* several paths meet here: computed once, for all who read it */
     bool       borrowed;         /* a leaf whose numbers are the caller's: never written */
+    bool       constant;         /* made under xg_no_grad: no gradient passes */
     int        holds;            /* of what passes: those who still need it */
     int        reads;            /* weights: products that packed them themselves (4.12) */
     int        born, given;      /* the arena's marks when it, and its numbers, were made */
@@ -6931,6 +6942,7 @@ struct xg_tape {
     xg_stats           counts;             /* of what was computed; the rest is asked for */
     xg_tensor         *root;               /* of the last sweep from one number a sample (6.1.2) */
     bool               joins;              /* this sweep passes it */
+    bool               no_grad;            /* what is made now is constant */
     xg_tensor         *known[XG__KNOWN];    /* products by what they are made of (4.7) */
     xg__name          *names;              /* the latest */
     xg__name          *bucket[XG__BUCKETS];
@@ -7189,6 +7201,14 @@ XG_API_DEF xg_stats xg_tape_stats(const xg_tape *tape)
 XG_API_DEF const char *xg_tape_simd(const xg_tape *tape)
 {
     return tape ? tape->kernels->name : "none";
+}
+
+XG_API_DEF bool xg_no_grad(xg_tape *tape, bool on)
+{
+    if (!tape) return false;
+    bool before = tape->no_grad;
+    tape->no_grad = on;
+    return before;
 }
 
 /* Gives the memory of packed weights (4.12) back to the allocator; false if there is none. */
@@ -8470,6 +8490,7 @@ static bool xg__ending_finish(const xg__ending *e, xg__finish *f)
     f->shift = e->shift ? e->shift->data : NULL;
     f->more = e->more ? e->more->data : NULL;
     f->places = f->maxima = NULL;
+    f->pools = false;
     return true;
 }
 
@@ -8608,7 +8629,7 @@ static xg_tensor *xg__known(const xg_tensor *y)
 {
     for (xg_tensor *x = *xg__known_place(y); x; x = x->older) {
         bool same = x->op == y->op && x->in[0] == y->in[0] && x->in[1] == y->in[1] &&
-                    xg_shape_same(x->shape, y->shape);
+                    xg_shape_same(x->shape, y->shape) && x->constant == y->constant;
         const xg_window *k = &x->attr.conv.window;
         if (same && y->op == XG_OP_matmul) {
             same = x->attr.transpose.a == y->attr.transpose.a &&
@@ -8672,6 +8693,7 @@ static xg_tensor *xg__emit(xg_op op, xg_tensor *a, xg_tensor *b, const xg__attr 
     y.op = op;
     y.in[0] = a;
     y.in[1] = b;
+    y.constant = tape->no_grad;
     if (attr) y.attr = *attr;
     if (b && b->tape != tape) {
         xg__refuse(&y, XG_ERR_TAPE, "operands live on different tapes");
@@ -10039,7 +10061,8 @@ static void xg__argpool_planes(const void *context, size_t begin, size_t end, in
         size_t to = (job->first + i) * count;
         const xg_real *x = job->slice ? job->slice + i * job->planes.size
                                       : xg__planes_at(&job->planes, &piece, i, room);
-        job->kernels->argpool(&job->pool, x, job->index + to, job->y ? job->y + to : NULL);
+        job->kernels->argpool(&job->pool, x, job->index ? job->index + to : NULL,
+                              job->y ? job->y + to : NULL);
     }
 }
 
@@ -10091,6 +10114,7 @@ static void xg__maxima_of_pictures(xg__argpool_job *job, xg_tensor *x, const xg_
     if (!xg__force(e->conv->in[0]) || !xg__force(e->conv->in[1])) return;
     if (!xg__ending_finish(e, &f)) return;
     if (xg__is_pair_window(job->pool.window) && x->shape.h % 2 == 0 && x->shape.w % 2 == 0) {
+        f.pools = true;
         f.places = job->index;
         f.maxima = job->y;
         xg__run_pictures(e, &f, 0, x->shape.n, NULL);
@@ -10353,12 +10377,14 @@ static void xg__pairs_planes(const void *context, size_t begin, size_t end)
     }
 }
 
-/* A max-pool whose places are not known yet: both at once. */
+/* A max-pool whose places are not known yet: both at once, or without the places if no gradient
+ * will read them. Who asks for them all the same has them made. */
 static void xg__run_maxpool(xg_tensor *y)
 {
     xg_tensor *index = y->in[1];
-    xg_real *places = xg__take_numbers(index);
-    if (places) xg__run_maxima(y->in[0], index, places, y->data);
+    xg_real *places = y->constant ? NULL : xg__take_numbers(index);
+    if (!places && !y->constant) return;
+    xg__run_maxima(y->in[0], index, places, y->data);
     if (places && !xg_failed(y->tape)) xg__settle(index, places);
 }
 
@@ -11003,20 +11029,23 @@ static void xg__walk_remember(xg_tensor *node, xg_tensor *const part[2])
     if (part[0] && xg__is_product(part[0]->op) && part[0]->id > node->id) part[0]->part_of = node;
 }
 
-/* Sends node's cotangent on to its operands. `rules` is NULL for the plain ones, which remember. */
+/* Sends node's cotangent on to its operands, unless it is constant. `rules` is NULL for the plain
+ * ones, which remember. */
 static void xg__walk_back(xg_tensor *node, const xg_rules *rules)
 {
     xg_tape *tape = node->tape;
     int first = tape->count;
-    bool remember = !rules && !tape->last_sweep && node->born == tape->arena.marks;
+    bool shares = !rules && !tape->no_grad;    /* parts with other sweeps (6.1.1) */
+    bool remember = shares && !tape->last_sweep && node->born == tape->arena.marks;
     xg_tensor *parts[2] = { NULL, NULL };
     xg_vjp rule = rules ? rules->vjp[node->op] : xg__room_of(node->op)->vjp;
+    if (node->constant) rule = NULL;
     if (tape->last_sweep) tape->open = first;
     for (int i = 1; i >= 0; i--) {             /* weights first: see xg__is_pooled */
         xg_tensor *operand = node->in[i];
         if (!rule || !operand || operand->walk.number != node->walk.number) continue;
         if (xg__join(node, i, rule)) continue;
-        if (!rules) parts[i] = xg__past_part(node, i);
+        if (shares) parts[i] = xg__past_part(node, i);
         if (!parts[i]) parts[i] = xg__walk_part(node, i, rule, node->walk.first);
         xg__join_axis(node, i);
         parts[i] = xg__walk_add(operand, parts[i]);
@@ -11058,6 +11087,10 @@ static void xg__grads(xg_tensor *y, xg_tensor *seed, xg_tensor *const *x, int co
     if (!xg__walk_allowed("grads", y, x, count) || count < 1) return;
     if (seed && !xg_shape_same(seed->shape, y->shape)) {
         xg_fail(tape, XG_ERR_SHAPE, "grads: the seed must be shaped like y");
+    }
+    if (y->constant) {
+        xg_fail(tape, XG_ERR_ARGUMENT, "grads: the result of %s is a constant: it was made "
+                "under xg_no_grad", xg__room_of(y->op)->name);
     }
     tape->last_sweep = last;
     if (!xg_failed(tape)) xg__walk(y, seed, x, count, rules);

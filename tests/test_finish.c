@@ -134,6 +134,112 @@ static void test_same_bits(void)
     for (int which = 0; which < SHAPES * PARTS; which += step) check_same(which, block);
 }
 
+/* The same in evaluation without gradients; behind it a max-pool whose windows overlap. */
+static xg_tensor *constant_pool(xg_scope *s, xg_tensor *x, const shape *k, int parts)
+{
+    const xg_window overlapping = { 3, 2, 2, 1, 1, 1 };
+    bool before = xg_no_grad(s->tape, !s->train);
+    xg_tensor *y = xg_maxpool(block(s, x, k, parts), overlapping);
+    CHECK(xg_no_grad(s->tape, before) == !s->train && !before);
+    return y;
+}
+
+static void test_same_bits_without_places(void)
+{
+    for (int which = 1; which < SHAPES * PARTS; which += 3) {
+        if (which & 16) check_same(which, constant_pool);          /* every shape, every part */
+    }
+}
+
+/* The bytes of the tape once the block of a case has its numbers. */
+static size_t bytes_of(int which, bool constant)
+{
+    xg_tape *t = tape_for(which, NULL, NULL);
+    xg_params *params = xg_params_new(NULL);
+    xg_no_grad(t, constant);
+    xg_data(with_params(t, which, false, block, params));
+    size_t bytes = xg_tape_stats(t).bytes;
+    CHECK_OK(t);
+    xg_tape_free(t);
+    xg_params_free(params);
+    return bytes;
+}
+
+/* A pool's places have as many numbers as its maxima, here a quarter of the convolution's. */
+static void test_no_places(void)
+{
+    for (int i = 0; i < SHAPES; i++) {
+        const shape *k = &shapes[i];
+        size_t h = (size_t)((k->h + 2 * k->pad - k->kernel) / k->stride + 1);
+        size_t w = (size_t)((k->w + 2 * k->pad - k->kernel) / k->stride + 1);
+        size_t places = h < 2 ? 0 : (size_t)(k->n * k->o) * (h / 2) * (w / 2) * sizeof(xg_real);
+        size_t without = bytes_of(i * PARTS + 26, true), with = bytes_of(i * PARTS + 26, false);
+        CHECK(with >= without + places && with < without + places + 128);
+    }
+}
+
+/* What no gradient was asked for is a constant: to losses made of it, and to products that outside are
+ * asked for again. */
+static void test_no_grad(void)
+{
+    xg_tape *t = tape_for(0, NULL, NULL);
+    xg_rng rng = xg_rng_seed(1);
+    const xg_shape s = xg_shape4(2, 3, 8, 8);
+    const xg_window pairs = { 2, 2, 2, 0, 1, 1 }, around = { 3, 3, 1, 1, 1, 1 };
+    xg_tensor *x = xg_randn(t, s, &rng), *w = xg_randn(t, xg_shape4(4, 3, 3, 3), &rng);
+
+    xg_no_grad(t, true);
+    xg_tensor *held = xg_maxpool(xg_conv2d(x, w, around), pairs);
+    xg_no_grad(t, false);
+    xg_tensor *open = xg_maxpool(xg_conv2d(x, w, around), pairs);
+    xg_tensor *mixed = xg_grad(xg_mul(held, xg_square(open)), x);
+    xg_tensor *expected = xg_grad(xg_mul(xg_detach(open), xg_square(open)), x);
+    for (size_t i = 0; i < xg_size(x); i++) CHECK(xg_data(mixed)[i] == xg_data(expected)[i]);
+    CHECK(xg_item(xg_sum(xg_abs(mixed))) > 0);
+    CHECK(xg_item(xg_sum(xg_abs(xg_grad(xg_square(held), x)))) == 0);
+    CHECK(xg_item(xg_grad(xg_square(held), held)) == 2 * xg_item(held));
+    CHECK_OK(t);
+
+    xg_grad(held, x);
+    CHECK_ERROR(xg_tape_error(t), XG_ERR_ARGUMENT);
+    CHECK(strstr(xg_tape_error(t)->text, "gather is a constant: it was made under xg_no_grad"));
+    CHECK(!xg_no_grad(NULL, true));
+    xg_tape_free(t);
+}
+
+/* A gradient that is itself made so is right, and leaves later ones differentiable. */
+static void test_gradient_without_gradient(void)
+{
+    xg_tape *t = tape_for(0, NULL, NULL);
+    xg_rng rng = xg_rng_seed(1);
+    xg_tensor *x = xg_randn(t, xg_shape4(1, 2, 3, 4), &rng), *y = xg_dot(x, xg_square(x));
+    xg_no_grad(t, true);
+    xg_tensor *constant = xg_grad(y, x);
+    xg_no_grad(t, false);
+    xg_tensor *slope = xg_grad(y, x), *second = xg_grad(slope, x);
+    for (size_t i = 0; i < xg_size(x); i++) {
+        CHECK(xg_data(constant)[i] == xg_data(slope)[i]);
+        CHECK_NEAR(xg_data(second)[i], 6 * xg_data(x)[i], 1e-5);
+    }
+    CHECK(xg_item(xg_sum(xg_abs(xg_grad(xg_square(constant), x)))) == 0);
+    CHECK_OK(t);
+    xg_tape_free(t);
+}
+
+/* A step on a loss that was made so says what is wrong and changes nothing. */
+static void test_step_without_gradient(void)
+{
+    xg_tape *t = tape_for(0, NULL, NULL);
+    xg_params *params = xg_params_new(NULL);
+    xg_tensor *y = with_params(t, 9, true, block, params);
+    xg_no_grad(t, true);
+    xg_real before = xg_params_data(params, 0)[0];
+    CHECK(xg_optim_step(NULL, params, xg_mean(y)) == XG_ERR_ARGUMENT);
+    CHECK(xg_params_data(params, 0)[0] == before);
+    xg_tape_free(t);
+    xg_params_free(params);
+}
+
 /* The gradient of a gradient by x, with a path through ReLU. */
 static xg_tensor *curvature(xg_scope *s, xg_tensor *x, const shape *k, int parts)
 {
@@ -242,6 +348,11 @@ static void test_no_memory(void)
 
 TEST_MAIN(
     TEST(test_same_bits)
+    TEST(test_same_bits_without_places)
+    TEST(test_no_places)
+    TEST(test_no_grad)
+    TEST(test_gradient_without_gradient)
+    TEST(test_step_without_gradient)
     TEST(test_same_derivatives)
     TEST(test_what_was_passed_over)
     TEST(test_two_readers)

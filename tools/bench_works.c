@@ -141,8 +141,10 @@ static double mapkl(bench_run *r)
     xg_tape_release(r->tape, mark);              /* the weights have changed: new leaves */
     xg_scope s = scope_of(r, true);
     xg_tensor *x = pictures(r);
-    xg_tensor *goal = xg_detach(xg_log_softmax(small_net(&s, xg_mul(x, masks(r)))));
-    xg_tensor *given = xg_log_softmax(mapping(&s, xg_detach(small_net(&s, x))));
+    xg_no_grad(r->tape, true);                   /* nothing below the mapping layer is trained */
+    xg_tensor *goal = xg_log_softmax(small_net(&s, xg_mul(x, masks(r)))), *logits = small_net(&s, x);
+    xg_no_grad(r->tape, false);
+    xg_tensor *given = xg_log_softmax(mapping(&s, logits));
     xg_tensor *kl = xg_affine(xg_dot(xg_exp(goal), xg_sub(goal, given)), 1.0 / r->batch, 0);
     bool probe = r->probe;
     r->probe = false;                            /* it is the first stage's gradient that counts */
