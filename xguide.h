@@ -1,4 +1,4 @@
-/* xguide.h 0.9.0 - train neural networks with explanations.      Public domain or MIT (see the end)
+/* xguide.h 0.10.0 - train neural networks with explanations.     Public domain or MIT (see the end)
  *
  * One file. In exactly one source file:
  *
@@ -166,7 +166,7 @@
 /* Patch: a fix that changes no documented behaviour. Minor: additions; old code compiles and means
  * the same, trained bits may change. Major: something public was renamed, removed or re-defined. */
 #define XG_VERSION_MAJOR 0
-#define XG_VERSION_MINOR 9
+#define XG_VERSION_MINOR 10
 #define XG_VERSION_PATCH 0
 #define XG_VERSION                                                                                 \
     XG__TEXT(XG_VERSION_MAJOR) "." XG__TEXT(XG_VERSION_MINOR) "." XG__TEXT(XG_VERSION_PATCH)
@@ -1863,11 +1863,21 @@ static bool xg__winograd_pays(const xg__conv_job *job)
     return 9 * pairs * job->n * job->oh * job->ow > 1.25 * work && pairs <= 1024 * 1024;
 }
 
+/* Three or four planes in, whose products are not kept (3.6.4), pay earlier than that (measured;
+ * with fewer planes in or out, or few patches, the direct way wins). */
+static bool xg__winograd_pays_brief(const xg__conv_job *job)
+{
+    const double down = (job->oh + 3) / 4, across = (job->ow + 3) / 4;
+    return job->kind == XG__CONV && (job->c == 3 || job->c == 4) && job->o >= 8
+        && job->n * down * across >= 1024;
+}
+
 static bool xg__winograd_chosen(const xg__conv_job *job, xg_winograd wish)
 {
     if (wish == XG_WINOGRAD_NEVER || !xg__winograd_fits(job)) return false;
     if (wish == XG_WINOGRAD_ALWAYS) return true;
-    return sizeof(xg_real) == sizeof(float) && xg__winograd_pays(job);
+    return sizeof(xg_real) == sizeof(float)
+        && (xg__winograd_pays(job) || xg__winograd_pays_brief(job));
 }
 
 #endif /* before the kernels */
@@ -5822,6 +5832,7 @@ static void XG_(run_pooled)(const xg__conv_job *job, const xg__team *team)
 #define XG__POINTS    36
 #define XG__STRETCH   96       /* patches of a weight gradient that are summed at a time          */
 #define XG__FEW       24       /* rows of a product whose answers are made together               */
+#define XG__BRIEF     4        /* so many planes in or fewer have products that are not kept      */
 
 /* 3.6.1 One axis. The map from n numbers to m; n and m tell which: 6 to 6 is B', 3 to 6 G, 4 to 6
  *       A, 6 to 4 A', 6 to 3 G'. */
@@ -5954,6 +5965,7 @@ typedef struct XG_(winograd) {
     size_t out_step, in_step;  /* from the weights of one plane out (in) to the next              */
     bool flip;                 /* they are read backwards                                         */
     bool few;                  /* few patches: their transform is shared, else that of weights    */
+    bool brief;                /* few planes in, whose products are not kept                      */
     XG_(cut) rows, patches;    /* rows: planes out                                                */
     XG_(cut) k;                /* planes in; weight gradient: patches                             */
     size_t a_stride;           /* of transformed weights, or g                                    */
@@ -6138,6 +6150,12 @@ static void XG_(plan_winograd)(XG_(winograd) *p, const xg__conv_job *job, int wo
     p->c_apart = XG_(apart)(c);
     p->b_block = XG__POINTS * p->b_apart;
     p->shared = p->few ? p->patches.blocks * p->b_block : XG__POINTS * p->a_apart;
+    p->brief = !p->few && p->in.count <= XG__BRIEF;
+    if (p->brief) {            /* all weights of a plane out lie together */
+        p->a_apart = XG_(round_up)(XG__BRIEF, XG__LANES);
+        p->a_stride = XG__POINTS * p->a_apart;
+        p->shared = p->out_planes * p->a_stride;
+    }
     lines = (XG_(longest)(&p->patches) + p->across - 2) / p->across + 1;
     XG_(winograd_desk)(p, p->few ? p->a_apart : 0, p->few ? 0 : p->b_apart, p->c_apart, lines,
                        XG_(longest)(&p->patches), XG_(longest)(&p->k));
@@ -6536,25 +6554,73 @@ static void XG_(put_patches)(const XG_(winograd) *p, const XG_(seat) *seat, size
     }
 }
 
-/* The products of planes out [row, row + rows) and a block of patches, to their place. */
-static void XG_(answer)(const XG_(winograd) *p, size_t row, size_t rows, size_t patches,
-                        const XG_(bench) *d)
+/* From the products of a plane out and a vector of patches, those of the next point `apart`, to
+ * their place. */
+static void XG_(answer)(const XG_(winograd) *p, size_t row, const XG_(seat) *seat, size_t n,
+                        const xg_real *from, size_t apart, const XG_(bench) *d)
 {
-    const size_t area = (size_t)p->oh * (size_t)p->ow;
     const xg__finish *f = &p->job->finish;
+    const size_t area = (size_t)p->oh * (size_t)p->ow;
+    const xg_real *more = f->more != NULL ? f->more + row * area : NULL;
+    XG_(both_axes)(XG__PATCH, 4, false, from, apart, d->room, XG__LANES);
+    if (f->pools) {
+        XG_(pool_patches)(p, seat, n, row, d);
+        return;
+    }
+    if (f->any) XG_(finish_patches)(f, row, d->room);
+    XG_(put_patches)(p, seat, n, more, d, p->out + row * area);
+}
+
+/* The products of planes out [row, row + rows) and a block of patches. */
+static void XG_(answer_block)(const XG_(winograd) *p, size_t row, size_t rows, size_t patches,
+                              const XG_(bench) *d)
+{
     size_t r, i;
     for (r = 0; r < rows; r++) {
-        const xg_real *more = f->more != NULL ? f->more + (row + r) * area : NULL;
         for (i = 0; i < patches; i += XG__LANES) {
-            XG_(both_axes)(XG__PATCH, 4, false, d->c + r * p->c_stride + i, p->c_apart, d->room,
-                           XG__LANES);
-            if (f->pools) {
-                XG_(pool_patches)(p, d->seat + i, xg__min(XG__LANES, patches - i), row + r, d);
-                continue;
+            XG_(answer)(p, row + r, d->seat + i, xg__min(XG__LANES, patches - i),
+                        d->c + r * p->c_stride + i, p->c_apart, d);
+        }
+    }
+}
+
+/* All points of a plane out and a panel of patches, if there are few planes in: as multiply_points,
+ * but so few products that they would go to memory for nothing. They stay in the first cache. */
+XG__INLINE void XG_(multiply_brief)(const int planes, const XG_(winograd) *p, const xg_real *a,
+                                    const xg_real *b, xg_real *to)
+{
+    size_t point;
+    int c, j;
+    for (point = 0; point < XG__POINTS; point++, a += p->a_apart, b += p->b_apart, to += XG__NR) {
+        XG_(v) sum[XG__NV];
+        XG__UNROLL
+        for (j = 0; j < XG__NV; j++) sum[j] = XG_(set1)(0);
+        XG__UNROLL
+        for (c = 0; c < planes; c++) {
+            const XG_(v) weight = XG_(set1)(a[c]);
+            XG__UNROLL
+            for (j = 0; j < XG__NV; j++) {
+                sum[j] = XG_(fma)(weight, XG_(load)(b + c * XG__NR + j * XG__LANES), sum[j]);
             }
-            if (f->any) XG_(finish_patches)(f, row + r, d->room);
-            XG_(put_patches)(p, d->seat + i, xg__min(XG__LANES, patches - i), more, d,
-                             p->out + (row + r) * area);
+        }
+        XG__UNROLL
+        for (j = 0; j < XG__NV; j++) XG_(store)(to + j * XG__LANES, sum[j]);
+    }
+}
+
+/* A panel of patches with all planes out. */
+static void XG_(answer_brief)(const XG_(winograd) *p, size_t first, size_t patches,
+                              const XG_(bench) *d)
+{
+    const xg_real *b = d->b + first * p->in.count;
+    size_t r, i;
+    for (r = 0; r < p->out_planes; r++) {
+        const xg_real *a = p->team->scratch + r * p->a_stride;
+        if (p->in.count == 3) XG_(multiply_brief)(3, p, a, b, d->c);   /* unrolled */
+        else XG_(multiply_brief)((int)p->in.count, p, a, b, d->c);
+        for (i = 0; i < xg__min(XG__NR, patches - first); i += XG__LANES) {
+            XG_(answer)(p, r, d->seat + first + i, xg__min(XG__LANES, patches - first - i),
+                        d->c + i, XG__NR, d);
         }
     }
 }
@@ -6587,11 +6653,15 @@ static void XG_(unit_of_patches)(const void *plan, size_t number, int worker)
     const XG_(span) patches = XG_(block)(&p->patches, number);
     size_t i;
     XG_(see_planes)(p, patches, 0, p->in.count, &d, d.b);
+    if (p->brief) {
+        for (i = 0; i < patches.minors; i += XG__NR) XG_(answer_brief)(p, i, patches.minors, &d);
+        return;
+    }
     for (i = 0; i < p->rows.blocks; i++) {
         const XG_(span) rows = XG_(block)(&p->rows, i);
         XG_(multiply_points)(p, rows.minors, patches.minors,
                              p->team->scratch + rows.minor * p->a_stride, d.b, &d);
-        XG_(answer)(p, rows.minor, rows.minors, patches.minors, &d);
+        XG_(answer_block)(p, rows.minor, rows.minors, patches.minors, &d);
     }
 }
 
@@ -6608,7 +6678,7 @@ static void XG_(unit_of_planes)(const void *plan, size_t number, int worker)
         XG_(find_seats)(p, patches, &d);
         XG_(multiply_points)(p, rows.minors, patches.minors, d.a,
                              p->team->scratch + i * p->b_block, &d);
-        XG_(answer)(p, rows.minor, rows.minors, patches.minors, &d);
+        XG_(answer_block)(p, rows.minor, rows.minors, patches.minors, &d);
     }
 }
 
@@ -6762,6 +6832,7 @@ static void XG_(conv)(const xg__conv_job *job, const xg__team *team)
 #undef XG__PATCH
 #undef XG__POINTS
 #undef XG__FEW
+#undef XG__BRIEF
 #undef XG__STRETCH
 #undef XG__P
 #undef XG__Q

@@ -12,7 +12,8 @@ static const shape shapes[] = {
     { 1, 2, 3, 3, 2, 0 }, { 3, 4, 4, 4, 6, 0 }, { 1, 5, 5, 9, 7, 0 }, { 2, 7, 6, 6, 3, 1 },
     { 5, 17, 7, 7, 19, 1 }, { 4, 33, 7, 5, 40, 2 }, { 1, 6, 13, 50, 9, 1 }, { 1, 3, 3, 420, 4, 1 },
     { 3, 16, 14, 14, 24, 1 }, { 2, 12, 29, 31, 25, 0 }, { 2, 70, 8, 8, 65, 1 }, { 1, 300, 5, 6, 310, 1 },
-    { 1, 9, 31, 30, 8, 2 }, { 5, 1, 28, 28, 13, 1 }, { 2, 48, 4, 4, 200, 1 }, { 3, 600, 4, 3, 7, 1 }
+    { 1, 9, 31, 30, 8, 2 }, { 5, 1, 28, 28, 13, 1 }, { 2, 48, 4, 4, 200, 1 }, { 3, 600, 4, 3, 7, 1 },
+    { 3, 3, 30, 34, 17, 1 }, { 2, 4, 37, 33, 9, 2 }, { 2, 2, 26, 41, 8, 0 }, { 2, 17, 30, 34, 3, 1 }
 };
 enum { SHAPES = (int)(sizeof shapes / sizeof *shapes) };
 
@@ -207,6 +208,51 @@ static void test_choice(void)
     free(b);
 }
 
+/* Few planes in: enough patches and planes out are needed, and no gradient is meant. */
+static void test_choice_of_few_planes(void)
+{
+    static const shape few[] = { { 4, 3, 64, 64, 8, 1 }, { 4, 4, 64, 64, 16, 1 } };
+    static const shape rest[] = { { 4, 1, 64, 64, 16, 1 }, { 4, 3, 64, 64, 7, 1 }, { 3, 3, 64, 64, 16, 1 } };
+    for (int i = 0; i < 2; i++) {
+        CHECK(taken(&few[i], FORWARD, XG_WINOGRAD_AUTO) == (IS_DOUBLE ? 0 : 1));
+        CHECK(taken(&few[i], FORWARD, XG_WINOGRAD_NEVER) == 0);
+        CHECK(taken(&few[i], INPUT_GRADIENT, XG_WINOGRAD_AUTO) == 0);
+        CHECK(taken(&few[i], WEIGHT_GRADIENT, XG_WINOGRAD_AUTO) == 0);
+    }
+    for (int i = 0; i < 3; i++) CHECK(taken(&rest[i], FORWARD, XG_WINOGRAD_AUTO) == 0);
+}
+
+/* The first layer of a small network: chosen by itself, with ReLU and max-pool behind it. One after
+ * the other, together, or with nobody to ask where the maxima stand. */
+enum { APART, TOGETHER, NO_GRAD, FIRST_LAYERS };
+
+static xg_tensor *first_layer(xg_tape *t, int which)
+{
+    static const shape s = { 4, 3, 66, 62, 17, 1 };
+    const xg_window pairs = { 2, 2, 2, 0, 1, 1 };
+    trio v = operands(t, &s);
+    xg_no_grad(t, which == NO_GRAD);
+    xg_tensor *y = xg_conv2d(v.x, v.w, window_of(&s));
+    if (which == APART) xg_data(y);
+    xg_tensor *pooled = xg_maxpool(xg_relu(y), pairs);
+    xg_data(pooled);
+    xg_no_grad(t, false);
+    return pooled;
+}
+
+static void test_few_planes_and_a_pool(void)
+{
+    xg_tape *t = level_tape(XG_WINOGRAD_AUTO, NULL, NULL);
+    xg_tensor *apart = first_layer(t, APART);
+    for (int which = TOGETHER; which < FIRST_LAYERS; which++) {
+        CHECK(same_bits(xg_data(first_layer(t, which)), xg_data(apart), xg_size(apart)));
+    }
+    CHECK(xg_tape_stats(t).winograd == (IS_DOUBLE ? 0 : FIRST_LAYERS));
+    CHECK_OK(t);
+    xg_tape_free(t);
+    for (int which = 0; which < FIRST_LAYERS; which++) check_levels("few planes", first_layer, which);
+}
+
 /* Windows that it is not made for take the direct way, whatever the option says. */
 static void test_other_windows(void)
 {
@@ -280,6 +326,8 @@ TEST_MAIN(
     TEST(test_stated_accuracy)
     TEST(test_same_bits_everywhere)
     TEST(test_choice)
+    TEST(test_choice_of_few_planes)
+    TEST(test_few_planes_and_a_pool)
     TEST(test_other_windows)
     TEST(test_not_a_number_stays_near)
     TEST(test_third_derivatives)
