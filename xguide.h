@@ -5832,7 +5832,6 @@ static void XG_(run_pooled)(const xg__conv_job *job, const xg__team *team)
 #define XG__POINTS    36
 #define XG__STRETCH   96       /* patches of a weight gradient that are summed at a time          */
 #define XG__FEW       24       /* rows of a product whose answers are made together               */
-#define XG__BRIEF     4        /* so many planes in or fewer have products that are not kept      */
 
 /* 3.6.1 One axis. The map from n numbers to m; n and m tell which: 6 to 6 is B', 3 to 6 G, 4 to 6
  *       A, 6 to 4 A', 6 to 3 G'. */
@@ -5965,7 +5964,7 @@ typedef struct XG_(winograd) {
     size_t out_step, in_step;  /* from the weights of one plane out (in) to the next              */
     bool flip;                 /* they are read backwards                                         */
     bool few;                  /* few patches: their transform is shared, else that of weights    */
-    bool brief;                /* few planes in, whose products are not kept                      */
+    bool brief;                /* three or four planes in, whose products are not kept            */
     XG_(cut) rows, patches;    /* rows: planes out                                                */
     XG_(cut) k;                /* planes in; weight gradient: patches                             */
     size_t a_stride;           /* of transformed weights, or g                                    */
@@ -6150,9 +6149,9 @@ static void XG_(plan_winograd)(XG_(winograd) *p, const xg__conv_job *job, int wo
     p->c_apart = XG_(apart)(c);
     p->b_block = XG__POINTS * p->b_apart;
     p->shared = p->few ? p->patches.blocks * p->b_block : XG__POINTS * p->a_apart;
-    p->brief = !p->few && p->in.count <= XG__BRIEF;
+    p->brief = !p->few && (p->in.count == 3 || p->in.count == 4);
     if (p->brief) {            /* all weights of a plane out lie together */
-        p->a_apart = XG_(round_up)(XG__BRIEF, XG__LANES);
+        p->a_apart = XG_(round_up)(4, XG__LANES);
         p->a_stride = XG__POINTS * p->a_apart;
         p->shared = p->out_planes * p->a_stride;
     }
@@ -6584,8 +6583,8 @@ static void XG_(answer_block)(const XG_(winograd) *p, size_t row, size_t rows, s
     }
 }
 
-/* All points of a plane out and a panel of patches, if there are few planes in: as multiply_points,
- * but so few products that they would go to memory for nothing. They stay in the first cache. */
+/* All points of a plane out and a panel of patches, if there are three or four planes in: as
+ * multiply_points, but what so few products make stays in the first cache. */
 XG__INLINE void XG_(multiply_brief)(const int planes, const XG_(winograd) *p, const xg_real *a,
                                     const xg_real *b, xg_real *to)
 {
@@ -6616,8 +6615,8 @@ static void XG_(answer_brief)(const XG_(winograd) *p, size_t first, size_t patch
     size_t r, i;
     for (r = 0; r < p->out_planes; r++) {
         const xg_real *a = p->team->scratch + r * p->a_stride;
-        if (p->in.count == 3) XG_(multiply_brief)(3, p, a, b, d->c);   /* unrolled */
-        else XG_(multiply_brief)((int)p->in.count, p, a, b, d->c);
+        if (p->in.count == 3) XG_(multiply_brief)(3, p, a, b, d->c);
+        else XG_(multiply_brief)(4, p, a, b, d->c);
         for (i = 0; i < xg__min(XG__NR, patches - first); i += XG__LANES) {
             XG_(answer)(p, r, d->seat + first + i, xg__min(XG__LANES, patches - first - i),
                         d->c + i, XG__NR, d);
@@ -6832,7 +6831,6 @@ static void XG_(conv)(const xg__conv_job *job, const xg__team *team)
 #undef XG__PATCH
 #undef XG__POINTS
 #undef XG__FEW
-#undef XG__BRIEF
 #undef XG__STRETCH
 #undef XG__P
 #undef XG__Q
