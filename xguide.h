@@ -1549,11 +1549,17 @@ typedef struct xg__gemm_job {
  * ReLU; each step is rounded. What is NULL is left out. Without more, a max-pool of 2x2 may follow,
  * if oh and ow are even: then only that is stored. */
 typedef struct xg__finish {
-    bool any, relu, pools;
+    bool any, relu;
     const xg_real *scale, *shift;                  /* a number for each channel */
     const xg_real *more;                           /* they lie as the result does */
     xg_real *places, *maxima;                      /* of the max-pool; one of both may be NULL */
 } xg__finish;
+
+/* Does a max-pool follow? */
+XG__INLINE bool xg__finish_pools(const xg__finish *f)
+{
+    return f->places != NULL || f->maxima != NULL;
+}
 
 /* One of the convolution trio; x [n,c,h,w], w [o,c/groups,kh,kw], g [n,o,oh,ow]. `y` is the one
  * that is computed: g for forward, x for input gradient, w for weight gradient; its own pointer
@@ -1571,6 +1577,9 @@ typedef struct xg__conv_job {
     xg_real *y;
     xg__finish finish;         /* of a forward one */
 } xg__conv_job;
+
+/* Of so few planes in, Winograd's products are not kept (3.6.4). */
+XG__INLINE bool xg__winograd_brief(size_t planes) { return planes == 3 || planes == 4; }
 
 /* Windows over a plane: of h x w numbers one for each of oh x ow windows. Windows in columns
  * [inner, outer) are not clipped at the sides. */
@@ -1851,7 +1860,8 @@ static bool xg__winograd_fits(const xg__conv_job *job)
 
 /* Guesses at the work of both ways, counted in products (measured): to transform a patch of a plane
  * costs as much as some hundred, and so does a pair of planes, whose weights are transformed. There
- * must be a margin; and as scratch is up to four times the weights, these must not be huge. */
+ * must be a margin; and as scratch is up to four times the weights, these must not be huge. Where
+ * products are not kept it pays earlier (measured; with few planes out or patches it does not). */
 static bool xg__winograd_pays(const xg__conv_job *job)
 {
     const bool dx = job->kind == XG__CONV_DX, dw = job->kind == XG__CONV_DW;
@@ -1860,24 +1870,17 @@ static bool xg__winograd_pays(const xg__conv_job *job)
     const double patches = job->n * down * across, pairs = (double)job->c * job->o;
     const double work = (36 * patches + 700) * pairs
                       + (dw ? 700 : 550) * (job->c + job->o) * patches;
-    return 9 * pairs * job->n * job->oh * job->ow > 1.25 * work && pairs <= 1024 * 1024;
-}
-
-/* Three or four planes in, whose products are not kept (3.6.4), pay earlier than that (measured;
- * with fewer planes in or out, or few patches, the direct way wins). */
-static bool xg__winograd_pays_brief(const xg__conv_job *job)
-{
-    const double down = (job->oh + 3) / 4, across = (job->ow + 3) / 4;
-    return job->kind == XG__CONV && (job->c == 3 || job->c == 4) && job->o >= 8
-        && job->n * down * across >= 1024;
+    const bool brief = !dx && !dw && xg__winograd_brief((size_t)job->c);
+    if (pairs > 1024 * 1024) return false;
+    return (brief && job->o >= 8 && patches >= 1024)
+        || 9 * pairs * job->n * job->oh * job->ow > 1.25 * work;
 }
 
 static bool xg__winograd_chosen(const xg__conv_job *job, xg_winograd wish)
 {
     if (wish == XG_WINOGRAD_NEVER || !xg__winograd_fits(job)) return false;
     if (wish == XG_WINOGRAD_ALWAYS) return true;
-    return sizeof(xg_real) == sizeof(float)
-        && (xg__winograd_pays(job) || xg__winograd_pays_brief(job));
+    return sizeof(xg_real) == sizeof(float) && xg__winograd_pays(job);
 }
 
 #endif /* before the kernels */
@@ -4273,10 +4276,9 @@ static size_t XG_(chunks_for)(double outputs, size_t k_blocks)
     return xg__max(chunks, 1);
 }
 
-/* Does a max-pool follow? */
 XG__INLINE bool XG_(pools)(const XG_(plan) *p)
 {
-    return p->conv != NULL && p->conv->finish.pools;
+    return p->conv != NULL && xg__finish_pools(&p->conv->finish);
 }
 
 XG__INLINE size_t XG_(units)(const XG_(plan) *p)
@@ -6149,7 +6151,7 @@ static void XG_(plan_winograd)(XG_(winograd) *p, const xg__conv_job *job, int wo
     p->c_apart = XG_(apart)(c);
     p->b_block = XG__POINTS * p->b_apart;
     p->shared = p->few ? p->patches.blocks * p->b_block : XG__POINTS * p->a_apart;
-    p->brief = !p->few && (p->in.count == 3 || p->in.count == 4);
+    p->brief = !p->few && xg__winograd_brief(p->in.count);
     if (p->brief) {            /* all weights of a plane out lie together */
         p->a_apart = XG_(round_up)(4, XG__LANES);
         p->a_stride = XG__POINTS * p->a_apart;
@@ -6562,7 +6564,7 @@ static void XG_(answer)(const XG_(winograd) *p, size_t row, const XG_(seat) *sea
     const size_t area = (size_t)p->oh * (size_t)p->ow;
     const xg_real *more = f->more != NULL ? f->more + row * area : NULL;
     XG_(both_axes)(XG__PATCH, 4, false, from, apart, d->room, XG__LANES);
-    if (f->pools) {
+    if (xg__finish_pools(f)) {
         XG_(pool_patches)(p, seat, n, row, d);
         return;
     }
@@ -8559,7 +8561,6 @@ static bool xg__ending_finish(const xg__ending *e, xg__finish *f)
     f->shift = e->shift ? e->shift->data : NULL;
     f->more = e->more ? e->more->data : NULL;
     f->places = f->maxima = NULL;
-    f->pools = false;
     return true;
 }
 
@@ -10183,7 +10184,6 @@ static void xg__maxima_of_pictures(xg__argpool_job *job, xg_tensor *x, const xg_
     if (!xg__force(e->conv->in[0]) || !xg__force(e->conv->in[1])) return;
     if (!xg__ending_finish(e, &f)) return;
     if (xg__is_pair_window(job->pool.window) && x->shape.h % 2 == 0 && x->shape.w % 2 == 0) {
-        f.pools = true;
         f.places = job->index;
         f.maxima = job->y;
         xg__run_pictures(e, &f, 0, x->shape.n, NULL);
