@@ -7047,8 +7047,8 @@ static const xg__room *xg__room_of(xg_op op);
  * need never be in memory as a whole (5.6). */
 static bool xg__waits_for_pool(const xg_tensor *y);
 
-/* Gives the second operand of an operation the numbers that its run reads. */
-static bool xg__force_second(xg_op op, xg_tensor *b);
+/* Gives the operands of y the numbers that its run reads. */
+static bool xg__force_operands(const xg_tensor *y);
 
 /* 4.2 Errors: the first one stays. */
 
@@ -7537,6 +7537,18 @@ static int xg__extent(xg_shape s, int axis)
 
 static bool xg__force(xg_tensor *x);
 static void xg__retire(xg_tensor *x);
+
+/* Gives all that are not NULL their numbers. To make some may drop others (4.8), whose turn comes
+ * again then. */
+static bool xg__force_all(xg_tensor *const *x, int count)
+{
+    for (int i = 0; i < count; i++) {
+        if (!x[i] || x[i]->data) continue;
+        if (!xg__force(x[i])) return false;
+        i = -1;
+    }
+    return true;
+}
 
 /* Nobody else sees what a last sweep makes on its way: when the last who holds it lets go, its
  * memory is free (4.8). */
@@ -8539,7 +8551,7 @@ static bool xg__ending_of(xg_tensor *x, xg__ending *e)
 static bool xg__run_waiting(xg_tensor *x, const xg__finish *f, xg_tensor *result)
 {
     bool ready = xg__room_of(x->op)->manner == XG__LATER_OWN;      /* asks for its operands */
-    for (int i = 0; i < 2 && !ready; i++) if (x->in[i] && !xg__force(x->in[i])) return false;
+    if (!ready && !xg__force_all(x->in, 2)) return false;
     xg_tensor made = *x;
     made.data = xg__take_numbers(x);
     if (!made.data) return false;
@@ -8550,11 +8562,11 @@ static bool xg__run_waiting(xg_tensor *x, const xg__finish *f, xg_tensor *result
     return true;
 }
 
-/* The ending as kernels know it, with its numbers. */
+/* The ending as kernels know it, with its numbers and those of its convolution's operands. */
 static bool xg__ending_finish(const xg__ending *e, xg__finish *f)
 {
-    xg_tensor *need[3] = { e->scale, e->shift, e->more };
-    for (int i = 0; i < 3; i++) if (need[i] && !xg__force(need[i])) return false;
+    xg_tensor *need[5] = { e->scale, e->shift, e->more, e->conv->in[0], e->conv->in[1] };
+    if (!xg__force_all(need, 5)) return false;
     f->any = e->scale || e->shift || e->more || e->relu;
     f->relu = e->relu;
     f->scale = e->scale ? e->scale->data : NULL;
@@ -8778,7 +8790,7 @@ static xg_tensor *xg__emit(xg_op op, xg_tensor *a, xg_tensor *b, const xg__attr 
         return made;
     }
     bool later = room->manner != XG__NOW;
-    bool ready = later || (xg__force(a) && (!b || xg__force_second(op, b)));
+    bool ready = later || xg__force_operands(&y);
     later = later || ((op == XG_OP_conv2d || op == XG_OP_conv2d_dx) && y.attr.conv.waits)
          || (op == XG_OP_conv2d && xg__waits_for_pool(&y));
     if (ready) made = later ? xg__record_waiting(&y, room->manner) : xg__record_run(&y, room);
@@ -9844,11 +9856,14 @@ static bool xg__is_pooled(const xg_tensor *g)
     return xg_shape_same(from->shape, at->shape);
 }
 
-static bool xg__force_second(xg_op op, xg_tensor *b)
+static bool xg__force_operands(const xg_tensor *y)
 {
-    bool gradient = op == XG_OP_conv2d_dw || op == XG_OP_conv2d_dx;
-    if (!gradient || !xg__is_pooled(b)) return xg__force(b);
-    return xg__force(b->in[0]) && xg__force(b->in[1]);
+    xg_tensor *b = y->in[1], *need[3] = { y->in[0], b, NULL };
+    if ((y->op == XG_OP_conv2d_dw || y->op == XG_OP_conv2d_dx) && xg__is_pooled(b)) {
+        need[1] = b->in[0];
+        need[2] = b->in[1];
+    }
+    return xg__force_all(need, 3);
 }
 
 /* Chooses the way for a weight gradient behind a max-pool, by shapes alone: it wants pictures for
@@ -9870,8 +9885,6 @@ static void xg__run_trio(xg_tensor *y, xg__conv_kind kind, xg_shape x, xg_shape 
     job.o = w.n; job.kh = w.h; job.kw = w.w;
     job.oh = g.h; job.ow = g.w;
     job.stride = k.stride; job.pad = k.pad; job.dilation = k.dilation; job.groups = k.groups;
-    job.px = kind == XG__CONV_DX ? NULL : y->in[0]->data;
-    job.pw = kind == XG__CONV ? y->in[1]->data : kind == XG__CONV_DX ? y->in[0]->data : NULL;
     job.y = y->data;
     job.add = y->adds;
     if (y->attr.conv.finish) job.finish = *y->attr.conv.finish;
@@ -9882,9 +9895,11 @@ static void xg__run_trio(xg_tensor *y, xg__conv_kind kind, xg_shape x, xg_shape 
         job.at = y->in[1]->in[1]->data;
         if (kind == XG__CONV_DW) job.winograd = false;
     } else if (kind != XG__CONV) {
-        if (!xg__force(y->in[1])) return;
+        if (!xg__force_all(y->in, 2)) return;
         job.pg = y->in[1]->data;
     }
+    job.px = kind == XG__CONV_DX ? NULL : y->in[0]->data;
+    job.pw = kind == XG__CONV ? y->in[1]->data : kind == XG__CONV_DX ? y->in[0]->data : NULL;
     xg_stats *counts = &y->tape->counts;
     counts->winograd += job.winograd;
     counts->flops += 2.0 * (double)xg_shape_size(w) * (double)x.n * (double)g.h * (double)g.w;
@@ -10181,7 +10196,6 @@ static void xg__maxima_of_pictures(xg__argpool_job *job, xg_tensor *x, const xg_
     const size_t channels = (size_t)x->shape.c, plane = xg__plane(x);
     int count = (int)xg__min(XG__SLICE / (channels * plane) + 1, (size_t)x->shape.n);
     xg__finish f;
-    if (!xg__force(e->conv->in[0]) || !xg__force(e->conv->in[1])) return;
     if (!xg__ending_finish(e, &f)) return;
     if (xg__is_pair_window(job->pool.window) && x->shape.h % 2 == 0 && x->shape.w % 2 == 0) {
         f.places = job->index;
@@ -10463,7 +10477,7 @@ static void xg__run_gather(xg_tensor *y)
         xg__run_maxpool(y);
         return;
     }
-    if (!xg__force(y->in[0]) || !xg__force(y->in[1])) return;
+    if (!xg__force_all(y->in, 2)) return;
     bool pairs = xg__in_pairs(y->in[1], y->in[0]->shape);
     xg__for_planes(y, xg__plane(y), pairs ? xg__pairs_planes : xg__gather_planes);
 }
@@ -10498,7 +10512,7 @@ static void xg__scatter_planes(const void *context, size_t begin, size_t end)
 
 static void xg__run_scatter(xg_tensor *y)
 {
-    if (!xg__force(y->in[0]) || !xg__force(y->in[1])) return;
+    if (!xg__force_all(y->in, 2)) return;
     bool pairs = xg__in_pairs(y->in[1], y->shape);
     xg__for_planes(y, xg__plane(y) + xg__plane(y->in[0]),
                    pairs ? xg__pairs_planes : xg__scatter_planes);

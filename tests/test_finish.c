@@ -345,6 +345,68 @@ static void test_no_memory(void)
     }
 }
 
+/* Four convolutions, one of the other, the last of which waits; what each reads is quickly made again. */
+static xg_tensor *chain(xg_scope *s, xg_tensor *x, const xg_conv_options *conv, bool pinned)
+{
+    for (int i = 0; i < 4; i++) {
+        char name[2] = { (char)('0' + i), 0 };
+        if (pinned) xg_data(x);
+        x = xg_affine(xg_conv(s, name, x, 4, conv), 0.5, 0.1);
+    }
+    return x;
+}
+
+/* The weight gradient of x, which was read three products ago, behind a max-pool. */
+static xg_tensor *old_gradient(xg_tensor *x, xg_rng *rng, bool pinned)
+{
+    const xg_window around = { 3, 3, 1, 1, 1, 1 }, pairs = { 2, 2, 2, 0, 1, 1 };
+    const xg_shape large = xg_shape4(1, 16, 64, 64), small = xg_shape4(1, 16, 32, 32);
+    xg_tape *t = xg_tape_of(x);
+    xg_tensor *w = xg_randn(t, xg_shape4(16, 4, 3, 3), rng);
+    xg_tensor *at = xg_argpool(xg_randn(t, large, rng), pairs);
+    xg_tensor *g = xg_scatter(xg_affine(xg_randn(t, small, rng), 2, 1), at, large);
+    if (pinned) xg_data(x);
+    xg_conv2d(x, w, around);
+    for (int i = 0; i < 2; i++) {
+        xg_conv2d(xg_affine(xg_randn(t, xg_shape_of(x), rng), 2, 1), w, around);
+    }
+    return xg_conv2d_dw(x, g, around, xg_shape_of(w));
+}
+
+/* To make an operand may drop another that was there: it is made again. */
+static void test_operands_that_are_dropped(void)
+{
+    enum { MOST = 4 * 64 * 64, KINDS = 5 };
+    static xg_real numbers[2][MOST];
+    xg_conv_options conv;
+    memset(&conv, 0, sizeof conv);
+    conv.window.kh = conv.window.kw = 3;
+    conv.window.pad = 1;
+    for (int which = 0; which < 2 * KINDS; which++) {
+        const bool pinned = which % 2 != 0;
+        const xg_window around = { 3, 3, 1, 1, 1, 1 }, pairs = { 2, 2, 2, 0, 1, 1 };
+        xg_tape *t = xg_tape_new(NULL);
+        xg_params *params = xg_params_new(NULL);
+        xg_rng rng = xg_rng_seed(1);
+        xg_scope s = xg_scope_new(t, params, &rng, false);
+        xg_tensor *x = xg_affine(xg_randn(t, xg_shape4(1, 4, 64, 64), &rng), 2, 1), *y = NULL;
+        if (which / 2 < 4) y = chain(&s, x, &conv, pinned);
+        if (which / 2 == 0) {
+            xg_tensor *scale = xg_mean_to(y, xg_shape4(1, 4, 1, 1));
+            y = xg_maxpool(xg_mul(xg_conv(&s, "last", x, 4, &conv), scale), pairs);
+        }
+        if (which / 2 == 1) y = xg_matmul(x, y, false, true);
+        if (which / 2 == 2) y = xg_gather(x, xg_argpool(y, around));
+        if (which / 2 == 3) y = xg_scatter(x, xg_argpool(y, around), xg_shape_of(x));
+        if (which / 2 == 4) y = old_gradient(x, &rng, pinned);
+        CHECK(xg_read(y, numbers[pinned], MOST) == xg_size(y) && xg_size(y) <= MOST);
+        CHECK(!pinned || !memcmp(numbers[0], numbers[1], xg_size(y) * sizeof(xg_real)));
+        CHECK_OK(t);
+        xg_tape_free(t);
+        xg_params_free(params);
+    }
+}
+
 TEST_MAIN(
     TEST(test_same_bits)
     TEST(test_same_bits_without_places)
@@ -357,4 +419,5 @@ TEST_MAIN(
     TEST(test_two_readers)
     TEST(test_weights_that_change)
     TEST(test_no_memory)
+    TEST(test_operands_that_are_dropped)
 )
