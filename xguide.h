@@ -6948,7 +6948,7 @@ struct xg_tensor {
     int        born, given;      /* the arena's marks when it, and its numbers, were made */
     xg_tensor *sum;              /* the latest that waits for the sum of this one, or NULL */
     xg_tensor *older;            /* of those that are known by what they are made of (4.7) */
-    int        seen;             /* scratch of a search */
+    unsigned   seen;             /* scratch of a search */
     xg__attr   attr;
     const char *name;            /* "" when it has none */
     struct { int number, axis; bool leads; xg_tensor *first, *second; } walk;   /* of a reading */
@@ -7005,7 +7005,7 @@ struct xg_tape {
     xg_tensor         *first, *last;
     int                count;
     int                walks;              /* readings so far; numbers them */
-    int                searches;           /* the same of searches */
+    unsigned           searches;           /* the same of searches */
     bool               last_sweep;         /* what is made now, only the sweep can see (4.8) */
     xg_tensor         *onto;               /* ... and a product may be added to this */
     int                open;               /* ... and what is made from this number on, its rule */
@@ -7737,7 +7737,7 @@ static int xg__program_add(xg__program *p, xg_tensor *x)
 static void xg__program_join(xg__program *p)
 {
     int steps = p->steps, all = steps + p->sources;
-    for (int i = 0; i < all && p->steps < XG__STEPS; i++) {
+    for (int i = 0; i < all && p->steps < steps + XG__SUMS; i++) {
         const xg_tensor *x = i < steps ? p->step[i].node : p->source[i - steps].x;
         xg_tensor *sum = x->sum;
         if (!sum || sum->data || sum->in[0] != x || sum == p->result) continue;
@@ -8661,16 +8661,17 @@ static bool xg__spread_copies(xg_tape *tape)
 /* 4.7 Emit, the one door. Every operation passes here: checked, recorded, and run unless it may
  *     wait. */
 
-/* How many operations wait in a chain that ends with y. Those with a run of their own count as
- * many: each runs inside the next. */
-static int xg__chain_length(const xg_tensor *y)
+/* How many operations wait in a chain that ends with y. Those that are no step of a later program
+ * count as many: each is run inside the next, and the programs of all lie on the stack. */
+static int xg__chain_length(const xg_tensor *y, xg__manner manner)
 {
+    const bool apart = manner == XG__VIEW || xg__is_dear(y->op);
     int longest = 0;
     for (int i = 0; i < 2; i++) {
         const xg_tensor *x = y->in[i];
         if (x && !x->data && x->depth > longest) longest = x->depth;
     }
-    return longest + 1;
+    return longest + (manner == XG__LATER_OWN ? XG__DEPTH / 8 : apart ? XG__DEPTH / 16 : 1);
 }
 
 /* Records y, which waits for its operands. What shares numbers that are there need not wait. */
@@ -8678,7 +8679,7 @@ static xg_tensor *xg__record_waiting(xg_tensor *y, xg__manner manner)
 {
     xg_tensor *a = y->in[0], *b = y->in[1];
     bool waits = manner != XG__VIEW || !a->data;
-    y->depth = xg__chain_length(y) + (manner == XG__LATER_OWN ? XG__DEPTH / 8 : 0);
+    y->depth = xg__chain_length(y, manner);
     xg_tensor *made = xg__record(y, true);
     if (!made) return NULL;
     xg__hold(a);
