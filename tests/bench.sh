@@ -16,3 +16,17 @@ awk -F, 'function bad(why) { print FILENAME ":" NR ": " why ": " $0; failed = 1 
 # A name that does not exist is an error that says so.
 if "$1/bench" --one nothing 1 1 2>"$1/log/bench.err"; then exit 1; fi
 grep -q 'no workload is called nothing' "$1/log/bench.err"
+# Any number of threads; rows that were measured stay when Ctrl-C ends the run.
+"$1/bench" --quick --threads 3 --csv "$csv" mlp.train
+awk -F, 'NR > 1 && $3 == 3 { rows++ } END { exit rows < 2 }' "$csv"
+rm "$csv"
+"$1/bench" --quick --csv "$csv" mlp 2>"$1/log/bench.err" &
+until [ "$(wc -l 2>/dev/null <"$csv" || echo 0)" -gt 2 ]; do sleep 0.1; done
+kill -INT $!
+if wait $!; then exit 1; fi
+grep -q 'stopped; the table has what was measured' "$1/log/bench.err"
+# Nothing to measure, and what is no option, are errors that say so.
+if "$1/bench" --csv "$csv" nothing 2>"$1/log/bench.err"; then exit 1; fi
+grep -q 'leaves it out: nothing' "$1/log/bench.err"
+if "$1/bench" --threads two 2>"$1/log/bench.err"; then exit 1; fi
+grep -q "takes a whole number, not 'two'" "$1/log/bench.err"

@@ -4,7 +4,9 @@
  *   bench_machine.c    what the machine can do: multiply-adds, memory; the median of several blocks
  *   bench_kernels.c    rows for single kernels
  *   bench_works.c      rows for whole workloads: training, guidance, explanations
- *   bench_run.c        one workload in this process: measured once, or served to tools/peers.py */
+ *   bench_run.c        one workload in this process: measured once, or served to tools/peers.py
+ *
+ * peers_kann.c, which is no part of it, does bench_works.c's perceptron with another library. */
 #ifndef BENCH_H
 #define BENCH_H
 
@@ -80,18 +82,21 @@ typedef struct bench_row {
     double ms, gflops, peak_share, rss_mb;
 } bench_row;
 
-void bench_print_row(FILE *csv, const bench_row *row);   /* one line of the CSV; csv may be NULL      */
+void bench_print_row(FILE *csv, const bench_row *row);   /* one line of the CSV                         */
 
 /* One workload in this process. `busy` starts a process that competes for the last core; `twins` runs the
  * workload in two threads at once, with a tape each. */
 typedef enum bench_company { BENCH_ALONE, BENCH_BUSY, BENCH_TWINS } bench_company;
 bool bench_one(const char *name, int batch, int threads, bench_company company, bool quick,
                bench_row *row, xg_error *error);
-/* Writes inputs and first weights to a file, then answers lines on stdin: "check" with the loss and the
- * norm of the first weight's gradient, "go" with the milliseconds of a turn. */
+/* Answers lines on stdin for tools/peers.py until they end: "check" with the loss and the norm of the first
+ * weight's gradient, which step() writes to check[0] and check[1], "go" with the milliseconds of a turn, in
+ * which check is NULL. False as soon as step() is. */
+bool bench_answer(const char *version, bool (*step)(void *context, double *check), void *context);
+/* Writes inputs and first weights to a file, then answers. */
 bool bench_serve(const char *name, int batch, int threads, const char *path, xg_error *error);
 
-/* The rows of kernels whose name contains `filter` (NULL: all). */
-void bench_kernels(const char *filter, int threads, bool quick, FILE *csv);
+/* The rows of kernels whose name contains `filter` (NULL: all), until Ctrl-C. Returns how many. */
+int bench_kernels(const char *filter, int threads, bool quick, FILE *csv);
 
 #endif

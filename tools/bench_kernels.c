@@ -149,7 +149,7 @@ static void print_head(int threads, const char *simd)
     printf("\n");
 }
 
-void bench_kernels(const char *filter, int threads, bool quick, FILE *csv)
+int bench_kernels(const char *filter, int threads, bool quick, FILE *csv)
 {
     int count = (int)(sizeof rows / sizeof *rows), shown = 0;
     kit_pool *pool = kit_pool_new(threads, NULL);
@@ -158,7 +158,7 @@ void bench_kernels(const char *filter, int threads, bool quick, FILE *csv)
     kit_pool_config(pool, &config);
     kit_memory_config(&config);
     kernel k = { xg_tape_new(&config), NULL, FORWARD, NULL, NULL, NULL };
-    for (int i = 0; k.tape && i < count; i++) {
+    for (int i = 0; k.tape && i < count && !kit_interrupted(); i++) {
         k.row = &rows[i];
         if (filter && !strstr(k.row->name, filter)) continue;
         if (shown++ == 0) print_head(threads, xg_tape_simd(k.tape));
@@ -166,4 +166,5 @@ void bench_kernels(const char *filter, int threads, bool quick, FILE *csv)
     }
     xg_tape_free(k.tape);
     kit_pool_free(pool);
+    return shown;
 }

@@ -11,8 +11,12 @@
 #else
 #define X86 0
 #endif
+#ifdef __aarch64__
+#include <arm_neon.h>
+#endif
 
-enum { CHAINS = 12, TURNS = 20000, PEAK_CALLS = 200, MOST_BLOCKS = 25, MOST_WORKERS = 64 };
+/* Independent sums: as many as units hold at once, and as registers hold. */
+enum { CHAINS = X86 ? 12 : 24, TURNS = 20000, PEAK_CALLS = 200, MOST_BLOCKS = 25, MOST_WORKERS = 64 };
 
 /* ---- multiply-adds ----------------------------------------------------------------------------- */
 
@@ -44,6 +48,20 @@ __attribute__((target("avx2,fma"))) static float spin_avx2(void)
 }
 #endif
 
+#ifdef __aarch64__
+static float spin_neon(void)
+{
+    float32x4_t a[CHAINS], x = vdupq_n_f32(0.999f), y = vdupq_n_f32(1e-3f);
+    for (int i = 0; i < CHAINS; i++) a[i] = vdupq_n_f32((float)i);
+    for (int turn = 0; turn < TURNS; turn++) {
+#pragma GCC unroll 24
+        for (int i = 0; i < CHAINS; i++) a[i] = vfmaq_f32(a[i], x, y);
+    }
+    for (int i = 1; i < CHAINS; i++) a[0] = vaddq_f32(a[0], a[i]);
+    return vgetq_lane_f32(a[0], 0);
+}
+#endif
+
 static float spin_scalar(void)
 {
     float a[CHAINS];
@@ -71,6 +89,9 @@ double bench_peak(const char *simd, kit_pool *pool)
 #if X86
     if (!strcmp(simd, "avx512")) { lanes = 16; job.spin = spin_avx512; }
     if (!strcmp(simd, "avx2")) { lanes = 8; job.spin = spin_avx2; }
+#endif
+#ifdef __aarch64__
+    if (!strcmp(simd, "neon")) { lanes = 4; job.spin = spin_neon; }
 #endif
     double best = 0;
     for (int round = 0; round < 5; round++) {

@@ -15,13 +15,22 @@
 
 #include "bench.h"
 
-static void turn(void *context)
+/* One turn; check, if it is not NULL, gets its loss and the norm of the first weight's gradient. */
+static bool checked_turn(void *context, double *check)
 {
     bench_run *r = context;
     xg_mark mark = xg_tape_mark(r->tape);
-    r->work->turn(r);
+    r->probe = check != NULL;
+    double loss = r->work->turn(r);
     xg_tape_release(r->tape, mark);
+    if (check) {
+        check[0] = loss;
+        check[1] = r->norm;
+    }
+    return !xg_failed(r->tape);
 }
+
+static void turn(void *context) { checked_turn(context, NULL); }
 
 /* The most memory this process ever held. */
 static double peak_rss_mb(void)
@@ -40,7 +49,7 @@ static double peak_rss_mb(void)
 /* Keeps the last processor that this process may use busy, until it is killed. */
 static pid_t start_competitor(void)
 {
-    pid_t child = fork();
+    pid_t parent = getpid(), child = fork();
     if (child != 0) return child;
 #ifdef __linux__
     cpu_set_t allowed, last;
@@ -52,7 +61,8 @@ static pid_t start_competitor(void)
         sched_setaffinity(0, sizeof last, &last);
     }
 #endif
-    for (volatile unsigned i = 0;; i++) if (i == 0 && getppid() == 1) _exit(0);
+    while (getppid() == parent) for (volatile int i = 0; i < 1000000; i++) { }
+    _exit(0);
 }
 
 typedef struct twin { bench_run *run; bench_pace pace; double seconds; } twin;
@@ -150,38 +160,39 @@ static bool write_inputs(bench_run *r, const char *path, xg_error *error)
 /* Turns in a block, after the first one. */
 static int turns_for(double seconds) { return (int)(0.2 / (seconds + 1e-9)) + 1; }
 
-bool bench_serve(const char *name, int batch, int threads, const char *path, xg_error *error)
+bool bench_answer(const char *version, bool (*step)(void *context, double *check), void *context)
 {
-    bench_run r;
     char line[64];
     int turns = 0;
-    if (!bench_open(&r, name, batch, threads, error)) return false;
-    bool good = write_inputs(&r, path, error);
-    if (good) printf("ready %s\n", xg_version());
+    bool good = true;
+    double check[2];
+    printf("ready %s\n", version);
     fflush(stdout);
-    while (good && !xg_failed(r.tape) && fgets(line, sizeof line, stdin)) {
+    while (good && fgets(line, sizeof line, stdin)) {
+        double start = kit_seconds();
         if (!strncmp(line, "check", 5)) {
-            xg_mark mark = xg_tape_mark(r.tape);
-            r.probe = true;
-            double loss = r.work->turn(&r);
-            r.probe = false;
-            xg_tape_release(r.tape, mark);
-            printf("%.9g %.9g\n", loss, r.norm);
+            good = step(context, check);
+            if (good) printf("%.9g %.9g\n", check[0], check[1]);
         } else {
-            double start = kit_seconds();
             if (turns == 0) {
-                turn(&r);                              /* the first block warms up */
+                good = step(context, NULL);            /* the first block warms up */
                 turns = turns_for(kit_seconds() - start);
                 start = kit_seconds();
             }
-            for (int i = 0; i < turns; i++) turn(&r);
-            printf("%.6f\n", 1e3 * (kit_seconds() - start) / turns);
+            for (int i = 0; i < turns && good; i++) good = step(context, NULL);
+            if (good) printf("%.6f\n", 1e3 * (kit_seconds() - start) / turns);
         }
         fflush(stdout);
     }
-    if (xg_failed(r.tape)) {
-        good = kit_fail(error, xg_tape_error(r.tape)->code, "%s", xg_tape_error(r.tape)->text);
-    }
+    return good;
+}
+
+bool bench_serve(const char *name, int batch, int threads, const char *path, xg_error *error)
+{
+    bench_run r;
+    if (!bench_open(&r, name, batch, threads, error)) return false;
+    bool good = write_inputs(&r, path, error) && bench_answer(xg_version(), checked_turn, &r);
+    if (xg_failed(r.tape)) kit_fail(error, xg_tape_error(r.tape)->code, "%s", xg_tape_error(r.tape)->text);
     bench_close(&r);
     return good;
 }
