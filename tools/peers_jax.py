@@ -2,9 +2,9 @@
 
     peers_jax.py VARIANT WORK BATCH THREADS FILE
 
-Variant: nhwc or nchw, the layout of convolutions. Everything of a step is one jitted function; weights and
-momenta are donated, so that it updates them in place. Guidance is the gradient of a gradient. The number
-of threads is that of the processors which peers.py pins it to.
+Variant: jit. Everything of a step is one jitted function; weights and momenta are donated, so that it
+updates them in place. Pictures are stored NHWC, as its convolutions for processors want them. Guidance is
+the gradient of a gradient. The number of threads is that of the processors which peers.py pins it to.
 """
 import functools
 import sys
@@ -16,39 +16,19 @@ import numpy
 
 import peers_common as common
 
-LAYOUT = "NHWC"                       # set by main
-
-
-def channels():
-    return LAYOUT.index("C")
-
-
-def plane():
-    return tuple(LAYOUT.index(axis) for axis in "HW")
-
-
 # ---- models: functions of weights by name, with torchvision's names -------------------------------
 
 def conv(weights, name, x, stride=1):
     w = weights[name + ".weight"]
-    order = ("NHWC", "HWIO", "NHWC") if LAYOUT == "NHWC" else ("NCHW", "OIHW", "NCHW")
-    pad = (w.shape[0] if LAYOUT == "NHWC" else w.shape[2]) // 2
-    y = lax.conv_general_dilated(x, w, (stride, stride), [(pad, pad)] * 2, dimension_numbers=order)
-    return y if name + ".bias" not in weights else y + along(weights[name + ".bias"])
-
-
-def along(v):
-    """A vector of channels, shaped so that it repeats over pictures."""
-    shape = [1] * 4
-    shape[channels()] = v.size
-    return v.reshape(shape)
+    pad = w.shape[0] // 2
+    y = lax.conv_general_dilated(x, w, (stride, stride), [(pad, pad)] * 2,
+                                 dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return y if name + ".bias" not in weights else y + weights[name + ".bias"]
 
 
 def pool(x, size, stride, pad):
-    window, strides, padding = [1] * 4, [1] * 4, [(0, 0)] * 4
-    for axis in plane():
-        window[axis], strides[axis], padding[axis] = size, stride, (pad, pad)
-    return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, padding)
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, size, size, 1), (1, stride, stride, 1),
+                             ((0, 0), (pad, pad), (pad, pad), (0, 0)))
 
 
 def norm(weights, name, x, state):
@@ -56,14 +36,13 @@ def norm(weights, name, x, state):
     if state is None:
         mean, var = weights[name + ".running_mean"], weights[name + ".running_var"]
     else:
-        axes = tuple(i for i in range(4) if i != channels())
-        count = x.size // x.shape[channels()]
-        mean, var = x.mean(axes), x.var(axes)
+        count = x.size // x.shape[3]
+        mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
         for what, now in (("mean", mean), ("var", var * count / (count - 1))):
             key = f"{name}.running_{what}"
             state[key] = lax.stop_gradient(0.9 * weights[key] + 0.1 * now)
     scale = weights[name + ".weight"] * lax.rsqrt(var + 1e-5)
-    return x * along(scale) + along(weights[name + ".bias"] - mean * scale)
+    return x * scale + (weights[name + ".bias"] - mean * scale)
 
 
 def resnet_features(weights, x, state, blocks, deep, small):
@@ -90,8 +69,7 @@ def dense(weights, name, x):
 
 def flat(x):
     """Pictures as rows, in the order channels, rows, columns."""
-    x = x if LAYOUT == "NCHW" else jnp.transpose(x, (0, 3, 1, 2))
-    return x.reshape(x.shape[0], -1)
+    return jnp.transpose(x, (0, 3, 1, 2)).reshape(x.shape[0], -1)
 
 
 def small_net(weights, x):
@@ -106,7 +84,7 @@ def features(work, weights, x, state):
 
 
 def classify(weights, maps):
-    return dense(weights, "fc", maps.mean(plane()))
+    return dense(weights, "fc", maps.mean((1, 2)))
 
 
 def net(work, weights, x, state):
@@ -173,12 +151,12 @@ def loss_of(work, weights, x, mask, label):
 
     if kind == "guided":
         logits, slope = slope_of(scored(run, own), x)
-        maps = (x * slope).sum(channels(), keepdims=True)
+        maps = (x * slope).sum(3, keepdims=True)
         return cross_entropy(logits, label) + common.ENERGY * energy(maps, mask), state
     if kind == "gradcam":
         maps = features(work, weights, x, state)
         logits, slope = slope_of(scored(lambda w, at, _: classify(w, at), own), maps)
-        cam = jax.nn.relu((slope.mean(plane(), keepdims=True) * maps).sum(channels(), keepdims=True))
+        cam = jax.nn.relu((slope.mean((1, 2), keepdims=True) * maps).sum(3, keepdims=True))
         return cross_entropy(logits, label) + common.ENERGY * energy(cam, mask), state
     if kind == "gradreg":
         logits, slope = slope_of(scored(run, lambda z: jax.nn.log_softmax(z).sum()), x)
@@ -228,15 +206,15 @@ def train_turn(work, weights, x, mask, label):
             more, of_map = second_stage(free, x, mask)
             mapped, again = descend({k: free[k] for k in of_map}, again, of_map)
             free, loss = {**free, **mapped}, loss + more
-        return free, {**fixed, **new}, momenta, again, loss, jnp.linalg.norm(slopes[first].ravel())
+        return free, {**fixed, **new}, momenta, again, loss
 
     hold = [free, fixed, {k: jnp.zeros_like(v) for k, v in free.items()},
             {k: jnp.zeros_like(free[k]) for k in ("m.weight", "m.bias") if k in free}]
 
     def turn():
-        *hold[:], loss, norm_of_first = step(*hold, x, mask, label)
+        *hold[:], loss = step(*hold, x, mask, label)
         jax.block_until_ready(hold)
-        return loss, norm_of_first
+        return loss, lambda: jnp.linalg.norm(hold[2][first].ravel())    # after one step the gradient itself
     return turn
 
 
@@ -250,7 +228,8 @@ def infer_turn(work, weights, x):
 
 
 def pictures(array):
-    return jnp.asarray(array if LAYOUT == "NCHW" else numpy.moveaxis(array, 1, 3))
+    """Stored NHWC."""
+    return jnp.asarray(numpy.moveaxis(array, 1, 3))
 
 
 def score_turn(work, weights, x, label, masks):
@@ -288,12 +267,12 @@ def insdel_masks(extra, side):
 
 
 def weight_of(name, value):
-    """As the functions above want it: matrices in two axes, filters in the layout's order."""
+    """As the functions above want it: matrices in two axes, filters HWIO."""
     if "running_" in name or name.endswith(".bias") or ("bn" in name or "downsample.1" in name):
         return jnp.asarray(value.reshape(-1))
     if name.split(".")[-2].startswith(("fc", "m")) and "conv" not in name:
         return jnp.asarray(value.reshape(value.shape[0], -1))
-    return jnp.asarray(value if LAYOUT == "NCHW" else value.transpose(2, 3, 1, 0))
+    return jnp.asarray(value.transpose(2, 3, 1, 0))
 
 
 def make(work, weights, inputs):
@@ -311,9 +290,7 @@ def make(work, weights, inputs):
 
 
 def main():
-    global LAYOUT
-    variant, work, _, _, path = sys.argv[1:]
-    LAYOUT = variant.upper()
+    _, work, _, _, path = sys.argv[1:]
     weights, inputs = common.split_inputs(common.read_safetensors(path))
     common.serve(make(work, weights, inputs), jax.__version__)
 
