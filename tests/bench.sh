@@ -30,3 +30,18 @@ if "$1/bench" --csv "$csv" nothing 2>"$1/log/bench.err"; then exit 1; fi
 grep -q 'leaves it out: nothing' "$1/log/bench.err"
 if "$1/bench" --threads two 2>"$1/log/bench.err"; then exit 1; fi
 grep -q "takes a whole number, not 'two'" "$1/log/bench.err"
+# The comparison with other libraries: a row that is measured anew and differs does not stay as it was.
+command -v python3 >/dev/null 2>&1 || exit 0
+if python3 tools/peers.py --build "$1" nothing 2>"$1/log/bench.err"; then exit 1; fi
+grep -q 'nothing to measure' "$1/log/bench.err"
+PYTHONDONTWRITEBYTECODE=1 python3 - "$1/log/peers.csv" <<'EOF'
+import pathlib
+import sys
+sys.path.insert(0, "tools")
+import peers
+table = peers.Table(pathlib.Path(sys.argv[1]), ["a", "b"], False)
+for work in ("b", "a"):
+    table.add(work, 1, 1, 2.0, "peer", "1.0", 3.0)
+table.add("b", 1, 1, 2.0, "peer", "1.0", 3.0, counts=False)
+assert [row[0] for row in table.rows] == ["a"], table.rows
+EOF

@@ -4,15 +4,18 @@
     make bench-peers                    everything; hours, most of it the peers' compilers
     make bench-peers ARGS='--quick mlp'
     make bench-peers PYTHON=python3     with an interpreter that has torch and jax already
+    make bench-peers KANN=folder        with kann, too, whose sources are there
     python3 tools/peers.py --help
 
 For every workload build/bench writes its inputs and first weights to a file which the peer reads. Both
-stay alive and time blocks in turn (A B A B ..), on the same processors; the medians are compared. The loss
-and the norm of the first weight's gradient in the first step must agree to 1e-3, else the row is marked as
-different and not counted. Writes build/peers.csv.
+stay alive and time blocks of turns one after the other (A B A B ..), on the same processors; the medians are
+compared. A turn ends when its results are there. The loss and the norm of the first weight's gradient in
+the first step must agree to 1e-3, else the row is marked as different and not counted. Writes
+build/peers.csv; Ctrl-C ends it with what was measured.
 
 Peers: PyTorch, eager and in the faster ways that it offers (see peers_torch.py), and JAX (peers_jax.py),
-each in the newest version that the package index gives.
+each in the newest version that the package index gives; kann, which no package index has, where it can do
+the work (peers_kann.c).
 """
 import argparse
 import csv
@@ -27,13 +30,14 @@ import time
 
 TOOLS = pathlib.Path(__file__).resolve().parent
 FIELDS = ["work", "batch", "threads", "xguide_ms", "peer", "peer_version", "peer_ms", "ratio"]
-WORKS = [("r50.inf", (1, 8)), ("r50.train", (1, 8)), ("r50.guided", (1, 8)), ("r50.gradcam", (1, 8)),
-         ("r18.inf", (64,)), ("r18.train", (64,)), ("r18.guided", (64,)),
-         ("small.train", (16, 50)), ("small.mapkl", (16, 50)), ("small.gradreg", (16, 50)),
-         ("mlp.train", (32, 256)), ("mlp.gradreg", (32, 256)), ("mlp.pgd", (32, 256)),
-         ("mlp.ibp", (32, 256)), ("r50.intgrad", (8,)), ("r18.lime", (100,)), ("r50.insdel", (20,))]
 FORWARD_ONLY = ("inf", "lime", "insdel")
 AGREE = 1e-3
+
+
+def progress(text=""):
+    """A line on the terminal; the next one takes its place."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 class Failed(Exception):
@@ -91,16 +95,20 @@ class Child:
         self.log.close()
 
 
-def variants(work, quick):
-    """Which peers run a workload: (name, script, variant)."""
+def peers_of(work, build, quick):
+    """Which peers run a workload: (name, command without workload, batch, threads and file)."""
     kind, convolutions = work.split(".")[1], not work.startswith("mlp")
-    peers = [("pytorch", "peers_torch.py", "eager"), ("jax", "peers_jax.py", "nhwc")]
+    torch = [("pytorch", "eager")]
     if convolutions:
-        peers.append(("pytorch-channels-last", "peers_torch.py", "channels-last"))
+        torch.append(("pytorch-channels-last", "channels-last"))
     if kind in FORWARD_ONLY:
-        peers.append(("pytorch-infopt", "peers_torch.py", "infopt"))
-    if kind != "mapkl" and not quick:
-        peers.append(("pytorch-compile", "peers_torch.py", "compile"))
+        torch.append(("pytorch-infopt", "infopt"))
+    if not quick:
+        torch.append(("pytorch-compile", "compile"))
+    peers = [(name, [sys.executable, TOOLS / "peers_torch.py", variant]) for name, variant in torch]
+    peers.insert(1, ("jax", [sys.executable, TOOLS / "peers_jax.py", "jit"]))
+    if work == "mlp.train" and (build / "peers_kann").exists():
+        peers.append(("kann", [build / "peers_kann"]))
     return peers
 
 
@@ -118,15 +126,22 @@ def difference(a, b):
     return abs(a - b) / max(abs(a), abs(b), 1e-30)
 
 
+def block(child):
+    """Milliseconds of a turn. Before, whatever threads the other one has fall asleep: OpenMP's wait awake
+    for some milliseconds."""
+    time.sleep(0.03)
+    return float(child.ask("go", 900)[0])
+
+
 def compare(ours, theirs, quick, blocks):
     """Medians of blocks that alternate: so many, or five to 25 of them, three where they are long."""
     times = [], []
-    warm = 1e-3 * (float(ours.ask("go", 900)[0]) + float(theirs.ask("go", 900)[0]))
+    warm = 1e-3 * (block(ours) + block(theirs))
     count, start = blocks or (1 if quick else 3 if warm > 5 else 5), time.monotonic()
     more = 25 if not quick and not blocks else 0
     while len(times[0]) < count or (len(times[0]) < more and time.monotonic() - start < 4):
-        times[0].append(float(ours.ask("go", 900)[0]))
-        times[1].append(float(theirs.ask("go", 900)[0]))
+        times[0].append(block(ours))
+        times[1].append(block(theirs))
     return statistics.median(times[0]), statistics.median(times[1])
 
 
@@ -137,10 +152,11 @@ def key(row):
 
 class Table:
     """Rows on the screen and in the file as they come; the best peer of each workload at the end. With
-    `keep`, rows that the file has already stay until they are measured anew."""
+    `keep`, rows that the file has already stay until they are measured anew. Rows stand in the order of
+    the names in `works`."""
 
-    def __init__(self, path, keep):
-        self.path, self.rows = path, []
+    def __init__(self, path, works, keep):
+        self.path, self.works, self.rows = path, works, []
         if keep and path.exists():
             with open(path, newline="") as file:
                 self.rows = [row for row in csv.reader(file) if row != FIELDS]
@@ -149,24 +165,25 @@ class Table:
               f"{'ratio':>6}  difference of loss, gradient")
 
     def add(self, work, batch, threads, mine, peer, version, other, note="", counts=True):
+        progress()
         print(f"{work:14} {batch:5} {threads:7} {mine:10.3f}  {peer:22} {other:10.3f} {other / mine:6.2f}"
               f"  {note}{'' if counts else '  DIFFERENT: not counted'}", flush=True)
-        if counts:
-            row = [work, str(batch), str(threads), f"{mine:.4f}", peer, version, f"{other:.4f}",
-                   f"{other / mine:.3f}"]
-            self.rows = [old for old in self.rows if key(old) != key(row)] + [row]
-            self.write()
+        row = [work, str(batch), str(threads), f"{mine:.4f}", peer, version, f"{other:.4f}",
+               f"{other / mine:.3f}"]
+        self.rows = [old for old in self.rows if key(old) != key(row)] + ([row] if counts else [])
+        self.write()
 
     def write(self):
         """The whole file, in the order of the list of workloads, never half of it."""
-        order = [work for work, _ in WORKS]
-        self.rows.sort(key=lambda r: (order.index(r[0]) if r[0] in order else len(order), key(r)))
+        order = {work: i for i, work in enumerate(self.works)}
+        self.rows.sort(key=lambda r: (order.get(r[0], len(order)), key(r)))
         fresh = self.path.with_suffix(".part")
         with open(fresh, "w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([FIELDS] + self.rows)
         fresh.replace(self.path)
 
     def fail(self, work, batch, threads, peer, why):
+        progress()
         print(f"{work:14} {batch:5} {threads:7} {'':10}  {peer:22} failed: {why}", flush=True)
 
     def best(self):
@@ -179,7 +196,8 @@ class Table:
             print(f"{about[0]:14} {about[1]:>5} {about[2]:>7} {float(row[7]):6.2f}  {row[4]} {row[5]}")
 
 
-def measure(args, table, work, batch, threads, cores):
+def measure(args, table, work, batch, threads, cores, done):
+    """All rows of a workload; `done` tells how far the run is."""
     build = pathlib.Path(args.build)
     inputs = build / f"peers_{work}_{batch}.safetensors"
     settings = environment(threads, build)
@@ -188,10 +206,11 @@ def measure(args, table, work, batch, threads, cores):
     try:
         ours.ready(60)
         expected = [float(v) for v in ours.ask("check", 900)]
-        for name, script, variant in variants(work, args.quick):
+        for name, command in peers_of(work, build, args.quick):
             if args.peer and name not in args.peer.split(","):
                 continue
-            command = [sys.executable, TOOLS / script, variant, work, str(batch), str(threads), inputs]
+            progress(f"{work}, batch {batch}, {threads} thread{'s'[:threads - 1]}: {name}; {done}")
+            command = [*command, work, str(batch), str(threads), inputs]
             peer = Child(command, cores, settings, build / f"peers_{name}.log")
             try:
                 version = peer.ready(900)
@@ -227,10 +246,10 @@ def starts(args, table, cores):
     build = pathlib.Path(args.build)
     inputs = build / "peers_start.safetensors"
     settings = environment(1, build)
-    ours = [build / "bench", "--serve", "mlp.train", "32", "1", inputs]
-    log = build / "peers_start.log"
-    for name, script, variant in (("pytorch", "peers_torch.py", "eager"), ("jax", "peers_jax.py", "nhwc")):
-        theirs = [sys.executable, TOOLS / script, variant, "mlp.train", "32", "1", inputs]
+    task = ["mlp.train", "32", "1", inputs]
+    ours, log = [build / "bench", "--serve", *task], build / "peers_start.log"
+    for name, command in peers_of("mlp.train", build, True)[:2]:
+        theirs = [*command, *task]
         try:
             times = [(first_step(ours, cores, {}, log), first_step(theirs, cores, settings, log))
                      for _ in range(5)]
@@ -241,9 +260,13 @@ def starts(args, table, cores):
     inputs.unlink(missing_ok=True)
 
 
+def for_graphics(name):
+    return any(word in name for word in ("nvidia", "cuda", "nvshmem", "triton"))
+
+
 def installed_bytes(package, seen):
     """Files of a package and of all that it requires; nothing that is for graphics processors only."""
-    if package in seen or package.startswith(("nvidia", "cuda", "triton")):
+    if package in seen or for_graphics(package):
         return 0
     seen.add(package)
     try:
@@ -253,7 +276,7 @@ def installed_bytes(package, seen):
     total = 0
     for file in about.files or []:
         path = about.locate_file(file)
-        total += path.stat().st_size if path.is_file() else 0
+        total += path.stat().st_size if path.is_file() and not for_graphics(path.name) else 0
     for requirement in about.requires or []:
         if "extra ==" not in requirement:
             name = requirement.split(";")[0]
@@ -277,7 +300,28 @@ def disk(args, table):
                 table.fail("disk " + work, 0, 0, package, why)
 
 
-def main():
+def workloads(build):
+    """(name, arithmetic for one picture in GF, batches) of each, as build/bench lists them."""
+    lines = subprocess.run([build / "bench", "--list"], check=True, capture_output=True, text=True).stdout
+    return [(work, float(gf), [int(batch) for batch in batches])
+            for work, gf, *batches in (line.split() for line in lines.splitlines())]
+
+
+def plan(args, works, cores):
+    """(workload, batch, threads, cost) of all that is to be measured. Costs are as if the arithmetic took a
+    second for each unit, and starting and compiling sixty: for the time that is left."""
+    return [(work, batch, threads, 60 + gf * batch / threads)
+            for work, gf, batches in works if not args.filter or args.filter in work
+            for batch in ([args.batch] if args.batch else batches)
+            for threads in ([args.threads] if args.threads else (1, 2)) if threads <= cores]
+
+
+def human(seconds):
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+def options():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("filter", nargs="?", help="only workloads whose name contains this")
@@ -288,24 +332,42 @@ def main():
     parser.add_argument("--batch", type=int, help="this batch instead of the table's")
     parser.add_argument("--peer", help="only these peers, as in: pytorch,jax")
     parser.add_argument("--build", default="build", help="where build/bench is; default build")
-    args = parser.parse_args()
-    allowed = sorted(os.sched_getaffinity(0))
-    table = Table(pathlib.Path(args.build) / "peers.csv", args.keep)
-    for work, batches in WORKS:
-        if args.filter and args.filter not in work:
-            continue
-        for batch in [args.batch] if args.batch else batches:
-            for threads in (1, 2):
-                if threads <= len(allowed) and args.threads in (None, threads):
-                    measure(args, table, work, batch, threads, allowed[:threads])
-    if not args.filter or args.filter in "start":
+    return parser, parser.parse_args()
+
+
+def main():
+    parser, args = options()
+    allowed, build = sorted(os.sched_getaffinity(0)), pathlib.Path(args.build)
+    if not (build / "bench").exists():
+        parser.error(f"{build}/bench is not there: make {build}/bench builds it")
+    if args.threads and not 0 < args.threads <= len(allowed):
+        parser.error(f"--threads takes 1 to {len(allowed)}, as many as there are processors")
+    works = workloads(build)
+    jobs = plan(args, works, len(allowed))
+    others = [word for word in ("start", "disk") if not args.filter or args.filter in word]
+    if not jobs and not others:
+        parser.error(f"nothing to measure: {build}/bench --list names the workloads")
+    table = Table(build / "peers.csv", [work for work, _, _ in works], args.keep)
+    started, cost = time.monotonic(), 0
+    for i, (work, batch, threads, own) in enumerate(jobs):
+        gone = time.monotonic() - started
+        left = f", about {human(gone / cost * (sum(job[3] for job in jobs) - cost))} left" if cost else ""
+        measure(args, table, work, batch, threads, allowed[:threads],
+                f"{i} of {len(jobs)} done in {human(gone)}{left}")
+        cost += own
+    if "start" in others:
         starts(args, table, allowed[:1])
-    if not args.filter or args.filter in "disk":
+    if "disk" in others:
         disk(args, table)
     table.best()
-    print("\nkann, a small C library, is not measured: no package index or system package offers it")
-    print(f"written to {args.build}/peers.csv")
+    if not (build / "peers_kann").exists():
+        print("\nkann, a small C library, is in no package index: KANN=folder of its sources adds it")
+    print(f"written to {build}/peers.csv")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        progress()
+        sys.exit("peers.py: stopped; the table has what was measured, and --keep leaves it there")
