@@ -41,7 +41,7 @@ test: needs
 	@sh tests/run.sh
 
 bench: $(BUILD)/bench
-	@$(BUILD)/bench $(ARGS)
+	@$(BUILD)/bench --csv $(BUILD)/bench.csv $(ARGS)
 
 # With PYTHON=... that interpreter's torch and jax are measured; without, the newest are fetched.
 ifdef PYTHON
@@ -51,6 +51,16 @@ else
 bench-peers: $(BUILD)/bench $(BUILD)/hello_static $(BUILD)/peers/ready
 	@$(BUILD)/peers/bin/python tools/peers.py --build $(BUILD) $(ARGS)
 endif
+
+# With KANN=FOLDER kann is built from its sources there and measured, too; KANNFLAGS='-DHAVE_CBLAS -lopenblas'
+# has it use that library.
+ifdef KANN
+bench-peers: $(BUILD)/peers_kann
+endif
+
+$(BUILD)/peers_kann: tools/peers_kann.c $(patsubst %,$(BUILD)/bench_%.o,machine run works) $(KIT) $(BUILD)/library.o
+	$(CC) -O3 -march=native -DHAVE_PTHREAD -I. -Iexamples/kit -I$(KANN) $(KANN)/kann.c $(KANN)/kautodiff.c $^ -o $@ \
+	    $(LIBS) $(KANNFLAGS)
 
 $(BUILD)/peers/ready: | $(BUILD)
 	@echo "fetching PyTorch and JAX into $(BUILD)/peers, once; some gigabytes"
