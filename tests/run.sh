@@ -112,7 +112,7 @@ if ! make -s -j"$jobs" $targets >"$log/build.txt" 2>&1; then
     echo "0 passed, 1 failed, 0 skipped"
     exit 1
 fi
-echo "kernels: $(sh -c "$BUILD/xguide info" | sed -n 's/^level used *//p' | head -n 1)"
+echo "kernels: $("$BUILD/xguide" info --brief | sed -n 's/^level used *//p' | head -n 1)"
 
 for name in $tests $doubles; do suite "$name" "$BUILD/$name"; done
 

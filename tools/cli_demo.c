@@ -298,6 +298,7 @@ static int run_demo(demo *d)
     d->trial = (trial *)calloc((size_t)d->seeds * KINDS, sizeof *d->trial);
     if (pool == NULL || d->trial == NULL) {
         kit_pool_free(pool);
+        free(d->trial);
         return cli_complain(CLI_FAILED, &error);
     }
     printf("Scenes with an object, whose shape is the label, and a coloured decoy that gives\n"

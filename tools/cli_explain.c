@@ -221,7 +221,6 @@ static bool keep_maps(session *s, finding *f, xg_tensor *maps[COLUMNS], xg_error
 static bool explain(session *s, finding *f, xg_error *error)
 {
     int size = s->r.size;
-    size_t plane = (size_t)size * (size_t)size;
     kit_picture small;
     if (!kit_picture_resize(&f->picture, size, size, &small, error)) return false;
     xg_tape *tape = s->run.tape;
@@ -233,7 +232,6 @@ static bool explain(session *s, finding *f, xg_error *error)
     bool fine = planes != NULL;
     if (fine) kit_picture_normalise(small.rgb, size, size, s->run.net.norm, planes);
     kit_picture_free(&small);
-    (void)plane;
     xg_tensor *logits = fine ? cli_net_run(&scope, x) : NULL;
     if (fine) rank(s, logits, f);
     fine = fine && !xg_failed(tape);

@@ -139,11 +139,11 @@ static xg_code step_along_path(cli_run *run, xg_scope *scope, const xg_optim *op
 {
     int max = xg_params_count(run->params);
     xg_tensor **leaf = (xg_tensor **)calloc(3 * (size_t)max + 1, sizeof *leaf);
-    xg_tensor **grad = leaf + max, **path = grad + max;
     if (leaf == NULL) {
         xg_fail(run->tape, XG_ERR_MEMORY, "out of memory for a list of gradients");
         return XG_ERR_MEMORY;
     }
+    xg_tensor **grad = leaf + max, **path = grad + max;
     int count = xg_params_leaves(run->params, run->tape, leaf, max);
     xg_path_options options = { .steps = run->o.steps_ig };
     xg_tensor *cotangent = xg_grad(guide, map);
