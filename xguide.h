@@ -1409,6 +1409,8 @@ static void *xg__arena_take(xg__arena *a, size_t bytes)
 
 /* 2.2 Marks. Releasing to a place ends every piece taken after it; places nest like brackets. */
 
+/* Where an arena stands. What shall be undone begins with a mark: without one, pieces that become
+ * spare meanwhile would join the list that a release brings back. */
 static xg__place xg__arena_place(const xg__arena *a)
 {
     const xg__place place = { a->current, a->spare, a->used, a->bytes, a->marks };
@@ -9152,7 +9154,7 @@ static xg__packed *xg__packed_of(xg_tensor *x, bool along_k, size_t count)
     xg__kept *kept = tape->kept;
     while (kept && !(kept->of == x && kept->along_k == along_k)) kept = kept->older;
     if (kept) return &kept->packed;
-    const xg__place place = xg__arena_place(&tape->packs);
+    const xg__place place = xg__arena_mark(&tape->packs);
     xg_real *data = (xg_real *)xg__arena_take(&tape->packs, count * sizeof *data);
     kept = data ? (xg__kept *)xg__arena_take_any(&tape->arena, sizeof *kept) : NULL;
     if (!kept) {
@@ -11744,7 +11746,7 @@ static bool xg__params_grow(xg_params *params)
 {
     int capacity = params->capacity ? 2 * params->capacity : XG__FIRST_CAPACITY;
     size_t n = (size_t)capacity;
-    xg__place before = xg__arena_place(&params->arena);
+    xg__place before = xg__arena_mark(&params->arena);
     xg_params next = *params;
     next.capacity = capacity;
     next.entry = (xg__entry *)xg__params_take(params, n * sizeof *next.entry);
@@ -11766,7 +11768,7 @@ static bool xg__params_grow(xg_params *params)
 static int xg__params_insert(xg_params *params, const char *name, xg_shape s, bool trainable)
 {
     if (params->count == params->capacity && !xg__params_grow(params)) return -1;
-    xg__place before = xg__arena_place(&params->arena);
+    xg__place before = xg__arena_mark(&params->arena);
     xg__entry entry = XG__ZEROS;
     size_t length = strlen(name) + 1;
     char *text = (char *)xg__params_take(params, length);
@@ -11875,7 +11877,7 @@ static xg__slot *xg__slot_of(xg_params *params, xg__entry *owner, const char *op
     if (slot) return slot;
     xg__steps *steps = xg__steps_of(params, optim);
     if (!steps) return NULL;
-    xg__place before = xg__arena_place(&params->arena);
+    xg__place before = xg__arena_mark(&params->arena);
     size_t bytes = xg_shape_size(owner->shape) * sizeof(xg_real);
     slot = (xg__slot *)xg__params_take(params, sizeof *slot);
     if (slot) slot->data = (xg_real *)xg__params_take(params, bytes);

@@ -958,6 +958,52 @@ static void test_packed_weights_are_given_up(void)
     }
 }
 
+/* Memory whose pieces lie one behind the other. Nothing is given back. */
+typedef struct rising { unsigned char *at, *end; } rising;
+
+static void *rising_alloc(void *user, size_t bytes)
+{
+    rising *r = (rising *)user;
+    unsigned char *memory = r->at;
+    if (bytes > (size_t)(r->end - memory)) return NULL;
+    r->at += (bytes + 63) & ~(size_t)63;
+    return memory;
+}
+
+/* Of packed weights, `before` need a second chunk and one a third, which a release takes back: the
+ * rest of the second is free again and becomes that of `small`, whose numbers stay its own. */
+static void test_packed_weights_after_a_release(void)
+{
+    enum { ROOM = 1 << 25, BEFORE = 2, LARGE = IS_DOUBLE ? 160 : 224, SMALL = 72 };
+    static const char *const name[] = { "before0", "before1", "within", "small", "after" };
+    unsigned char *room = (unsigned char *)malloc(ROOM);
+    REQUIRE(room != NULL);
+    rising memory = { room, room + ROOM };
+    xg_config config;
+    memset(&config, 0, sizeof config);
+    config.alloc = rising_alloc;
+    config.memory_user = &memory;
+    xg_rng rng = xg_rng_seed(53);
+    xg_params *params = xg_params_new(NULL);
+    xg_scope s = xg_scope_new(xg_tape_new(&config), params, &rng, true);
+    xg_tensor *w[5];
+    for (int i = 0; i < 5; i++) {
+        const int side = i == 3 ? SMALL : LARGE;
+        w[i] = xg_param(&s, name[i], xg_shape4(1, 1, side, side), XG_INIT_KAIMING, 1);
+    }
+    for (int i = 0; i < BEFORE; i++) CHECK(packs(&s, w[i]));
+    for (int round = 0; round < 2; round++) {
+        xg_mark mark = xg_tape_mark(s.tape);
+        for (int i = round ? 3 : 2; i < (round ? 5 : 3); i++) CHECK(packs(&s, w[i]));
+        for (int i = 0; i < 5; i++) CHECK(product_is_right(&s, w[i], 64, false));
+        xg_tape_release(s.tape, mark);
+    }
+    CHECK_OK(s.tape);
+    xg_tape_free(s.tape);
+    xg_params_free(params);
+    free(room);
+}
+
 static void test_rule_tables(void)
 {
     static const xg_real in[] = { 1, -1, 2 };
@@ -1547,6 +1593,7 @@ TEST_MAIN(
     TEST(test_packed_weights)
     TEST(test_no_memory_for_packed_weights)
     TEST(test_packed_weights_are_given_up)
+    TEST(test_packed_weights_after_a_release)
     TEST(test_rule_tables)
     TEST(test_names_of_things)
     TEST(test_rows_made_once)

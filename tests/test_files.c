@@ -811,6 +811,52 @@ static void test_fixed_memory(void)
     xg_params_free(store);
 }
 
+/* Memory whose pieces lie one behind the other. Nothing is given back. */
+typedef struct rising { unsigned char *at, *end; } rising;
+
+static void *rising_alloc(void *user, size_t bytes)
+{
+    rising *r = (rising *)user;
+    unsigned char *memory = r->at;
+    if (bytes > (size_t)(r->end - memory)) return NULL;
+    r->at += (bytes + 63) & ~(size_t)63;
+    return memory;
+}
+
+/* An entry whose name still found memory and whose numbers did not is taken back, with the chunk
+ * that its name began; the store is filled on from where it stood. */
+static void test_store_goes_on_after_a_failure(void)
+{
+    enum { ROOM = 1 << 23, SIDE = 1000 };
+    unsigned char *room = (unsigned char *)malloc(ROOM);
+    char name[9001];
+    REQUIRE(room != NULL);
+    memset(name, 'n', sizeof name - 1);
+    name[sizeof name - 1] = 0;
+    rising memory = { room, room + ROOM };
+    xg_config config;
+    memset(&config, 0, sizeof config);
+    config.alloc = rising_alloc;
+    config.memory_user = &memory;
+    xg_params *store = xg_params_new(&config);
+    for (int i = 0; i < 600; i++) {
+        char text[16];
+        snprintf(text, sizeof text, "w%d", i);
+        REQUIRE(xg_params_add(store, text, xg_shape4(SIDE, 1, 1, 1), true) == i);
+        for (int k = 0; k < SIDE; k++) xg_params_data(store, i)[k] = (xg_real)(i + 1);
+        CHECK(xg_params_add(store, name, xg_shape4(SIDE, SIDE, 4, 1), true) < 0);
+        CHECK_ERROR(xg_params_error(store), XG_ERR_MEMORY);
+        xg_params_clear_error(store);
+    }
+    for (int i = 0; i < 600; i++) {
+        bool same = xg_params_name(store, i)[0] == 'w';
+        for (int k = 0; k < SIDE; k++) same = same && xg_params_data(store, i)[k] == (xg_real)(i + 1);
+        CHECK(same);
+    }
+    xg_params_free(store);
+    free(room);
+}
+
 /* ---- checkpoints ----------------------------------------------------------------------------- */
 
 /* One step of a small net with batch norm and two optimisers, data from the step's number. */
@@ -1371,6 +1417,7 @@ TEST_MAIN(
     TEST(test_failing_reads)
     TEST(test_out_of_memory)
     TEST(test_fixed_memory)
+    TEST(test_store_goes_on_after_a_failure)
     TEST(test_a_slot_that_files_cannot_name)
     TEST(test_resume_is_bit_exact)
     TEST(test_checkpoints_that_do_not_fit)
