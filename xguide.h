@@ -921,7 +921,7 @@ XG_API double xg_epg(const xg_real *map, const xg_real *mask, size_t count);
  * union. */
 XG_API double xg_iou(const xg_real *map, const xg_real *mask, size_t count, double threshold);
 
-/* 10.2 Accuracy, in [0,1]. logits are [n,classes]. */
+/* 10.2 Accuracy, in [0,1]; NaN of no samples. logits are [n,classes]. */
 XG_API double xg_accuracy(const xg_real *logits, const int *label, int n, int classes);
 
 /* By group (bird on water, bird on land, ..), counted batch after batch. Start from zero. */
@@ -956,8 +956,8 @@ typedef struct xg_load_options {
 /* 11.1 safetensors. Loading converts F64, F32, F16, BF16, I64, I32, I16, I8, U8 and BOOL. Either
  *      all is loaded or, on an error (IO, FORMAT, UNSUPPORTED, MEMORY; the sentence is in
  *      xg_params_error), nothing is changed. Other shapes than the store's are reported, not
- *      errors. o and report may be NULL. Saving writes "path.tmp" beside the target and renames
- *      it. */
+ *      errors. Before, tapes must have released what they computed of the weights. o, report and
+ *      error may be NULL. Saving writes "path.tmp" beside the target and renames it. */
 #ifndef XG_NO_STDIO
 XG_API xg_code xg_params_load(xg_params *params, const char *path, const xg_load_options *o,
                               xg_load_report *report);
@@ -969,7 +969,9 @@ XG_API xg_code xg_params_parse(xg_params *params, const void *bytes, size_t coun
 
 /* 11.2 A checkpoint is everything needed to go on bit by bit: weights, buffers, optimiser state,
  *      step counts, and notes of yours (text by key: epoch, generator state) in the file's
- *      metadata. */
+ *      metadata. Loading adds what the store lacks; NAME: the file lacks something of the store,
+ *      SHAPE: it has another shape there, UNSUPPORTED: other numbers than this build's, FORMAT:
+ *      weights alone. At most max notes are read, *count of them; both pointers may be NULL. */
 typedef struct xg_note { char key[48]; char value[208]; } xg_note;
 #ifndef XG_NO_STDIO
 XG_API xg_code xg_checkpoint_save(xg_params *params, const char *path, const xg_note *notes,
@@ -978,8 +980,8 @@ XG_API xg_code xg_checkpoint_load(xg_params *params, const char *path, xg_note *
                                   int *count);
 #endif
 
-/* 11.3 npy. Reads <f4 <f8 <f2 |u1 |i1 <i4 <i8 |b1 in C order, up to four axes (missing trailing
- *      ones are 1), as a leaf; writes <f4, or <f8 in the double build. */
+/* 11.3 npy. Reads f2 f4 f8 i1 i2 i4 i8 u1 b1 of either byte order, in C order, up to four axes
+ *      (missing trailing ones are 1), as a leaf; writes <f4, or <f8 in the double build. */
 XG_API xg_tensor *xg_npy_parse(xg_tape *tape, const void *bytes, size_t count);
 #ifndef XG_NO_STDIO
 XG_API xg_tensor *xg_npy_load(xg_tape *tape, const char *path);
@@ -14285,7 +14287,7 @@ static bool xg__json_more(xg__json *j, char close, bool *first)
 
 #define XG__HEADER_MAX 100000000.0   /* bytes of header, as the format limits it                  */
 
-enum { XG__LOAD_NEW = -1, XG__LOAD_NOT = -2, XG__SLOT_SIZE = 64, XG__LIST_SIZE = 512 };
+enum { XG__LOAD_NEW = -1, XG__LOAD_NOT = -2, XG__SLOT_SIZE = 64 };
 
 /* A tensor of the file. */
 typedef struct xg__stored {
@@ -14479,15 +14481,6 @@ static void xg__weights_unique(xg__weights *w, int count)
     }
 }
 
-/* The text of a key of the metadata, "" when there is none. */
-static const char *xg__weights_text(const xg__weights *w, const char *key)
-{
-    for (int i = 0; i < w->pairs; i++) {
-        if (!strcmp(w->pair[i].key, key)) return w->pair[i].value;
-    }
-    return "";
-}
-
 /* The length of the header, 0 if it cannot be. */
 static size_t xg__weights_length(const unsigned char *bytes, size_t count, xg_error *error)
 {
@@ -14531,7 +14524,6 @@ static bool xg__weights_read(xg__weights *w, xg__arena *arena, xg__loan *loan,
     xg__weights_unique(w, w->pairs);
     xg__weights_layout(w);
     xg__weights_unique(w, w->count);
-    w->checkpoint = !strcmp(xg__weights_text(w, "xguide.checkpoint"), "1");
     return w->error->code == XG_ERR_OK;
 }
 
@@ -14582,11 +14574,12 @@ static bool xg__load_can(xg__weights *w, xg__stored *t)
     return w->error->code == XG_ERR_OK;
 }
 
-/* Marks the tensors that the file's own metadata calls buffers or frozen. */
+/* What the file's own metadata says of it, and of which tensors: buffers, frozen. */
 static void xg__load_flags(xg__weights *w)
 {
     for (int i = 0; i < w->pairs; i++) {
         const char *key = w->pair[i].key;
+        if (!strcmp(key, "xguide.checkpoint")) w->checkpoint = !strcmp(w->pair[i].value, "1");
         const char *buffer = xg__after(key, "xguide.buffer:");
         const char *frozen = xg__after(key, "xguide.frozen:");
         xg__stored *t = buffer || frozen ? xg__weights_find(w, buffer ? buffer : frozen) : NULL;
@@ -14609,7 +14602,7 @@ static void xg__load_plan(xg__weights *w, const xg_params *p, const xg_load_opti
             t->entry = i;
         } else {
             report->missing++;
-            xg__list_add(report->missing_names, XG__LIST_SIZE, name);
+            xg__list_add(report->missing_names, sizeof report->missing_names, name);
         }
     }
     for (int i = 0; i < w->count; i++) {
@@ -14618,13 +14611,13 @@ static void xg__load_plan(xg__weights *w, const xg_params *p, const xg_load_opti
         if (t->entry == XG__LOAD_NOT && o->create) t->entry = XG__LOAD_NEW;
         if (t->entry == XG__LOAD_NOT) {
             report->unexpected++;
-            xg__list_add(report->unexpected_names, XG__LIST_SIZE, t->name);
+            xg__list_add(report->unexpected_names, sizeof report->unexpected_names, t->name);
         } else if (!xg__load_can(w, t)) {
             return;
         } else if (t->entry >= 0 && !xg__shape_alike(t->shape, p->entry[t->entry].shape)) {
             t->entry = XG__LOAD_NOT;
             report->mismatched++;
-            xg__list_add(report->mismatched_names, XG__LIST_SIZE, t->name);
+            xg__list_add(report->mismatched_names, sizeof report->mismatched_names, t->name);
         } else {
             report->loaded++;
         }
@@ -14637,18 +14630,35 @@ static void xg__resume_plan(xg__weights *w, const xg_load_report *report);
 static bool xg__resume_reserve(const xg__weights *w, xg_params *p);
 static void xg__resume_commit(const xg__weights *w, xg_params *p, xg__notes *notes);
 
-/* Everything of a load that may ask for memory. */
-static bool xg__load_reserve(xg__weights *w, xg_params *p, bool resume)
+/* Adds what is new to the store; all of it, or nothing and no memory either. An entry keeps the
+ * axes that it has in the file. */
+static bool xg__load_entries(xg__weights *w, xg_params *p)
 {
-    const int before = p->count;
+    const xg__place place = xg__arena_mark(&p->arena);
+    xg_params before = *p;
     bool good = true;
     for (int i = 0; good && i < w->count; i++) {
         xg__stored *t = &w->stored[i];
         if (t->entry != XG__LOAD_NEW) continue;
         t->entry = xg_params_add(p, t->name, t->shape, !t->buffer);
         good = t->entry >= 0;
+        if (good) p->entry[t->entry].axes = t->extents.rank;
     }
-    if (resume) good = good && xg__resume_reserve(w, p);
+    if (!good) {
+        before.arena = p->arena;           /* new chunks stay: empty                              */
+        before.error = p->error;
+        *p = before;
+        xg__arena_release(&p->arena, place);
+    }
+    return good;
+}
+
+/* Everything of a load that may ask for memory. State that was made before it ran out stays, as
+ * zeros: the same as none. */
+static bool xg__load_reserve(xg__weights *w, xg_params *p, bool resume)
+{
+    const int before = p->count;
+    const bool good = xg__load_entries(w, p) && (!resume || xg__resume_reserve(w, p));
     if (!good) {
         xg__params_cut(p, before);
         xg__complain(w->error, XG_ERR_MEMORY, "out of memory for what the file holds");
@@ -14677,13 +14687,12 @@ static xg_code xg__load(xg_params *p, const char *where, const unsigned char *by
                         const xg_load_options *o, xg_load_report *report, xg__notes *notes)
 {
     const xg_load_options usual = { false, false, NULL };
-    xg_load_report unread;
+    xg_load_report unread = XG__ZEROS;
     xg_error error = { XG_ERR_OK, "" };
     xg__loan loan = { NULL, 0 };
     xg__weights w = XG__ZEROS;
     if (!o) o = &usual;
     if (!report) report = &unread;
-    memset(report, 0, sizeof *report);
     w.error = &error;
     w.lenient = o->lenient;
     if (xg__weights_read(&w, &p->arena, &loan, bytes, count)) {
@@ -14899,13 +14908,13 @@ static void xg__save_check(const xg__saving *what, xg_error *error)
     const xg_params *p = what->params;
     for (int i = 0; i < p->count; i++) {
         const xg__entry *e = &p->entry[i];
-        if (!xg__is_text(e->name, SIZE_MAX / 2) || !strcmp(e->name, "__metadata__")
+        if (!xg__is_text(e->name, strlen(e->name) + 1) || !strcmp(e->name, "__metadata__")
             || xg__starts_with(e->name, "optim:")) {
             xg__complain(error, XG_ERR_ARGUMENT, "'%.80s' cannot be a name in a file", e->name);
         }
     }
     for (const xg__steps *at = xg__saved_steps(what); at; at = at->next) {
-        if (xg__is_text(at->optim, SIZE_MAX / 2) && xg__is_slot(at->optim)) continue;
+        if (xg__is_text(at->optim, strlen(at->optim) + 1) && xg__is_slot(at->optim)) continue;
         xg__complain(error, XG_ERR_ARGUMENT, "'%.80s' cannot name a slot in a file", at->optim);
     }
     for (int i = 0; i < what->count; i++) {

@@ -811,6 +811,33 @@ static void test_fixed_memory(void)
     xg_params_free(store);
 }
 
+/* A load for which memory runs out leaves no less of it than there was. */
+static void test_fixed_memory_after_a_failure(void)
+{
+    static union { double align; unsigned char bytes[1 << 17]; } buffer;
+    size_t count;
+    unsigned char *file = make_file("{\"a\":{\"dtype\":\"U8\",\"shape\":[9000],\"data_offsets\":[0,9000]},"
+                                    "\"b\":{\"dtype\":\"U8\",\"shape\":[30000],"
+                                    "\"data_offsets\":[9000,39000]}}", 39000, &count);
+    xg_config config;
+    memset(&config, 0, sizeof config);
+    config.fixed = &buffer;
+    config.fixed_bytes = sizeof buffer;
+    for (int known = 0; known < 2; known++) {           /* the first entry grows the lists, too */
+        xg_params *store = xg_params_new(&config);
+        if (known) CHECK(xg_params_add(store, "known", xg_shape4(1, 1, 1, 1), true) == 0);
+        for (int i = 0; i < 9; i++) {
+            CHECK(xg_params_parse(store, file, count, &creating, NULL) == XG_ERR_MEMORY);
+            CHECK(xg_params_count(store) == known && xg_params_find(store, "a") < 0);
+            xg_params_clear_error(store);
+        }
+        CHECK(xg_params_add(store, "c", xg_shape4(80000 / (int)sizeof(xg_real), 1, 1, 1), true) == known);
+        CHECK(xg_params_find(store, "known") == known - 1 && xg_params_find(store, "c") == known);
+        xg_params_free(store);
+    }
+    free(file);
+}
+
 /* Memory whose pieces lie one behind the other. Nothing is given back. */
 typedef struct rising { unsigned char *at, *end; } rising;
 
@@ -957,6 +984,34 @@ static void test_resume_is_bit_exact(void)
     xg_params_free(half);
     xg_params_free(rest);
     xg_params_free(plain);
+}
+
+/* A checkpoint that made the entries is saved again as the same file: the weights of a 1x1
+ * convolution have four axes, although no network has asked for them yet. */
+static void test_axes_come_back(void)
+{
+    char path[NAME_MAX_];
+    xg_params *store = xg_params_new(NULL), *same = xg_params_new(NULL);
+    xg_rng rng = xg_rng_seed(3);
+    xg_tape *tape = xg_tape_new(NULL);
+    xg_scope s = xg_scope_new(tape, store, &rng, true);
+    xg_data(xg_conv(&s, "conv", xg_randn(tape, xg_shape4(1, 2, 3, 3), &rng), 5, NULL));
+    CHECK_OK(tape);
+    xg_tape_free(tape);
+    strcpy(path, in_folder("resume"));
+    CHECK(xg_checkpoint_save(store, path, NULL, 0) == OK);
+    CHECK(xg_checkpoint_load(same, path, NULL, 0, NULL) == OK);
+    CHECK(xg_checkpoint_save(same, in_folder("b.safetensors"), NULL, 0) == OK);
+    size_t count_a, count_b;
+    unsigned char *a = slurp(path, &count_a), *b = slurp(in_folder("b.safetensors"), &count_b);
+    REQUIRE(a && b && count_a > 8);
+    CHECK(count_a == count_b && !memcmp(a, b, count_a));
+    a[count_a - 1] = 0;
+    CHECK(strstr((char *)a + 8, "\"shape\":[5,2,1,1]") != NULL);
+    free(a);
+    free(b);
+    xg_params_free(store);
+    xg_params_free(same);
 }
 
 static void test_checkpoints_that_do_not_fit(void)
@@ -1417,9 +1472,11 @@ TEST_MAIN(
     TEST(test_failing_reads)
     TEST(test_out_of_memory)
     TEST(test_fixed_memory)
+    TEST(test_fixed_memory_after_a_failure)
     TEST(test_store_goes_on_after_a_failure)
     TEST(test_a_slot_that_files_cannot_name)
     TEST(test_resume_is_bit_exact)
+    TEST(test_axes_come_back)
     TEST(test_checkpoints_that_do_not_fit)
     TEST(test_hostile_checkpoints)
     TEST(test_state_is_no_entry)
