@@ -914,7 +914,8 @@ XG_API void xg_mask_box(xg_real *mask, int h, int w, xg_box box, double width, d
  *  [A10] measure                                                                                 *
  * ============================================================================================== */
 
-/* 10.1 Localisation of one map against one mask of 0 and 1, `count` numbers each (Rao 2023). */
+/* 10.1 Localisation of one map against one mask of 0 and 1, `count` numbers each (Rao 2023); NaN
+ *      where A+ is not finite. */
 /* Energy pointing game: sum M A+ / sum A+, in [0,1]; 0 where sum A+ < 1e-7. */
 XG_API double xg_epg(const xg_real *map, const xg_real *mask, size_t count);
 /* Intersection over union of the mask and {min-max normalised A+ > threshold}; 0 for an empty
@@ -13559,9 +13560,11 @@ static void xg__box_axis(double low, double high, double extent, int size, doubl
     double last = size - 1;
     double a = xg__box_edge(low, extent, size);
     double b = xg__box_edge(high, extent, size);
+    *begin = *end = 0;
+    if (b <= a) return;
     double grow = dilation > 0.0 ? floor(fmin(dilation * (b - a), last)) : 0.0;
     *begin = (int)fmax(a - grow, 0.0);
-    *end = b > a ? (int)fmin(b + grow, last) : *begin;
+    *end = (int)fmin(b + grow, last);
 }
 
 /* An infinite picture needs no check of its own: every edge lands on 0. */
@@ -13589,8 +13592,8 @@ XG_API_DEF void xg_mask_box(xg_real *mask, int h, int w, xg_box box, double widt
  *  [10] measure                                                                                  *
  * ============================================================================================== */
 
-/* Everything here computes in double on plain arrays. A NaN in a map makes its score NaN: a broken
- * explanation must not pass for one that points nowhere. */
+/* Everything here computes in double on plain arrays. A NaN or an infinity in a map makes its score
+ * NaN: a broken explanation must not pass for one that points nowhere. */
 
 /* 10.1 Localisation (Rao 2023, 3.4). */
 
@@ -13613,14 +13616,14 @@ XG_API_DEF double xg_epg(const xg_real *map, const xg_real *mask, size_t count)
     return all < 1e-7 ? 0.0 : inside / all;
 }
 
-/* The range of A+; false if the map holds a NaN. */
+/* The range of A+; false if it is not finite. */
 static bool xg__positive_range(const xg_real *map, size_t count, double *least, double *most)
 {
     *least = count ? xg__above_zero(map[0]) : 0.0;
     *most = *least;
     for (size_t i = 0; i < count; i++) {
         double a = xg__above_zero(map[i]);
-        if (isnan(a)) return false;
+        if (!isfinite(a)) return false;
         if (a < *least) *least = a;
         if (a > *most) *most = a;
     }

@@ -586,6 +586,8 @@ static void test_hostile_boxes(void)
     CHECK(is_rectangle(draw(box_of(0, 0, 50, 50), 0, 224, 0), H, W, 0, 0, 0, 0));
     CHECK(is_rectangle(draw(box_of(0, 0, 50, 50), 224, -1, 0), H, W, 0, 0, 0, 0));
     CHECK(is_rectangle(draw(box_of(50, 50, 20, 20), 224, 224, 0.5), H, W, 0, 0, 0, 0));
+    CHECK(is_rectangle(draw(box_of(50, 50, 20, 20), 224, 224, 1e300), H, W, 0, 0, 0, 0));
+    CHECK(is_rectangle(draw(box_of(20, 20, 50, 50), 224, 224, inf), H, W, 0, 0, 223, 223));
     CHECK(is_rectangle(draw(box_of(900, 900, 950, 950), 500, 500, 0.5), H, W, 0, 0, 0, 0));
     memset(drawn, 0, sizeof drawn);
     xg_mask_box(NULL, H, W, box_of(0, 0, 9, 9), 9, 9, 0);

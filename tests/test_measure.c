@@ -79,6 +79,11 @@ static void test_iou_degenerate(void)
     CHECK(xg_iou(hand_map, nothing, 16, 0.5) == 0.0);
     CHECK(xg_iou(hand_map, hand_mask, 0, 0.5) == 0.0);
     CHECK(isnan(xg_iou(broken, hand_mask, 16, 0.5)));
+    broken[3] = (xg_real)HUGE_VAL;                       /* inside the mask, or outside             */
+    CHECK(isnan(xg_iou(broken, hand_mask, 16, 0.5)) && isnan(xg_epg(broken, hand_mask, 16)));
+    CHECK(isnan(xg_iou(broken, nothing, 16, 0.5)) && isnan(xg_epg(broken, nothing, 16)));
+    broken[3] = (xg_real)-HUGE_VAL;                      /* no positive part                        */
+    CHECK_NEAR(xg_epg(broken, all, 16), 1.0, 1e-15);
 }
 
 /* Both scores lie in [0,1] for any map, do not change with its scale, and a map that lies where the
