@@ -6,18 +6,20 @@ Variants: eager; channels-last (eager, pictures stored NHWC); infopt (torch.jit.
 optimize_for_inference); compile (torch.compile; for inference with frozen weights).
 
 How it is tuned, for the processor: as many threads as asked, set before any work; an allocator that keeps
-its pages, and large ones (GLIBC_TUNABLES, THP_MEM_ALLOC_ENABLE, set by peers.py); inference_mode; fused SGD;
-no gradients of what needs none; masks and labels prepared outside the timed step. Whatever can be
-compiled is compiled whole, guided steps by torch.func inside of torch.compile, since a compiled function
-cannot be differentiated twice from outside. A slope between two points instead of the second derivative,
-which takes fewer operations, is not among them: ReLUs switch between any two points, and the gradient's
-norm was off by a tenth (ResNet-50) and more.
+its pages, and large ones (GLIBC_TUNABLES, THP_MEM_ALLOC_ENABLE, set by peers.py); inference_mode; fused
+SGD; no gradients of what needs none; batch norm folded into convolutions where it is constant (integrated
+gradients); masks and labels prepared outside the timed step. Whatever can be compiled is compiled whole,
+guided steps by torch.func inside of torch.compile, since a compiled function cannot be differentiated
+twice from outside. A slope between two points instead of the second derivative, which takes fewer
+operations, is not among them: ReLUs switch between any two points, and the gradient's norm was off by a
+tenth (ResNet-50) and more.
 """
 import sys
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import peers_common as common
 
@@ -309,6 +311,18 @@ def insdel_chunks(x, extra):
         yield x[:1] * torch.from_numpy(common.shown_pixels(extra, side, start))[:, None]
 
 
+def fold(net):
+    """Puts each batch norm with running statistics into the convolution before it."""
+    for module in list(net.modules()):
+        for i in (1, 2, 3):
+            if hasattr(module, f"bn{i}"):
+                fused = fuse_conv_bn_eval(getattr(module, f"conv{i}"), getattr(module, f"bn{i}"))
+                setattr(module, f"conv{i}", fused)
+                setattr(module, f"bn{i}", nn.Identity())
+        if getattr(module, "downsample", None) is not None:
+            module.downsample = fuse_conv_bn_eval(*module.downsample)
+
+
 def intgrad_turn(net, x, label):
     for parameter in net.parameters():
         parameter.requires_grad_(False)
@@ -332,6 +346,7 @@ def make(variant, work, weights, inputs):
         net, x = net.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
     if kind == "intgrad":
         net.eval()
+        fold(net)
         return intgrad_turn(torch.compile(net) if variant == "compile" else net, x, int(label[0]))
     if kind == "inf":
         return infer_turn(for_inference(net, variant, x), x)
