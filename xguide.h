@@ -3349,15 +3349,10 @@ XG__INLINE size_t XG_(ceil_div)(size_t a, size_t b) { return (a + b - 1) / b; }
 
 XG__INLINE size_t XG_(round_up)(size_t a, size_t unit) { return (a + unit - 1) / unit * unit; }
 
-/* An axis that is not cut yet; negative extents count as 0. */
-static XG_(cut) XG_(axis)(int major, int minor)
+/* An axis that is not cut yet. */
+static XG_(cut) XG_(axis)(size_t major, size_t minor)
 {
-    XG_(cut) cut;
-    cut.major = major > 0 ? (size_t)major : 0;
-    cut.minor = minor > 0 ? (size_t)minor : 0;
-    cut.group = cut.pieces = cut.unit = 1;
-    cut.piece = cut.minor;
-    cut.blocks = 0;
+    const XG_(cut) cut = { major, minor, 0, 0, 0, 0, 0 };
     return cut;
 }
 
@@ -3368,7 +3363,7 @@ static XG_(cut) XG_(cut_axis)(XG_(cut) cut, size_t target, size_t unit)
     cut.piece = cut.minor;
     cut.unit = unit;
     cut.blocks = 0;
-    if (cut.major == 0 || cut.minor == 0) return cut;
+    if (cut.minor == 0) return cut;            /* of k, where a phase has no taps */
     if (cut.minor > target) {
         const size_t count = XG_(ceil_div)(cut.minor, target);
         cut.piece = XG_(round_up)(XG_(ceil_div)(cut.minor, count), unit);
@@ -3420,7 +3415,7 @@ typedef struct XG_(source) {
     size_t offsets;
     size_t stride;             /* the step between offsets if it is even, else 0                  */
     XG_(run) *run;
-    size_t runs, room;         /* so many there are, so many the list could hold                  */
+    size_t runs;
     bool along_k;              /* runs are along k, offsets along rows or columns                 */
     bool loose;                /* reading a whole vector at the end of a run is allowed           */
 } XG_(source);
@@ -3507,10 +3502,10 @@ static void XG_(copy)(const XG_(source) *s, xg_real *to, size_t pitch)
 }
 
 /* Prepares runs for copying. Runs of columns (panel != 0) are cut where a panel ends, runs of a
- * loose source into vectors. */
-static void XG_(cut_runs)(XG_(source) *s, size_t panel)
+ * loose source into vectors. There is room for `room` runs. */
+static void XG_(cut_runs)(XG_(source) *s, size_t panel, size_t room)
 {
-    XG_(run) *old = s->run + s->room - s->runs, *run = s->run;
+    XG_(run) *old = s->run + room - s->runs, *run = s->run;
     size_t r;
     memmove(old, s->run, s->runs * sizeof *old);
     for (r = 0; r < s->runs; r++) {
@@ -4200,7 +4195,7 @@ static void XG_(set_phase)(XG_(plan) *p, int py, int px)
     w.plain = w.ty.count == 1 && w.tx.count == 1 && w.ty.first == 0 && w.tx.first == 0
            && w.gh == w.h && w.gw == w.w && !p->unpacked;
     p->window = w;
-    p->k = XG_(axis)((int)p->o, w.ty.count * w.tx.count);
+    p->k = XG_(axis)(p->o, (size_t)(w.ty.count * w.tx.count));
     p->k = XG_(cut_axis)(p->k, XG__BLOCK_K, 1);
 }
 
@@ -4208,7 +4203,7 @@ static void XG_(set_phase)(XG_(plan) *p, int py, int px)
 static size_t XG_(stage_size)(const XG_(window) *w, const XG_(cut) *pixels, size_t channels)
 {
     XG_(stage) s;
-    if (w->plain || pixels->blocks == 0) return 0;
+    if (w->plain) return 0;
     s = XG_(stage_of)(w, XG_(block)(pixels, 0));
     s.phase += (size_t)s.width * pixels->group;
     return s.phase * (size_t)s.phases_y * (size_t)s.phases_x * channels;
@@ -4305,7 +4300,6 @@ static void XG_(plan_units)(XG_(plan) *p, int workers)
     const double small = p->conv != NULL ? 3e7 : 4e6;   /* two such units a worker are enough */
     size_t row_target = XG__BLOCK_ROWS;
     size_t col_target = XG__BLOCK_COLS * (p->conv != NULL ? 1 : XG__BLOCK_PARTS);
-    if (p->rows.major * p->rows.minor * p->cols.major * p->cols.minor == 0) p->problems = 0;
     p->k = XG_(cut_axis)(p->k, XG__BLOCK_K, 1);
     p->chunks = p->phases > 1 ? 1 : XG_(chunks_for)(rows * cols * (double)p->problems, p->k.blocks);
     if (p->unpacked) col_target = XG__BLOCK_COLS_STAGED;
@@ -4351,16 +4345,9 @@ static double XG_(cost)(double rows, double cols, double k, bool cols_along_k, b
 
 static void XG_(plan_gemm)(XG_(plan) *p, const xg__gemm_job *job, int workers)
 {
-    XG_(matrix) a, b;
+    const XG_(matrix) a = { job->a, job->step_a, (size_t)(job->ta ? job->m : job->k), !job->ta };
+    const XG_(matrix) b = { job->b, job->step_b, (size_t)(job->tb ? job->k : job->n), job->tb };
     memset(p, 0, sizeof *p);
-    a.base = job->a;
-    a.step = job->step_a;
-    a.along_k = !job->ta;
-    a.stride = (size_t)(job->ta ? job->m : job->k);
-    b.base = job->b;
-    b.step = job->step_b;
-    b.along_k = job->tb;
-    b.stride = (size_t)(job->tb ? job->k : job->n);
     p->turned = XG_(cost)(job->n, job->m, job->k, a.along_k, true)
               < XG_(cost)(job->m, job->n, job->k, b.along_k, false);
     p->row_matrix = p->turned ? b : a;
@@ -4371,10 +4358,10 @@ static void XG_(plan_gemm)(XG_(plan) *p, const xg__gemm_job *job, int workers)
     p->y_step = job->step_c;
     p->y_stride = (size_t)job->n;
     p->phases = 1;
-    p->problems = job->batch > 0 ? (size_t)job->batch : 0;
-    p->rows = XG_(axis)(1, p->turned ? job->n : job->m);
-    p->cols = XG_(axis)(1, p->turned ? job->m : job->n);
-    p->k = XG_(axis)(1, job->k);
+    p->problems = (size_t)job->batch;
+    p->rows = XG_(axis)(1, (size_t)(p->turned ? job->n : job->m));
+    p->cols = XG_(axis)(1, (size_t)(p->turned ? job->m : job->n));
+    p->k = XG_(axis)(1, (size_t)job->k);
     XG_(plan_units)(p, workers);
 }
 
@@ -4384,11 +4371,19 @@ static void XG_(plan_gemm)(XG_(plan) *p, const xg__gemm_job *job, int workers)
 static bool XG_(better_unpacked)(const XG_(plan) *p)
 {
     const XG_(window) *w = &p->window;
-    XG_(cut) pixel = XG_(cut_axis)(XG_(axis)(1, 1), 1, 1);
+    const XG_(span) pixel = { 0, 1, 0, 1 };
     size_t width;
-    if (w->plain || w->gw < 1 || w->ty.count < 1 || w->tx.count < 1) return false;
-    width = (size_t)XG_(stage_of)(w, XG_(block)(&pixel, 0)).width;
+    if (w->plain || w->ty.count < 1 || w->tx.count < 1) return false;
+    width = (size_t)XG_(stage_of)(w, pixel).width;
     return p->rows.minor * width <= 20 * (size_t)w->gw;
+}
+
+/* The weights of all groups, as they lie: o by (c, tap). */
+static XG_(matrix) XG_(weights)(const XG_(plan) *p, bool along_k)
+{
+    const size_t stride = p->c * p->taps;
+    const XG_(matrix) m = { p->conv->pw, p->o * stride, stride, along_k };
+    return m;
 }
 
 /* Weights must be transposed for an input gradient, which few pixels do not repay (measured: less
@@ -4401,75 +4396,77 @@ static bool XG_(plan_folded)(XG_(plan) *p, const xg__conv_job *job)
     p->folded = 8 * pixels <= (double)p->o && pixels <= XG__BLOCK_ROWS;
     if (!p->folded) return false;
     p->window = XG_(window_of_g)(job);
-    p->col_matrix.base = job->pw;
-    p->col_matrix.stride = p->c * p->taps;
-    p->col_matrix.step = p->o * p->col_matrix.stride;
-    p->rows = XG_(axis)(job->n, job->oh * job->ow);
-    p->cols = XG_(axis)((int)p->c, (int)p->taps);
-    p->k = XG_(axis)(1, (int)p->o);
+    p->col_matrix = XG_(weights)(p, false);
+    p->rows = XG_(axis)((size_t)job->n, (size_t)(job->oh * job->ow));
+    p->cols = XG_(axis)(p->c, p->taps);
+    p->k = XG_(axis)(1, p->o);
     return true;
 }
 
 /* An input gradient. Columns are packed in all phases or none; the one with most taps decides. */
 static void XG_(plan_dx)(XG_(plan) *p)
 {
-    const int s = p->conv->stride;
+    const xg__conv_job *job = p->conv;
     size_t most = 0;
     int i, best = 0;
-    p->phases = s;
-    p->problems *= (size_t)s;
-    p->rows = XG_(axis)(1, (int)p->c);
-    for (i = 0; i < s * s; i++) {
-        XG_(set_phase)(p, i / s, i % s);
+    p->phases = job->stride;
+    p->problems *= (size_t)job->stride;
+    p->rows = XG_(axis)(1, p->c);
+    for (i = 0; i < p->phases * p->phases; i++) {
+        XG_(set_phase)(p, i / p->phases, i % p->phases);
         if (p->k.minor <= most) continue;
         most = p->k.minor;
         best = i;
     }
-    XG_(set_phase)(p, best / s, best % s);
-    p->cols = XG_(axis)(p->conv->n, p->window.gh * p->window.gw);
+    XG_(set_phase)(p, best / p->phases, best % p->phases);
+    p->cols = XG_(axis)((size_t)job->n, (size_t)(p->window.gh * p->window.gw));
     p->unpacked = XG_(better_unpacked)(p);
+}
+
+/* A weight gradient. */
+static void XG_(plan_dw)(XG_(plan) *p, const xg__conv_job *job)
+{
+    const XG_(cut) o = XG_(axis)(1, p->o), taps = XG_(axis)(p->c, p->taps);
+    const double outputs = (double)p->o, inputs = (double)p->c * (double)p->taps;
+    const double k = (double)p->k.major * (double)p->k.minor;
+    p->y = job->y;
+    p->add = job->add;
+    p->y_stride = p->c * p->taps;
+    p->y_step = p->o * p->y_stride;
+    p->each = p->taps > 1 && p->c == 1 && p->o == 1 && job->groups > 1;
+    p->across = p->each || (p->taps > 1 && p->c >= XG__LANES && k > outputs);
+    p->turned = !p->across && XG_(cost)(inputs, outputs, k, true, true)
+                            < XG_(cost)(outputs, inputs, k, true, false);
+    if (p->each) {             /* all groups are columns */
+        p->c = p->o = p->problems;
+        p->problems = 1;
+    }
+    p->rows = p->turned ? taps : o;
+    p->cols = p->turned ? o : p->across ? XG_(axis)(1, p->c) : taps;
 }
 
 static void XG_(plan_conv)(XG_(plan) *p, const xg__conv_job *job, int workers)
 {
-    const int c = job->c / job->groups, o = job->o / job->groups, taps = job->kh * job->kw;
+    const XG_(cut) pixels = XG_(axis)((size_t)job->n, (size_t)(job->oh * job->ow));
     memset(p, 0, sizeof *p);
     p->conv = job;
-    p->c = (size_t)c;
-    p->o = (size_t)o;
-    p->taps = (size_t)taps;
+    p->c = (size_t)(job->c / job->groups);
+    p->o = (size_t)(job->o / job->groups);
+    p->taps = (size_t)(job->kh * job->kw);
     p->phases = 1;
     p->problems = (size_t)job->groups;
     p->window = XG_(window_of)(job);
     if (job->kind == XG__CONV_DX) {
         if (!XG_(plan_folded)(p, job)) XG_(plan_dx)(p);
     } else if (job->kind == XG__CONV) {
-        p->row_matrix.base = job->pw;
-        p->row_matrix.stride = p->c * p->taps;
-        p->row_matrix.step = p->o * p->row_matrix.stride;
-        p->row_matrix.along_k = true;
-        p->rows = XG_(axis)(1, o);
-        p->cols = XG_(axis)(job->n, job->oh * job->ow);
-        p->k = XG_(axis)(c, taps);
+        p->row_matrix = XG_(weights)(p, true);
+        p->rows = XG_(axis)(1, p->o);
+        p->cols = pixels;
+        p->k = XG_(axis)(p->c, p->taps);
         p->unpacked = XG_(better_unpacked)(p);
     } else {
-        const double k = (double)job->n * job->oh * job->ow, ct = (double)c * taps;
-        p->turned = XG_(cost)(ct, o, k, true, true) < XG_(cost)(o, ct, k, true, false);
-        p->y = job->y;
-        p->add = job->add;
-        p->y_stride = p->c * p->taps;
-        p->y_step = p->o * p->y_stride;
-        p->k = XG_(axis)(job->n, job->oh * job->ow);
-        p->each = taps > 1 && c == 1 && o == 1 && job->groups > 1;
-        if (p->each) {         /* all groups are columns */
-            p->c = p->o = p->problems;
-            p->problems = 1;
-        }
-        p->across = p->each || (taps > 1 && c >= XG__LANES && k > o);
-        p->turned = p->turned && !p->across;
-        p->rows = p->turned ? XG_(axis)(c, taps) : XG_(axis)(1, o);
-        p->cols = p->turned ? XG_(axis)(1, o) : p->across ? XG_(axis)(1, (int)p->c)
-                                              : XG_(axis)(c, taps);
+        p->k = pixels;
+        XG_(plan_dw)(p, job);
     }
     XG_(plan_units)(p, workers);
 }
@@ -4490,7 +4487,6 @@ static XG_(source) XG_(matrix_source)(const XG_(matrix) *m, size_t problem, size
     s.offsets = m->along_k ? n : n_k;
     for (j = 0; j < s.offsets; j++) d->offset[j] = j * m->stride;
     s.run = d->run;
-    s.room = d->list;
     s.runs = 1;
     s.run[0].from = s.run[0].to = 0;
     s.run[0].length = m->along_k ? n_k : n;
@@ -4516,7 +4512,6 @@ static XG_(source) XG_(window_source)(const XG_(window) *w, const xg_real *x, XG
     s.offset = d->offset;
     s.offsets = XG_(length)(taps);
     s.run = d->run;
-    s.room = d->list;
     if (w->plain) {
         for (c = 0; c < taps.majors; c++) d->offset[c] = c * area;
         from.image = w->image;
@@ -4543,8 +4538,7 @@ static XG_(source) XG_(seen_source)(const XG_(plan) *p, size_t group, XG_(span) 
                                     XG_(span) pixels, bool along_k, const XG_(desk) *d)
 {
     const bool dx = p->conv->kind == XG__CONV_DX;
-    const xg_real *x = XG_(seen)(p, group);
-    return XG_(window_source)(&p->window, x, taps, pixels, along_k, dx, d);
+    return XG_(window_source)(&p->window, XG_(seen)(p, group), taps, pixels, along_k, dx, d);
 }
 
 /* Some channels of g. */
@@ -4553,11 +4547,7 @@ static XG_(source) XG_(g_source)(const XG_(plan) *p, size_t group, XG_(span) o, 
 {
     const XG_(window) w = XG_(window_of_g)(p->conv);
     const xg_real *g = p->conv->pg + group * p->o * (size_t)w.h * (size_t)w.w;
-    XG_(span) channels;
-    channels.major = o.minor;
-    channels.majors = o.minors;
-    channels.minor = 0;
-    channels.minors = 1;
+    const XG_(span) channels = { o.minor, o.minors, 0, 1 };
     return XG_(window_source)(&w, g, channels, pixels, along_k, false, d);
 }
 
@@ -4571,14 +4561,10 @@ static void XG_(fill_across)(const XG_(plan) *p, size_t group, XG_(span) channel
     const size_t panels = XG_(ceil_div)(channels.minors, XG__NR);
     const bool margin = stage.top < 0 || stage.left < 0 || stage.top + stage.rows > w->h
                      || stage.left + stage.width > w->w;
+    const xg_real *first = p->conv->px + pixels.major * w->image + group * p->c * area;
+    const XG_(matrix) m = { first, 0, area, true };
+    XG_(source) s = XG_(matrix_source)(&m, 0, channels.minor, channels.minors, 0, 0, d);
     size_t *step = d->step, i, t;
-    XG_(matrix) m;
-    XG_(source) s;
-    m.base = p->conv->px + pixels.major * w->image + group * p->c * area;
-    m.step = 0;
-    m.stride = area;
-    m.along_k = true;
-    s = XG_(matrix_source)(&m, 0, channels.minor, channels.minors, 0, 0, d);
     s.runs = XG_(across_runs)(w, &stage, pixels.majors, s.run);
     for (i = 0; margin && i < panels; i++) {
         memset(d->stage + i * p->panel, 0, stage.phase * XG__NR * sizeof(xg_real));
@@ -4650,13 +4636,8 @@ static xg_real *XG_(weights_at)(const XG_(plan) *p, size_t group, XG_(span) k)
 static void XG_(turn_weights)(const XG_(plan) *p, size_t group, size_t row, size_t rows, size_t o,
                               size_t n, xg_real *to, const XG_(desk) *d)
 {
-    XG_(matrix) m;
-    XG_(source) s;
-    m.base = p->conv->pw;
-    m.stride = p->c * p->taps;
-    m.step = p->o * m.stride;
-    m.along_k = false;
-    s = XG_(matrix_source)(&m, group, row * p->taps, rows * p->taps, o, n, d);
+    const XG_(matrix) m = XG_(weights)(p, false);
+    const XG_(source) s = XG_(matrix_source)(&m, group, row * p->taps, rows * p->taps, o, n, d);
     XG_(turn)(&s, to, n, 0, d->squares);
 }
 
@@ -4783,13 +4764,8 @@ static void XG_(deliver_taps)(const XG_(plan) *p, const XG_(sink) *s, size_t row
 static void XG_(turn_sums)(const XG_(plan) *p, const xg_real *c, size_t rows, size_t length,
                            xg_real *to, size_t pitch, const XG_(desk) *d)
 {
-    XG_(matrix) m;
-    XG_(source) sums;
-    m.base = c;
-    m.step = 0;
-    m.stride = p->sums_stride;
-    m.along_k = true;
-    sums = XG_(matrix_source)(&m, 0, 0, rows, 0, length, d);
+    const XG_(matrix) m = { c, 0, p->sums_stride, true };
+    const XG_(source) sums = XG_(matrix_source)(&m, 0, 0, rows, 0, length, d);
     XG_(turn)(&sums, to, pitch, 0, d->squares);
 }
 
@@ -5047,7 +5023,7 @@ static void XG_(pack_rows)(const XG_(plan) *p, size_t group, XG_(span) rows, XG_
             product->a_stride = s.stride;
             product->a_turned = !s.along_k;
         } else {
-            XG_(cut_runs)(&s, 0);
+            XG_(cut_runs)(&s, 0, d->list);
             XG_(copy)(&s, d->rows, product->k);
         }
     }
@@ -5059,7 +5035,7 @@ static void XG_(pack_panels)(const XG_(plan) *p, XG_(source) *s, xg_real *to, co
     if (s->along_k) {
         XG_(turn)(s, to, XG__NR, p->panel, d->squares);
     } else {
-        XG_(cut_runs)(s, p->panel);
+        XG_(cut_runs)(s, p->panel, d->list);
         XG_(copy)(s, to, XG__NR);
     }
 }
@@ -5236,12 +5212,8 @@ static XG_(soon) XG_(foresee)(const XG_(plan) *p, const XG_(spot) *spot, size_t 
 /* After the last k block, what its sums will be added to (they lie where they belong). */
 static XG_(soon) XG_(foresee_more)(const XG_(plan) *p, const XG_(product) *product)
 {
-    XG_(soon) soon;
-    soon.base = p->conv->finish.more + (product->c - p->conv->y);
-    soon.rows = product->rows;
-    soon.stride = product->c_stride;
-    soon.length = product->columns;
-    soon.row = soon.at = 0;
+    const xg_real *more = p->conv->finish.more + (product->c - p->conv->y);
+    const XG_(soon) soon = { more, product->rows, product->c_stride, product->columns, 0, 0 };
     return soon;
 }
 
@@ -5320,8 +5292,7 @@ static void XG_(unit)(const void *plan, size_t number, int worker)
     const XG_(desk) d = XG_(desk_of)(p, worker);
     xg_real *c = p->chunks > 1 ? XG_(chunk)(p, number) : d.sums;
     XG_(sink) s;
-    if (p->chunks == 1 && blocks > 0 && !p->unpacked && !p->across && !p->folded
-        && !XG_(pools)(p)) {
+    if (p->chunks == 1 && !p->unpacked && !p->across && !p->folded && !XG_(pools)(p)) {
         s = XG_(sink_of)(p, spot.problem, spot.rows, spot.cols, &d);
         if (s.step == 1 && s.runs == 1 && (blocks == 1 || !p->add)) {
             XG_(sum_blocks)(p, &spot, spot.problem, begin, end, s.base + s.run[0].to, s.row_step,
@@ -5333,7 +5304,6 @@ static void XG_(unit)(const void *plan, size_t number, int worker)
             return;
         }
     }
-    if (blocks == 0) memset(c, 0, p->sums_size * sizeof *c);
     XG_(sum_blocks)(p, &spot, spot.problem, begin, end, c, p->sums_stride, false, &d);
     if (p->chunks == 1) XG_(put_unit)(p, &spot, c, &d);
 }
@@ -5488,17 +5458,16 @@ typedef struct XG_(pooled) {
     size_t row, line;          /* of the stage; of sums, whole vectors                            */
     size_t sums, chunks;       /* numbers of a chunk                                              */
     size_t at_desks, at_offset, at_run, at_squares, at_from, at_weight, desk;            /* bytes */
-    size_t list;               /* runs                                                            */
 } XG_(pooled);
 
 static void XG_(plan_pooled)(XG_(pooled) *p, const xg__conv_job *job)
 {
     const size_t c = (size_t)job->c, room = sizeof(xg_real);
-    XG_(cut) pixels = XG_(cut_axis)(XG_(axis)(1, job->oh * job->ow), (size_t)INT_MAX, 1);
+    const XG_(span) pixels = { 0, 1, 0, (size_t)(job->oh * job->ow) };
     memset(p, 0, sizeof *p);
     p->job = job;
     p->window = XG_(window_of)(job);
-    p->stage = XG_(stage_across)(&p->window, XG_(block)(&pixels, 0));
+    p->stage = XG_(stage_across)(&p->window, pixels);
     p->ph = (size_t)job->oh / 2;
     p->pw = (size_t)job->ow / 2;
     p->pixel = c == 3 ? 4 : c;
@@ -5508,11 +5477,10 @@ static void XG_(plan_pooled)(XG_(pooled) *p, const xg__conv_job *job)
     p->line = XG_(round_up)((size_t)job->kw * p->pixel, 16);
     p->sums = (size_t)job->o * (size_t)job->kh * p->line;
     p->chunks = xg__min((size_t)job->n, 8);
-    p->list = (size_t)p->stage.rows + 8;
     p->at_desks = XG_(after)(0, p->chunks * p->sums, room);
     p->at_offset = XG_(after)(0, p->stage.image * p->pixel + 4 * XG__LANES, room);
     p->at_run = XG_(after)(p->at_offset, c, sizeof(size_t));
-    p->at_squares = XG_(after)(p->at_run, p->list, sizeof(XG_(run)));
+    p->at_squares = XG_(after)(p->at_run, (size_t)p->stage.rows, sizeof(XG_(run)));
     p->at_from = XG_(after)(p->at_squares, 2 * XG__LANES * XG__LANES, room);
     p->at_weight = XG_(after)(p->at_from, p->band * p->pw + XG__LANES, room);
     p->desk = XG_(after)(p->at_weight, p->band * p->pw, room);
@@ -5543,13 +5511,9 @@ static void XG_(stage_fours)(const XG_(source) *s, xg_real *stage)
 /* Stages a picture. */
 static void XG_(stage_pooled)(const XG_(pooled) *p, size_t image, const XG_(desk) *d)
 {
-    XG_(matrix) m;
-    XG_(source) s;
-    m.base = p->job->px + image * p->window.image;
-    m.step = 0;
-    m.stride = (size_t)p->job->h * (size_t)p->job->w;
-    m.along_k = true;
-    s = XG_(matrix_source)(&m, 0, 0, (size_t)p->job->c, 0, 0, d);
+    const size_t area = (size_t)p->job->h * (size_t)p->job->w;
+    const XG_(matrix) m = { p->job->px + image * p->window.image, 0, area, true };
+    XG_(source) s = XG_(matrix_source)(&m, 0, 0, (size_t)p->job->c, 0, 0, d);
     s.runs = XG_(across_runs)(&p->window, &p->stage, 1, s.run);
     if (p->job->c == 3) XG_(stage_fours)(&s, d->stage);
     else XG_(turn)(&s, d->stage, (size_t)p->job->c, 0, d->squares);
@@ -5738,7 +5702,6 @@ static void XG_(unit_of_pooled)(const void *plan, size_t number, int worker)
     d.offset = (size_t *)(void *)(memory + p->at_offset);
     d.run = (XG_(run) *)(void *)(memory + p->at_run);
     d.squares = (xg_real *)(void *)(memory + p->at_squares);
-    d.list = p->list;
     memset(sum, 0, p->sums * sizeof *sum);
     memset(d.stage, 0, p->at_offset);
     for (i = number * n / p->chunks; i < end; i++) {
@@ -6081,8 +6044,8 @@ static void XG_(winograd_roles)(XG_(winograd) *p, const xg__conv_job *job)
     }
     p->down = XG_(ceil_div)((size_t)p->oh, 4);
     p->across = XG_(ceil_div)((size_t)p->ow, 4);
-    p->rows = XG_(axis)(1, (int)p->out_planes);
-    p->patches = XG_(axis)(1, job->n * (int)(p->down * p->across));
+    p->rows = XG_(axis)(1, p->out_planes);
+    p->patches = XG_(axis)(1, (size_t)job->n * p->down * p->across);
 }
 
 /* Lays out a desk. `lines`: how many rows of patches are mixed at a time, of so many patches. */
@@ -6141,7 +6104,7 @@ static void XG_(plan_winograd)(XG_(winograd) *p, const xg__conv_job *job, int wo
         return;
     }
     XG_(winograd_roles)(p, job);
-    p->k = XG_(cut_axis)(XG_(axis)(1, (int)p->in.count), XG__BLOCK_K, 1);
+    p->k = XG_(cut_axis)(XG_(axis)(1, p->in.count), XG__BLOCK_K, 1);
     p->a_stride = XG_(round_up)(p->in.count, 32) + 16;
     p->few = p->patches.minor < p->out_planes;
     if (workers > 1 && p->patches.minor < 8 * target * (size_t)workers) target = 32;
@@ -6857,6 +6820,7 @@ static void XG_(conv)(const xg__conv_job *job, const xg__team *team)
 #undef XG__BLOCK_ROWS_ACROSS
 #undef XG__BLOCK_COLS_ACROSS
 #undef XG__BLOCK_COLS
+#undef XG__BLOCK_COLS_STAGED
 #undef XG__BLOCK_PARTS
 #undef XG__BLOCK_AREA
 #undef XG__STRIP
