@@ -4136,7 +4136,7 @@ typedef struct XG_(plan) {
     bool each;                 /* the same where groups are single channels: each meets its own g */
     bool folded;               /* an input gradient by shares of x (see plan_folded)              */
     size_t problems;           /* matrices, groups (times phases in y for input gradients)        */
-    int phases;                /* input gradients: phases in x, which are one unit's; otherwise 1 */
+    int phases_y, phases;      /* input gradients: in y; in x, which are one unit's; otherwise 1  */
     int py, px;                /* a phase (see set_phase), its first tap and the step to the next */
     int ky, kx, tap_step;
     XG_(cut) rows, cols, k;
@@ -4199,13 +4199,21 @@ static void XG_(set_phase)(XG_(plan) *p, int py, int px)
     p->k = XG_(cut_axis)(p->k, XG__BLOCK_K, 1);
 }
 
-/* How much a window stages of a block of pixels, which may begin anywhere in a grid row. */
+/* The block of pixels that sees most rows: if it is a piece of a plane, it may begin anywhere in a
+ * grid row. */
+static XG_(span) XG_(tallest)(const XG_(window) *w, const XG_(cut) *pixels)
+{
+    XG_(span) block = XG_(block)(pixels, 0);
+    if (pixels->pieces > 1) block.minor = (size_t)w->gw - 1;
+    return block;
+}
+
+/* How much a window stages of a block of pixels. */
 static size_t XG_(stage_size)(const XG_(window) *w, const XG_(cut) *pixels, size_t channels)
 {
     XG_(stage) s;
     if (w->plain) return 0;
-    s = XG_(stage_of)(w, XG_(block)(pixels, 0));
-    s.phase += (size_t)s.width * pixels->group;
+    s = XG_(stage_of)(w, XG_(tallest)(w, pixels));
     return s.phase * (size_t)s.phases_y * (size_t)s.phases_x * channels;
 }
 
@@ -4229,18 +4237,17 @@ static void XG_(plan_desk)(XG_(plan) *p)
     const size_t slices = p->each ? panels * XG__NR : XG_(round_up)(rows, XG__MR);
     size_t k = 0, stage = 0, width = cols, list = xg__max(rows, cols + panels);
     int i;
-    for (i = 0; i < p->phases * p->phases; i++) {
+    for (i = 0; i < p->phases_y * p->phases; i++) {
         if (dx && !p->folded) XG_(set_phase)(p, i / p->phases, i % p->phases);
         k = xg__max(k, XG_(longest)(&p->k));
         if (p->folded) {
             stage = cols * p->rows.minor;
         } else if (p->across) {
-            const XG_(stage) s = XG_(stage_across)(&p->window, XG_(block)(&p->k, 0));
-            const size_t more = (size_t)(p->window.stride * s.width) * p->k.group;
-            p->panel = (s.phase + more) * XG__NR;
+            const XG_(stage) s = XG_(stage_across)(&p->window, XG_(tallest)(&p->window, &p->k));
+            p->panel = s.phase * XG__NR;
             stage = panels * p->panel;
             width = p->taps * XG_(round_up)(cols, XG__NR);
-            list = xg__max(list, (size_t)(s.rows + p->window.stride) * p->k.group);
+            list = xg__max(list, (size_t)s.rows * p->k.group);
         } else if (dw) {
             stage = XG_(stage_size)(&p->window, &p->k, (p->turned ? p->rows : p->cols).group);
         } else if (p->conv != NULL) {
@@ -4325,7 +4332,7 @@ static void XG_(plan_units)(XG_(plan) *p, int workers)
     }
     if (p->conv != NULL && p->conv->kind == XG__CONV_DX && !p->folded
         && (p->cols.blocks > 1 || p->phases > 1 || p->k.pieces > 1)) {
-        p->weights = XG_(round_up)(p->problems / (size_t)p->phases * p->c * p->o * p->taps, 16);
+        p->weights = XG_(round_up)(p->problems / (size_t)p->phases_y * p->c * p->o * p->taps, 16);
     }
     if (p->conv == NULL) {
         const size_t c = XG_(longest)(&p->cols), parts = XG_(ceil_div)(c, XG__BLOCK_COLS);
@@ -4357,7 +4364,7 @@ static void XG_(plan_gemm)(XG_(plan) *p, const xg__gemm_job *job, int workers)
     p->add = job->add;
     p->y_step = job->step_c;
     p->y_stride = (size_t)job->n;
-    p->phases = 1;
+    p->phases_y = p->phases = 1;
     p->problems = (size_t)job->batch;
     p->rows = XG_(axis)(1, (size_t)(p->turned ? job->n : job->m));
     p->cols = XG_(axis)(1, (size_t)(p->turned ? job->m : job->n));
@@ -4403,16 +4410,19 @@ static bool XG_(plan_folded)(XG_(plan) *p, const xg__conv_job *job)
     return true;
 }
 
-/* An input gradient. Columns are packed in all phases or none; the one with most taps decides. */
+/* An input gradient. Columns are packed in all phases or none; the one with most taps decides.
+ * Where a stride is longer than x, phases beyond the edge are left out; but two stay in x, as one
+ * would mean that there are none. */
 static void XG_(plan_dx)(XG_(plan) *p)
 {
     const xg__conv_job *job = p->conv;
     size_t most = 0;
     int i, best = 0;
-    p->phases = job->stride;
-    p->problems *= (size_t)job->stride;
+    p->phases_y = job->stride < job->h ? job->stride : job->h;
+    p->phases = XG_(clamp)(job->stride, 1, job->w > 1 ? job->w : 2);
+    p->problems *= (size_t)p->phases_y;
     p->rows = XG_(axis)(1, p->c);
-    for (i = 0; i < p->phases * p->phases; i++) {
+    for (i = 0; i < p->phases_y * p->phases; i++) {
         XG_(set_phase)(p, i / p->phases, i % p->phases);
         if (p->k.minor <= most) continue;
         most = p->k.minor;
@@ -4453,7 +4463,7 @@ static void XG_(plan_conv)(XG_(plan) *p, const xg__conv_job *job, int workers)
     p->c = (size_t)(job->c / job->groups);
     p->o = (size_t)(job->o / job->groups);
     p->taps = (size_t)(job->kh * job->kw);
-    p->phases = 1;
+    p->phases_y = p->phases = 1;
     p->problems = (size_t)job->groups;
     p->window = XG_(window_of)(job);
     if (job->kind == XG__CONV_DX) {
@@ -4677,7 +4687,7 @@ static void XG_(unit_of_weights)(const void *plan, size_t number, int worker)
     size_t b;
     int i;
     XG_(turn_weights)(p, group, row, rows, o, n, d.stage, &d);
-    for (i = 0; i < p->phases * p->phases; i++) {
+    for (i = 0; i < p->phases_y * p->phases; i++) {
         XG_(set_phase)(&q, i / p->phases, i % p->phases);
         for (b = 0; b < q.k.blocks; b++) {
             const XG_(span) k = XG_(block)(&q.k, b);
@@ -5329,8 +5339,8 @@ static void XG_(unit_of_phases)(const void *plan, size_t number, int worker)
 {
     const XG_(plan) *p = (const XG_(plan) *)plan;
     const XG_(spot) spot = XG_(spot_of)(p, number);
-    const size_t group = spot.problem / (size_t)p->phases;
-    const int py = (int)(spot.problem % (size_t)p->phases);
+    const size_t group = spot.problem / (size_t)p->phases_y;
+    const int py = (int)(spot.problem % (size_t)p->phases_y);
     const XG_(desk) d = XG_(desk_of)(p, worker);
     XG_(plan) q = *p;
     int px;

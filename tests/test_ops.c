@@ -333,6 +333,16 @@ static void test_convolutions_against_loops(void)
     check_trio(xg_shape4(2,9,2,2), xg_shape4(70,9,1,1), window(1,1,1,0,1,1));
 }
 
+/* Strides longer than the picture is high or wide, or nearly; one pixel, that no window sees. */
+static void test_long_strides(void)
+{
+    check_trio(xg_shape4(1,2,9,1), xg_shape4(3,2,2,1), window(2,1,3,0,1,1));
+    check_trio(xg_shape4(2,2,3,2), xg_shape4(3,2,2,2), window(2,2,7,1,1,1));
+    check_trio(xg_shape4(1,3,1,1), xg_shape4(2,3,1,1), window(1,1,3,1,1,1));
+    check_trio(xg_shape4(1,2,3,5), xg_shape4(3,2,2,2), window(2,2,32767,1,1,1));
+    check_trio(xg_shape4(1,2,2,100000), xg_shape4(2,1,2,2), window(2,2,32767,0,1,2));
+}
+
 static double naive_avgpool(void *user, int n, int c, int y, int x)
 {
     pair *p = (pair *)user;
@@ -490,6 +500,7 @@ TEST_MAIN(
     TEST(test_control)
     TEST(test_matmul_against_loops)
     TEST(test_convolutions_against_loops)
+    TEST(test_long_strides)
     TEST(test_pools_against_loops)
     TEST(test_sums_against_loops)
     TEST(test_broadcasting_against_loops)
