@@ -526,7 +526,8 @@ XG_API xg_tensor *xg_conv2d_dx(xg_tensor *w, xg_tensor *g, xg_window k, xg_shape
 XG_API xg_tensor *xg_conv2d_dw(xg_tensor *x, xg_tensor *g, xg_window k, xg_shape w);  /* shaped w */
 
 /* 5.6 Windows. Average pooling counts padded zeros: its divisor is always kh*kw. In max pooling the
- *     padding never wins, and the first maximum of a window takes its gradient. */
+ *     padding never wins, and the first maximum of a window takes its gradient; a window with no
+ *     number of the input (dilated, it may step over all of them) is a SHAPE error. */
 XG_API xg_tensor *xg_avgpool(xg_tensor *x, xg_window k);
 XG_API xg_tensor *xg_avgpool_t(xg_tensor *g, xg_window k, xg_shape x);   /* its transpose */
 XG_API xg_tensor *xg_argpool(xg_tensor *x, xg_window k);   /* where in its h*w plane each window's
@@ -10094,12 +10095,26 @@ XG_API_DEF xg_tensor *xg_avgpool_t(xg_tensor *g, xg_window k, xg_shape x)
 }
 XG__RULE(avgpool_t) { return xg_avgpool(g, y->attr.conv.window); }
 
+/* Does every window have a number of this axis? Dilated ones may step over all of a short one. */
+static bool xg__windows_see(int extent, int kernel, xg_window k)
+{
+    int first = 0, end = 1;
+    for (int i = 0; first < end && i < xg__windows(extent, kernel, k); i++) {
+        xg__clip(i, kernel, extent, k, &first, &end);
+    }
+    return first < end;
+}
+
 static bool xg__shape_argpool(xg_tensor *y)
 {
-    if ((double)y->in[0]->shape.h * y->in[0]->shape.w > 16777216.0) {
+    xg_shape x = y->in[0]->shape;
+    xg_window k = y->attr.conv.window;
+    if ((double)x.h * x.w > 16777216.0) {
         return xg__refuse(y, XG_ERR_SHAPE, "planes above 2^24 numbers have no exact index");
     }
-    return xg__shape_pool(y);
+    if (!xg__shape_pool(y)) return false;
+    if (xg__windows_see(x.h, k.kh, k) && xg__windows_see(x.w, k.kw, k)) return true;
+    return xg__refuse(y, XG_ERR_SHAPE, "a window meets no number of the input");
 }
 
 enum { XG__SLICE = 1 << 18 };                  /* numbers that are made at a time: a cache's */

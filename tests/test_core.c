@@ -181,7 +181,7 @@ static const char *ask_amiss(xg_tape *t, int which)
 {
     const int label[2] = { 0, 3 };
     const xg_window k = { 2, 2, 2, 0, 1, 1 }, wide = { 3, 3, 1, 2, 1, 1 }, large = { 9, 9, 1, 0, 1, 1 };
-    const xg_window groups = { 0, 0, 1, 0, 1, 3 };
+    const xg_window groups = { 0, 0, 1, 0, 1, 3 }, astride = { 2, 2, 1, 3, 6, 1 };
     const xg_shape x_shape = xg_shape4(2, 3, 4, 5), long_row = xg_shape4(1, 1, 1, INT_MAX);
     static const xg_real one[1] = { 1 };
     const xg_optim sgd = { XG_SGD, 0, 0, false, 0, 0, 0, 0, 0, XG_CONSTANT, 0, 0, 0, 0, NULL, NULL };
@@ -225,6 +225,7 @@ static const char *ask_amiss(xg_tape *t, int which)
     case 35: xg_leaf_borrow(t, x_shape, NULL); return "data is NULL";
     case 36: xg_leaf_borrow(t, xg_shape4(1, 1, 1, 0), one); return "at least 1";
     case 37: a = xg_leaf_borrow(t, xg_shape4(1, 1, 1, 1), one); return xg_leaf_data(a) ? "" : "a borrowed leaf";
+    case 38: xg_maxpool(x, astride); return "meets no number";
     default: return NULL;
     }
 }
