@@ -2673,6 +2673,9 @@ XG__INLINE XG_(v) XG_(pow_general)(XG_(v) x, float p, bool whole, bool odd)
     XG_(log_pair)(a, &high, &low);
     t = XG_(mul)(vp, high);
     low = XG_(fma)(vp, low, XG_(fma)(vp, high, XG_(neg)(t)));
+    if (fabsf(p) > 1000) {                                  /* where t is huge low may be large */
+        low = XG_(select)(XG_(less)(XG_(abs)(t), XG_(set1)(200.0f)), low, zero);
+    }
     y = XG_(exp_sum)(t, low);
     t = p > 0 ? a : XG_(div)(XG_(set1)(1.0f), a);
     y = XG_(select)(XG_(less)(a, XG_(set1)(INFINITY)), y, t);          /* infinity, NaN */
@@ -2779,6 +2782,7 @@ XG__MAP(pow_any,  XG_(pow)(x, p_))
 static void XG_(map_pow)(const xg_real *x, xg_real *y, size_t n, xg_real p, xg_real q)
 {
     if (p == 2) XG_(map_square)(x, y, n, p, q);
+    else if (p != p) XG_(map_affine)(x, y, n, p, q);       /* NaN whatever x is, 0 too */
     else XG_(map_pow_any)(x, y, n, p, q);
 }
 

@@ -221,6 +221,27 @@ static void test_powers(void)
     }
 }
 
+/* Exponents so huge that nearly all powers are 0 or infinite; and what is no exponent. */
+static void test_huge_powers(void)
+{
+    static const double exponents[] = { 1500, -3e4, 1e7 + 1, 3e7, -3e7, 1e30, -3e38, NAN };
+    for (size_t k = 0; k < sizeof exponents / sizeof *exponents; k++) {
+        xg_tape *t = xg_tape_new(NULL);
+        xg_rng rng = xg_rng_seed(11);
+        xg_tensor *x = xg_leaf(t, xg_shape4(1, 1, 1, 4000), NULL);
+        for (size_t i = 0; i < 4000; i++) xg_leaf_data(x)[i] = (xg_real)(8 * xg_rng_uniform(&rng));
+        xg_leaf_data(x)[0] = 0;
+        xg_leaf_data(x)[1] = (xg_real)HUGE_VAL;
+        const xg_real *y = xg_data(xg_pow(x, exponents[k]));
+        for (size_t i = 0; i < 4000; i++) {
+            xg_real exact = (xg_real)pow((double)xg_data(x)[i], (double)(xg_real)exponents[k]);
+            bool ends = exact == 0 || exact - exact != 0;
+            if (ends) CHECK(same_number(y[i], exact));
+        }
+        xg_tape_free(t);
+    }
+}
+
 TEST_MAIN(
     TEST(test_maps)
     TEST(test_zips)
@@ -230,4 +251,5 @@ TEST_MAIN(
     TEST(test_convolutions)
     TEST(test_accuracy_of_vector_maths)
     TEST(test_powers)
+    TEST(test_huge_powers)
 )
