@@ -3060,7 +3060,8 @@ static void XG_(avgpool_one)(const xg__pool_job *job, const xg_real *x, int r, i
     double sum = 0;
     xg__clip(ox, job->window.kw, job->w, job->window, &first, &stop);
     for (; r < end; r += job->window.dilation) {
-        for (c = first; c < stop; c += job->window.dilation) sum += (double)x[r * job->w + c];
+        const xg_real *row = x + (size_t)r * (size_t)job->w;
+        for (c = first; c < stop; c += job->window.dilation) sum += (double)row[c];
     }
     *y = (xg_real)(sum * job->share);
     (void)z;
@@ -3076,8 +3077,9 @@ XG__INLINE void XG_(avgpool_some)(const xg__pool_job *job, const xg_real *x, int
     size_t i;
     int dx;
     for (; r < end; r += k.dilation) {
+        const xg_real *row = x + (size_t)r * (size_t)job->w;
         for (dx = 0; dx < k.kw; dx++) {
-            XG_(store)(room, XG_(tap)(x + r * job->w + c, dx * k.dilation, &k, n));
+            XG_(store)(room, XG_(tap)(row + c, dx * k.dilation, &k, n));
             sum = XG_(wide_add)(sum, XG_(wide_load)(room));
         }
     }
