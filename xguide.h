@@ -6955,7 +6955,7 @@ typedef struct xg__name {
 
 /* A running statistic that waits for its training step to succeed. */
 typedef struct xg__update {
-    struct xg__update *older;
+    struct xg__update *older, *newer;
     xg_tensor *running;          /* the leaf of what moves ... */
     xg_real   *target;           /* ... and its numbers, the store's; NULL once they have moved */
     xg_tensor *value;
@@ -7216,6 +7216,7 @@ static void xg__tape_rewind(xg_tape *tape, xg_mark mark, bool keep_mark)
         if (tape->kept->packed.data) xg__arena_release(&tape->packs, tape->kept->place);
     }
     tape->updates = (xg__update *)mark.updates;
+    if (tape->updates) tape->updates->newer = NULL;
     memset(tape->recent, 0, sizeof tape->recent);
     tape->last = mark.last;
     if (mark.last) mark.last->next = NULL;
@@ -9079,6 +9080,8 @@ static void xg__defer_update(xg_tensor *running, xg_tensor *value, double moment
     update->value = value;
     update->momentum = momentum;
     update->older = tape->updates;
+    update->newer = NULL;
+    if (update->older) update->older->newer = update;
     tape->updates = update;
 }
 
@@ -9100,14 +9103,9 @@ static bool xg__prepare_updates(xg_tape *tape, xg_tensor *const *leaf, int count
 static void xg__commit_updates(xg_tape *tape)
 {
     xg__forget(tape);
-    xg__update *oldest_first = NULL;
-    while (tape->updates) {
-        xg__update *update = tape->updates;
-        tape->updates = update->older;
-        update->older = oldest_first;
-        oldest_first = update;
-    }
-    for (xg__update *update = oldest_first; update; update = update->older) {
+    xg__update *update = tape->updates;
+    while (update && update->older) update = update->older;
+    for (; update; update = update->newer) {
         if (!update->target) continue;         /* done already: a release brought it back */
         const xg_real *value = update->value->data;
         for (size_t i = 0, size = xg_size(update->value); i < size; i++) {
@@ -9116,6 +9114,7 @@ static void xg__commit_updates(xg_tape *tape)
         }
         update->target = NULL;
     }
+    tape->updates = NULL;
 }
 
 /* 4.12 Packed weights. The steps of an attack, say, multiply new numbers by the same weights,

@@ -363,6 +363,32 @@ static void test_borrowed_numbers_are_read_where_they_lie(void)
     free(numbers);
 }
 
+/* Normalises a batch of one number in training. */
+static xg_tensor *normalised(trainer *a, double value)
+{
+    xg_scope s = xg_scope_new(a->tape, a->params, &a->rng, true);
+    return xg_batch_norm(&s, "norm", xg_full(a->tape, xg_shape4(2, 1, 2, 2), value), NULL);
+}
+
+/* Running statistics of before a mark move with the first step behind it, and only then. */
+static void test_statistics_of_before_a_mark_move_once(void)
+{
+    trainer a = trainer_new(NULL);
+    double mean = 0.1;
+    normalised(&a, 1);
+    xg_mark mark = xg_tape_mark(a.tape);
+    for (int step = 0; step < 3; step++) {
+        xg_full(a.tape, xg_shape4(1, 1, 50 * step + 1, 100), 1);       /* where an old one lay */
+        CHECK(xg_optim_step(NULL, a.params, xg_sum(normalised(&a, step))) == XG_ERR_OK);
+        mean += 0.1 * (step - mean);
+        int at = xg_params_find(a.params, "norm.running_mean");
+        CHECK_NEAR(xg_params_data(a.params, at)[0], mean, TOL(1e-6, 1e-14));
+        xg_tape_release(a.tape, mark);
+    }
+    CHECK_OK(a.tape);
+    trainer_free(&a);
+}
+
 static void test_names_find_the_latest(void)
 {
     xg_tape *t = xg_tape_new(NULL);
@@ -1576,6 +1602,7 @@ TEST_MAIN(
     TEST(test_unknown_simd_level_is_refused)
     TEST(test_mark_and_release)
     TEST(test_borrowed_numbers_are_read_where_they_lie)
+    TEST(test_statistics_of_before_a_mark_move_once)
     TEST(test_names_find_the_latest)
     TEST(test_memory_is_flat_over_many_guided_steps)
     TEST(test_every_allocation_of_a_training_step_may_fail)
