@@ -8953,12 +8953,14 @@ XG_API_DEF const xg_real *xg_data(xg_tensor *x)
     return x->data;
 }
 
-/* What waits and would read the leaf gets its numbers before they change. */
+/* What reads the leaf gets its own numbers before they change, and keeps them (4.8). */
 static bool xg__force_readers(xg_tensor *leaf)
 {
     for (xg_tensor *node = leaf->next; node; node = node->next) {
-        for (int i = 0; i < 2 && !node->data; i++) {
-            if (node->in[i] && node->in[i]->data == leaf->data && !xg__force(node)) return false;
+        for (int i = 0; i < 2; i++) {
+            if (!node->in[i] || node->in[i]->data != leaf->data) continue;
+            if (!xg__force(node)) return false;
+            node->fixed = true;
         }
     }
     return true;

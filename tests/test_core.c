@@ -1272,6 +1272,35 @@ static void test_dropping_and_reading_change_no_bit(void)
     CHECK(resnet_bits(false, 3, &read) == bits);
 }
 
+/* Has x, which is large and quickly made, read by a product; and after it three others, by which it is
+ * no longer among what was read lately. */
+static void read_and_push_out(xg_tensor *x)
+{
+    xg_tape *t = xg_tape_of(x);
+    xg_tensor *column = xg_full(t, xg_shape4(1, 1, xg_shape_of(x).w, 1), 1), *other = leaf(t, 1, 1, 130, 130);
+    xg_matmul(x, column, false, false);
+    for (int i = 0; i < 3; i++) {
+        xg_matmul(xg_affine(other, 1, i), xg_full(t, xg_shape4(1, 1, 130, 1), 1), false, false);
+    }
+}
+
+/* Before a leaf is written, what reads it may have been dropped, and may be dropped after that. */
+static void test_what_is_dropped_keeps_old_numbers(void)
+{
+    for (int which = 0; which < 4; which++) {
+        xg_tape *t = xg_tape_new(NULL);
+        xg_tensor *x = xg_full(t, xg_shape4(1, 1, 130, 130), 1), *twice = xg_affine(x, 2, 0);
+        if (which & 1) read_and_push_out(twice);
+        xg_real *data = xg_leaf_data(x);
+        for (int i = 0; i < 130 * 130; i++) data[i] = 5;
+        if (which & 2) read_and_push_out(twice);
+        CHECK_NEAR(xg_item(twice), 2, 0);
+        CHECK_NEAR(xg_item(xg_affine(x, 2, 0)), 10, 0);
+        CHECK_OK(t);
+        xg_tape_free(t);
+    }
+}
+
 /* Takes a step by a net with something long between two convolutions, which nothing else reads; that
  * is copied before the step or after it. Returns the bytes in use then. */
 static size_t long_between(bool before, xg_real copy[4 * 6 * 32 * 32])
@@ -1631,6 +1660,7 @@ TEST_MAIN(
     TEST(test_long_chains_do_not_wait_for_ever)
     TEST(test_many_sums_of_the_same_rows)
     TEST(test_dropping_and_reading_change_no_bit)
+    TEST(test_what_is_dropped_keeps_old_numbers)
     TEST(test_what_products_read_is_given_back)
     TEST(test_results_take_the_place_of_what_ends)
     TEST(test_of_sums_at_a_relu_what_passes_is_kept)
