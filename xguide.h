@@ -267,8 +267,8 @@ typedef struct xg_config {
     void *(*alloc)(void *user, size_t bytes);      /* default malloc; may return NULL             */
     void  (*release)(void *user, void *memory);    /* default free                                */
     void   *memory_user;                           /* handed to both                              */
-    void   *fixed;                                 /* use this buffer and never allocate          */
-    size_t  fixed_bytes;                           /* its size                                    */
+    void   *fixed;                                 /* use this buffer, which nobody else does,    */
+    size_t  fixed_bytes;                           /* of so many bytes, and never allocate        */
 
     /* Calls run(context, task, worker) for every task in [0,tasks), in any order, on up to
      * `workers` threads; worker is in [0,workers) and no two calls that run at the same time share
@@ -316,7 +316,7 @@ XG_API void     xg_tape_free(xg_tape *tape);         /* frees everything made on
 
 /* Everything made after a mark is gone after the release; memory stays reserved for the next step.
  *     xg_mark m = xg_tape_mark(t);  ... one training step ...  xg_tape_release(t, m); */
-typedef struct xg__place { void *chunk, *spare; size_t used, bytes; int marks; } xg__place;
+typedef struct xg__place { void *chunk, *spare; size_t used, bytes; unsigned marks; } xg__place;
 typedef struct xg_mark {                                               /* opaque */
     xg__place place;
     void *names, *updates, *changes, *kept;
@@ -380,7 +380,7 @@ XG_API size_t         xg_read(xg_tensor *x, xg_real *out, size_t count);
 /* Names: layers name what they make ("layer3"), so that anyone can find it later on the tape. */
 XG_API xg_tensor *xg_name(xg_tensor *x, const char *name);             /* returns x */
 XG_API xg_tensor *xg_find(xg_tape *tape, const char *name);            /* the latest of that name,
-                          else a NAME error that lists near misses */
+                          else a NAME error that lists the names there are */
 XG_API const char *xg_name_of(const xg_tensor *x);                     /* its name, or "" */
 
 /* ============================================================================================== *
@@ -1276,7 +1276,7 @@ typedef struct xg__arena {
     xg__chunk *current;       /* NULL: nothing is in use                                          */
     size_t used;              /* bytes of the current chunk                                       */
     xg__spare *spare;         /* pieces given back, by address                                    */
-    int    marks;             /* set and not released: pieces older than the last stay            */
+    unsigned marks;           /* set, a release keeps its own: pieces older than the last stay   */
     size_t bytes;             /* handed out                                                       */
     size_t peak;              /* the most ever handed out at once                                 */
     size_t reserved;          /* taken from the allocator                                         */
@@ -1438,7 +1438,7 @@ static void xg__arena_rewind(xg__arena *a, xg__place place, bool keep_mark)
     a->used = place.used;
     a->bytes = place.bytes;
     a->spare = keep_mark ? NULL : (xg__spare *)place.spare;
-    a->marks = place.marks + (keep_mark ? 1 : 0);
+    a->marks = place.marks + keep_mark;
 }
 
 static void xg__arena_release(xg__arena *a, xg__place place)
@@ -6931,7 +6931,7 @@ struct xg_tensor {
     bool       constant;         /* made under xg_no_grad: no gradient passes */
     int        holds;            /* of what passes: those who still need it */
     int        reads;            /* weights: products that packed them themselves (4.12) */
-    int        born, given;      /* the arena's marks when it, and its numbers, were made */
+    unsigned   born, given;      /* the arena's marks when it, and its numbers, were made */
     xg_tensor *sum;              /* the latest that waits for the sum of this one, or NULL */
     xg_tensor *older;            /* of those that are known by what they are made of (4.7) */
     unsigned   seen;             /* scratch of a search */
@@ -6967,7 +6967,7 @@ typedef struct xg__change {
     struct xg__change *older;
     xg_tensor *tensor;
     xg_real   *before;
-    int        given;
+    unsigned   given;
 } xg__change;
 
 /* Weights as products pack them that sum along their rows, or along their columns (4.12). */
@@ -7099,14 +7099,13 @@ static bool xg__is_poison(const xg_tensor *x)
 static void xg__describe(char *text, size_t size, const char *label, const xg_tensor *x)
 {
     size_t used = strlen(text);
-    if (used >= size) return;
     xg_shape s = x->shape;
-    const char *quote = x->name[0] ? "'" : "";
-    snprintf(text + used, size - used, "%s %s%s%s%s[%d %d %d %d]", label, quote, x->name, quote,
-             x->name[0] ? " " : "", s.n, s.c, s.h, s.w);
+    bool named = x->name[0];
+    snprintf(text + used, size - used, "%s %s%s%s[%d %d %d %d]", label, named ? "'" : "", x->name,
+             named ? "' " : "", s.n, s.c, s.h, s.w);
 }
 
-/* Fails an operation: "conv2d: channels differ: x 'layer2' [8 64 28 28], w [128 32 3 3]". */
+/* Fails an operation: "conv2d: channels differ: x 'layer2' [8 64 28 28], with [128 32 3 3]". */
 static bool xg__refuse(const xg_tensor *y, xg_code code, const char *why)
 {
     char operands[160] = "";
@@ -7368,7 +7367,7 @@ static bool xg__team_open(xg_tape *tape, size_t scratch_bytes, xg__team *team)
     team->workers = tape->config.workers;
     team->parallel = tape->config.parallel_for;
     team->user = tape->config.parallel_user;
-    team->scratch = (xg_real *)xg__take(tape, scratch_bytes ? scratch_bytes : 64);
+    team->scratch = (xg_real *)xg__take(tape, scratch_bytes);
     return team->scratch != NULL;
 }
 
@@ -7376,9 +7375,8 @@ static bool xg__team_open(xg_tape *tape, size_t scratch_bytes, xg__team *team)
 
 static bool xg__shape_valid(xg_shape s)
 {
-    if (s.n < 1 || s.c < 1 || s.h < 1 || s.w < 1) return false;
-    double size = (double)s.n * s.c * s.h * s.w;
-    return size * (double)sizeof(xg_real) < (double)(SIZE_MAX / 4) && size < 9e15;
+    size_t size = xg_shape_size(s);
+    return size > 0 && size < SIZE_MAX / 4 / sizeof(xg_real) && (double)size < 9e15;
 }
 
 static xg_real *xg__take_many(xg_tape *tape, size_t count)
@@ -8986,13 +8984,11 @@ XG_API_DEF double xg_item(xg_tensor *x)
 
 XG_API_DEF size_t xg_read(xg_tensor *x, xg_real *out, size_t count)
 {
-    size_t size = xg_size(x);
-    bool good = x && x->tape && !xg_failed(x->tape) && xg__force(x);
-    for (size_t i = 0; i < count; i++) {
-        if (!good) out[i] = (xg_real)NAN;
-        else if (i < size) out[i] = x->data[i];
-    }
-    return good ? size : 0;
+    bool good = x && !xg_failed(x->tape) && xg__force(x);
+    size_t size = good ? xg_size(x) : 0;
+    for (size_t i = 0; i < count && i < size; i++) out[i] = x->data[i];
+    for (size_t i = 0; i < count && !good; i++) out[i] = (xg_real)NAN;
+    return size;
 }
 
 /* 4.10 Names, in a small hash table that release unwinds. */
