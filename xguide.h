@@ -9825,6 +9825,9 @@ static bool xg__conv_fits(const xg_tensor *y, xg_shape x, xg_shape w, xg_shape g
     if (g.h < 1 || g.w < 1 || g.h != xg__windows(x.h, w.h, k) || g.w != xg__windows(x.w, w.w, k)) {
         return xg__refuse(y, XG_ERR_SHAPE, "the windows do not fit the input");
     }
+    if ((double)x.h * x.w > INT_MAX || (double)w.h * w.w > INT_MAX || (double)g.h * g.w > INT_MAX) {
+        return xg__refuse(y, XG_ERR_SHAPE, "a plane has more numbers than an int can count");
+    }
     return true;
 }
 

@@ -333,6 +333,16 @@ static void test_convolutions_against_loops(void)
     check_trio(xg_shape4(2,9,2,2), xg_shape4(70,9,1,1), window(1,1,1,0,1,1));
 }
 
+/* Padding makes large planes of small ones. What is too large is refused before memory is asked for. */
+static void test_planes_too_large(void)
+{
+    xg_tape *t = xg_tape_new(NULL);
+    xg_tensor *one = xg_scalar(t, 1);
+    xg_conv2d(one, one, window(1,1,1,23250,1,1));      /* 46501 squared is above 2^31 */
+    CHECK(xg_tape_error(t)->code == XG_ERR_SHAPE);
+    xg_tape_free(t);
+}
+
 /* Strides longer than the picture is high or wide, or nearly; one pixel, that no window sees. */
 static void test_long_strides(void)
 {
@@ -500,6 +510,7 @@ TEST_MAIN(
     TEST(test_control)
     TEST(test_matmul_against_loops)
     TEST(test_convolutions_against_loops)
+    TEST(test_planes_too_large)
     TEST(test_long_strides)
     TEST(test_pools_against_loops)
     TEST(test_sums_against_loops)
