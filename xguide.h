@@ -5950,7 +5950,8 @@ typedef struct XG_(winograd) {
     size_t down, across;       /* patches of an image                                             */
     size_t out_step, in_step;  /* from the weights of one plane out (in) to the next              */
     bool flip;                 /* they are read backwards                                         */
-    bool few;                  /* few patches: their transform is shared, else that of weights    */
+    bool few;                  /* few patches: their transform is shared, else that of weights;   */
+                               /* weight gradient: one stretch holds them all                     */
     bool brief;                /* three or four planes in, whose products are not kept            */
     XG_(cut) rows, patches;    /* rows: planes out                                                */
     XG_(cut) k;                /* planes in; weight gradient: patches                             */
@@ -5963,7 +5964,7 @@ typedef struct XG_(winograd) {
     size_t stretch;            /* weight gradient: the block of k that is being added             */
     size_t at_b, at_c;         /* weight gradient: columns and products, in what is shared        */
     size_t shared;             /* numbers in front of the desks                                   */
-    size_t desk_a, desk_b, desk_c, desk_lines, desk_room, desk_step, desk_seat;      /* bytes   */
+    size_t desk_b, desk_c, desk_lines, desk_room, desk_step, desk_seat;        /* bytes; `a` at 0 */
     size_t desk_place, desk_from, desk_swath, desk;
 } XG_(winograd);
 
@@ -6006,7 +6007,7 @@ static XG_(bench) XG_(bench_of)(const XG_(winograd) *p, int worker)
     char *memory = (char *)(p->team->scratch + p->shared) + (size_t)worker * p->desk;
     XG_(bench) d;
     size_t i;
-    d.a = (xg_real *)(void *)(memory + p->desk_a);
+    d.a = (xg_real *)(void *)memory;
     d.b = (xg_real *)(void *)(memory + p->desk_b);
     d.c = (xg_real *)(void *)(memory + p->desk_c);
     d.lines = (xg_real *)(void *)(memory + p->desk_lines);
@@ -6025,14 +6026,7 @@ static XG_(bench) XG_(bench_of)(const XG_(winograd) *p, int worker)
 
 static XG_(planes) XG_(planes_of)(const xg_real *base, int count, int h, int w, int pad, int side)
 {
-    XG_(planes) s;
-    s.base = base;
-    s.at = NULL;
-    s.count = (size_t)count;
-    s.h = h;
-    s.w = w;
-    s.pad = pad;
-    s.side = side;
+    const XG_(planes) s = { base, NULL, (size_t)count, h, w, pad, side };
     return s;
 }
 
@@ -6074,7 +6068,7 @@ static void XG_(winograd_desk)(XG_(winograd) *p, size_t a, size_t b, size_t c, s
     p->steps = k;
     p->pitch = XG_(round_up)(4 * width + 4 + XG__LANES, 16);
     p->zeros = lines * XG__PATCH * p->pitch;
-    p->desk_b = XG_(after)(p->desk_a, XG__POINTS * a, room);
+    p->desk_b = XG_(after)(0, XG__POINTS * a, room);
     p->desk_c = XG_(after)(p->desk_b, XG__POINTS * b, room);
     p->desk_lines = XG_(after)(p->desk_c, XG__POINTS * c, room);
     if (p->in.at != NULL) placed = 8 * (size_t)p->in.w;
@@ -6776,7 +6770,7 @@ static void XG_(run_winograd)(XG_(winograd) *p, const xg__team *team)
         XG_(run_winograd_dw)(p);
     } else if (p->few) {
         XG_(run_units)(p->team, p, p->patches.blocks * XG_(ceil_div)(p->in.count, 16),
-                          XG_(winograd_first));
+                       XG_(winograd_first));
         XG_(run_units)(p->team, p, p->rows.blocks, XG_(unit_of_planes));
     } else {
         XG_(run_units)(p->team, p, p->rows.blocks, XG_(winograd_first));
@@ -8776,6 +8770,7 @@ static xg_tensor *xg__emit(xg_op op, xg_tensor *a, xg_tensor *b, const xg__attr 
         return made;
     }
     bool later = room->manner != XG__NOW;
+    /* A convolution that waits has its operands' numbers, so that it never runs inside another. */
     bool ready = later || xg__force_operands(&y);
     later = later || ((op == XG_OP_conv2d || op == XG_OP_conv2d_dx) && y.attr.conv.waits)
          || (op == XG_OP_conv2d && xg__waits_for_pool(&y));
