@@ -8833,8 +8833,17 @@ static void xg__end(xg_tensor *x)
     xg__let_go(factor);
 }
 
+static bool xg__has_ended(const xg_tensor *x) { return x->data == &x->tape->nan; }
+
 /* Whether the numbers of x are there: it neither waits nor has ended. */
-static bool xg__is_there(const xg_tensor *x) { return x->data && x->data != &x->tape->nan; }
+static bool xg__is_there(const xg_tensor *x) { return x->data && !xg__has_ended(x); }
+
+/* What x scatters over planes; NULL if x is no such thing, or if that has ended before x. */
+static xg_tensor *xg__scattered(const xg_tensor *x)
+{
+    xg_tensor *from = x->op == XG_OP_scatter ? x->in[0] : NULL;
+    return from && !xg__has_ended(from) ? from : NULL;
+}
 
 /* Ends what nobody holds of all that was made from number `first` on. */
 static void xg__end_unheld(xg_tape *tape, int first)
@@ -9256,9 +9265,10 @@ XG_API_DEF xg_tensor *xg_relu(xg_tensor *x) { return xg__emit1(XG_OP_relu, x); }
  * but what passes is read by all who follow: that is what is computed once. */
 XG__RULE(relu)
 {
-    xg_tensor *at = g->op == XG_OP_scatter ? g->in[1] : NULL, *maxima = at ? at->next : NULL;
+    xg_tensor *from = xg__scattered(g), *at = from ? g->in[1] : NULL;
+    xg_tensor *maxima = at ? at->next : NULL;
     if (maxima && maxima->op == XG_OP_gather && maxima->in[0] == y && maxima->in[1] == at) {
-        return xg_scatter(xg_gate(g->in[0], maxima), at, y->shape);
+        return xg_scatter(xg_gate(from, maxima), at, y->shape);
     }
     xg_tensor *passed = xg_gate(g, y);
     if (g->hub && !g->data && !xg__is_poison(passed)) {
@@ -9440,7 +9450,7 @@ XG_API_DEF xg_tensor *xg_sum_to(xg_tensor *x, xg_shape s)
         && xg_shape_same(s, xg_shape4(1, x->shape.c, x->shape.h, x->shape.w))) {
         return xg__sum_pictures(x, s);
     }
-    if (x && x->op == XG_OP_scatter && x->in[0] && s.h == 1 && s.w == 1) x = x->in[0];
+    if (x && xg__scattered(x) && s.h == 1 && s.w == 1) x = xg__scattered(x);
     if (x && xg_shape_same(x->shape, s)) return x;
     if (x && xg_shape_size(s) == 1 && x->shape.n > 1 && xg_size(x) > (size_t)x->shape.n) {
         x = xg__emit_to(XG_OP_sum_to, x, NULL, xg_shape4(x->shape.n, 1, 1, 1));

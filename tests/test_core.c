@@ -1199,6 +1199,53 @@ static void test_long_chains_do_not_wait_for_ever(void)
     xg_tape_free(t);
 }
 
+/* A loss through a chain of so many operations behind a max-pool, with a bias and, by turns, ReLU before
+ * it. */
+static xg_tensor *behind_a_pool(xg_tape *t, xg_params *p, int count, bool dear)
+{
+    const xg_window pairs = { 2, 2, 2, 0, 1, 1 };
+    xg_rng rng = xg_rng_seed(1);
+    xg_scope s = xg_scope_new(t, p, &rng, true);
+    xg_tensor *w = xg_name(xg_param(&s, "w", xg_shape4(1, 2, 4, 4), XG_INIT_KAIMING, 1), "w");
+    xg_tensor *b = xg_name(xg_param(&s, "b", xg_shape4(1, 2, 1, 1), XG_INIT_ONE, 1), "b");
+    xg_tensor *y = xg_add(w, b);
+    y = xg_maxpool(count % 2 ? xg_relu(y) : y, pairs);
+    for (int i = 0; i < count; i++) y = dear ? xg_tanh(y) : xg_relu(xg_affine(y, 1.001, 0.01));
+    return xg_sum(y);
+}
+
+/* A step moves weights as their gradient says. */
+static void check_step(int count, bool dear)
+{
+    xg_tape *t = xg_tape_new(NULL), *apart = xg_tape_new(NULL);
+    xg_params *p = xg_params_new(NULL), *same = xg_params_new(NULL);
+    xg_tensor *loss = behind_a_pool(t, p, count, dear), *other = behind_a_pool(apart, same, count, dear);
+    xg_optim sgd;
+    memset(&sgd, 0, sizeof sgd);
+    sgd.lr = 1;
+    CHECK(xg_optim_step(&sgd, p, loss) == XG_ERR_OK);
+    for (int k = 0; k < 2; k++) {
+        const xg_real *before = xg_params_data(same, k), *after = xg_params_data(p, k);
+        xg_tensor *slope = xg_grad(other, xg_find(apart, xg_params_name(same, k)));
+        for (size_t i = 0; i < xg_size(slope); i++) {
+            CHECK_NEAR(after[i], before[i] - xg_data(slope)[i], 1e-5);
+        }
+    }
+    CHECK_OK(t);
+    CHECK_OK(apart);
+    xg_params_free(p);
+    xg_params_free(same);
+    xg_tape_free(t);
+    xg_tape_free(apart);
+}
+
+/* What waits too long runs at once, and what it read ends: rules that would read that do without. */
+static void test_long_chains_behind_a_pool(void)
+{
+    for (int count = 60; count < 140; count++) check_step(count, false);
+    for (int count = 1; count < 40; count++) check_step(count, true);
+}
+
 /* If more sums wait for rows than can run with these, some do: the rows are made once all the same. */
 static void test_many_sums_of_the_same_rows(void)
 {
@@ -1658,6 +1705,7 @@ TEST_MAIN(
     TEST(test_units_taken_together)
     TEST(test_waiting_results_keep_old_numbers)
     TEST(test_long_chains_do_not_wait_for_ever)
+    TEST(test_long_chains_behind_a_pool)
     TEST(test_many_sums_of_the_same_rows)
     TEST(test_dropping_and_reading_change_no_bit)
     TEST(test_what_is_dropped_keeps_old_numbers)
