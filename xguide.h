@@ -10948,12 +10948,16 @@ static xg_tensor *xg__past_factor(const xg_tensor *node, int *axis)
 }
 
 /* Whether a factor for each sample passes node to its operand i, and along which axis it goes on.
- * A dense layer has its samples in the rows of a matrix. */
+ * A dense layer has its samples in the rows of a matrix. Weights belong to all samples, also where
+ * there happen to be as many of them. */
 static bool xg__samples_apart(const xg_tensor *node, int i, int samples, int *axis)
 {
     xg_shape from = node->in[i]->shape, to = node->shape;
     xg_op op = node->op;
     if (op == XG_OP_permute || op == XG_OP_flip || op == XG_OP_concat) return false;
+    if (op == XG_OP_conv2d && i == 1) return false;
+    if (op == XG_OP_conv2d_dx && i == 0) return false;
+    if (op == XG_OP_conv2d_dw) return false;
     if (op == XG_OP_matmul) return *axis == 2 && i == 0 && !node->attr.transpose.a;
     if (op == XG_OP_reshape && from.n != to.n) {
         bool rows = to.n == samples && from.h == samples && from.n * from.c == 1;

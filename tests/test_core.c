@@ -1556,6 +1556,37 @@ static double shared_step(shared_net o, trainer *a, xg_tensor **grad)
     return worst;
 }
 
+/* The gradient of a loss on one score a row for one of a product's operands, where an earlier sweep has
+ * found that of the scores. The product is one of the convolution trio. */
+static xg_tensor *taken_product(xg_tape *t, int which, int operand, bool before)
+{
+    const int n = 4, outputs = 4;                          /* weights have as many rows as the batch */
+    xg_rng rng = xg_rng_seed(57);
+    xg_window k = { 0, 0, 1, 0, 1, 1 };
+    xg_shape image = xg_shape4(n, 3, 5, 5), weight = xg_shape4(outputs, 3, 3, 3);
+    xg_tensor *x = xg_randn(t, image, &rng), *w = xg_randn(t, weight, &rng);
+    xg_tensor *g = xg_randn(t, xg_shape4(n, outputs, 3, 3), &rng);
+    xg_tensor *in[2] = { which == 1 ? w : x, which == 0 ? w : g };
+    xg_tensor *y = which == 0 ? xg_conv2d(x, w, k) : which == 1 ? xg_conv2d_dx(w, g, k, image) :
+                   xg_conv2d_dw(x, g, k, weight);
+    xg_tensor *score = xg_sum_to(y, xg_shape4(n, 1, 1, 1));
+    if (before) xg_grad(score, in[operand]);
+    return xg_grad(xg_dot(score, score), in[operand]);
+}
+
+/* A factor for each sample is none for each row of weights, though there be as many. */
+static void test_weights_are_no_samples(void)
+{
+    for (int which = 0; which < 6; which++) {
+        xg_tape *a = xg_tape_new(NULL), *b = xg_tape_new(NULL);
+        xg_tensor *got = taken_product(a, which / 2, which % 2, true);
+        CHECK(differs(got, taken_product(b, which / 2, which % 2, false)) <= TOL(2e-5, 1e-12));
+        CHECK_OK(a);
+        xg_tape_free(a);
+        xg_tape_free(b);
+    }
+}
+
 /* What an earlier gradient found is taken over exactly where that is right: the same numbers, from
  * fewer operations; with batch statistics, which tie samples together, only as far as they allow. */
 static void test_gradients_are_taken_over(void)
@@ -1714,6 +1745,7 @@ TEST_MAIN(
     TEST(test_of_sums_at_a_relu_what_passes_is_kept)
     TEST(test_what_weights_give_outlives_steps)
     TEST(test_gradients_are_taken_over)
+    TEST(test_weights_are_no_samples)
     TEST(test_products_are_added_where_they_belong)
     TEST(test_margin_is_cross_entropy)
     TEST(test_random_numbers)
