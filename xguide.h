@@ -11243,19 +11243,20 @@ XG_API_DEF xg_rules xg_rules_deconv(void)
  *     does not depend on x is constant: its pair is (itself, itself) for bounds, and for a split
  *     (0, itself). */
 
-/* Also marks what leads to y: the tape holds other readings of the same x, which are not wanted. */
-static xg_tensor *xg__walk_between(xg_tensor *y, xg_tensor *x)
+/* Also marks what leads to y: the tape holds other readings of the same x, which are not wanted. An
+ * index selects, and leads nowhere. A y that does not depend on x has no pair. */
+static void xg__walk_between(xg_tensor *y, xg_tensor *x)
 {
-    xg_tensor *start = xg__walk_begin(y->tape, &x, 1);
+    xg__walk_begin(y->tape, &x, 1);
     int number = y->tape->walks;
     y->walk.leads = y->walk.number == number;
+    if (!y->walk.leads) y->walk.first = y->walk.second = NULL;
     for (xg_tensor *node = y; node && node->id > x->id; node = node->prev) {
         if (node->walk.number != number || !node->walk.leads) continue;
-        for (int i = 0; i < 2; i++) {
+        for (int i = 0; i < (node->op == XG_OP_gather ? 1 : 2); i++) {
             if (node->in[i] && node->in[i]->walk.number == number) node->in[i]->walk.leads = true;
         }
     }
-    return start;
 }
 
 static bool xg__moves(const xg_tensor *node, const xg_tensor *operand)
@@ -11390,7 +11391,6 @@ static void xg__bounds_node(xg_tensor *node)
     }
     xg__kind kind = xg__kind_of(node->op);
     bool falls = node->op == XG_OP_affine && node->attr.number.p < 0;
-    if (node->op == XG_OP_argpool) return;                 /* read by the max-pool that it serves */
     if (xg__bounds_box(node)) return;
     if (xg__is_maxpool(node)) {
         node->walk.first = xg_maxpool(low[0], node->in[1]->attr.conv.window);
@@ -11458,7 +11458,6 @@ static void xg__split_node(xg_tensor *node)
     xg_tensor *beta = x->walk.first, *gamma = x->walk.second;
     xg__kind kind = xg__kind_of(node->op);
     bool pairwise = kind == XG__LINEAR || node->op == XG_OP_add || node->op == XG_OP_sub;
-    if (node->op == XG_OP_argpool) return;
     if (node->op == XG_OP_relu) {
         node->walk.first = xg_relu(beta);
         node->walk.second = xg_sub(xg_relu(xg_add(beta, gamma)), node->walk.first);
@@ -11466,7 +11465,7 @@ static void xg__split_node(xg_tensor *node)
         xg_tensor *c = xg_scalar(node->tape, node->attr.number.q);
         xg__split_constant(node, xg_affine(beta, node->attr.number.p, 0),
                            xg_affine(gamma, node->attr.number.p, 0), c);
-    } else if (kind == XG__SELECT) {
+    } else if (kind == XG__SELECT && moving < 1) {
         node->walk.first = xg_gather(beta, node->in[1]);
         node->walk.second = xg_gather(gamma, node->in[1]);
     } else if (pairwise && (moving < 0 || !node->in[1])) {

@@ -624,6 +624,29 @@ static void test_bounds_of_a_difference(void)
     xg_tape_free(t);
 }
 
+/* A y that does not depend on x is a point, whatever earlier readings left with it. Where maxima stand
+ * has no bounds, and picking from a constant no split. */
+static void test_forward_readings_of_what_x_does_not_reach(void)
+{
+    xg_tape *t = xg_tape_new(NULL);
+    xg_tensor *x = xg_full(t, xg_shape4(1, 1, 4, 4), 2), *z = xg_scalar(t, 3), *y = xg_square(x);
+    xg_tensor *lo, *hi, *beta, *gamma;
+    xg_window pairs = { 2, 2, 2, 0, 1, 1 };
+    xg_grad(y, x);
+    xg_bounds(y, z, z, z, &lo, &hi);
+    CHECK(lo == y && hi == y);
+    xg_split(y, z, z, &beta, &gamma);
+    CHECK(xg_item(beta) == 0 && gamma == y);
+    CHECK_OK(t);
+    xg_tensor *places = xg_argpool(x, pairs);
+    xg_bounds(places, x, x, x, &lo, &hi);
+    CHECK_ERROR(xg_tape_error(t), XG_ERR_RULE);
+    xg_clear_error(t);
+    xg_split(xg_gather(xg_full(t, xg_shape_of(x), 1), places), x, x, &beta, &gamma);
+    CHECK_ERROR(xg_tape_error(t), XG_ERR_RULE);
+    xg_tape_free(t);
+}
+
 static void test_split_adds_up(void)
 {
     for (int bias = 0; bias < 2; bias++) {
@@ -1719,6 +1742,7 @@ TEST_MAIN(
     TEST(test_gradient_of_an_inner_node)
     TEST(test_bounds_contain_the_net)
     TEST(test_bounds_of_a_difference)
+    TEST(test_forward_readings_of_what_x_does_not_reach)
     TEST(test_split_adds_up)
     TEST(test_bounds_can_be_trained_through)
     TEST(test_bounds_about_x_share_its_pass)
