@@ -10907,7 +10907,7 @@ static bool xg__walk_allowed(const char *reading, xg_tensor *y, xg_tensor *const
     for (int i = 0; i < count; i++) {
         poison = poison || xg__is_poison(x[i]);
         if (!poison && x[i]->tape != tape) {
-            xg_fail(tape, XG_ERR_TAPE, "%s: y and x live on different tapes", reading);
+            xg_fail(tape, XG_ERR_TAPE, "%s: its tensors live on different tapes", reading);
             return false;
         }
     }
@@ -11178,6 +11178,7 @@ static void xg__grads(xg_tensor *y, xg_tensor *seed, xg_tensor *const *x, int co
     xg_tape *tape = xg_tape_of(y);
     for (int i = 0; i < count; i++) out[i] = xg__poison(tape);
     if (!xg__walk_allowed("grads", y, x, count) || count < 1) return;
+    if (seed && !xg__walk_allowed("grads", y, &seed, 1)) return;
     if (seed && !xg_shape_same(seed->shape, y->shape)) {
         xg_fail(tape, XG_ERR_SHAPE, "grads: the seed must be shaped like y");
     }
@@ -12869,9 +12870,9 @@ static bool xg__optim_match(const xg_optim *o, xg_params *params, xg_tape *tape,
                     ours ? "is given twice" : "is not of this store");
             return false;
         }
-        if (!xg_shape_same(leaf[k]->shape, xg_shape_of(grad[k]))) {
-            xg_fail(tape, XG_ERR_SHAPE, "optimiser: the gradient of '%.80s' has another shape",
-                    params->entry[at].name);
+        if (xg__is_poison(grad[k]) || !xg_shape_same(leaf[k]->shape, grad[k]->shape)) {
+            xg_fail(tape, XG_ERR_SHAPE, "optimiser: the gradient of '%.80s' is missing or has "
+                    "another shape", params->entry[at].name);
             return false;
         }
         if (!xg_params_trainable(params, at)) continue;

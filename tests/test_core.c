@@ -647,6 +647,16 @@ static void test_forward_readings_of_what_x_does_not_reach(void)
     xg_tape_free(t);
 }
 
+static void test_a_seed_is_of_the_same_tape(void)
+{
+    xg_tape *t = xg_tape_new(NULL), *other = xg_tape_new(NULL);
+    xg_tensor *x = xg_scalar(t, 2), *grad;
+    xg_grads(xg_affine(x, 1, 3), xg_scalar(other, 1), &x, 1, NULL, &grad);
+    CHECK_ERROR(xg_tape_error(t), XG_ERR_TAPE);
+    xg_tape_free(t);
+    xg_tape_free(other);
+}
+
 static void test_split_adds_up(void)
 {
     for (int bias = 0; bias < 2; bias++) {
@@ -1743,6 +1753,7 @@ TEST_MAIN(
     TEST(test_bounds_contain_the_net)
     TEST(test_bounds_of_a_difference)
     TEST(test_forward_readings_of_what_x_does_not_reach)
+    TEST(test_a_seed_is_of_the_same_tape)
     TEST(test_split_adds_up)
     TEST(test_bounds_can_be_trained_through)
     TEST(test_bounds_about_x_share_its_pass)

@@ -1264,6 +1264,10 @@ static void test_apply_given_gradients(void)
     grad[0] = xg_full(b.tape, sh(1, 2, 1, 1), 1);
     CHECK(xg_optim_apply(&o, b.params, leaf, grad, 1) == XG_ERR_SHAPE);
     xg_clear_error(b.tape);
+    leaf[0] = xg_param(&b.s, "one", sh(1, 1, 1, 1), XG_INIT_ZERO, 1);
+    grad[0] = NULL;
+    CHECK(xg_optim_apply(&o, b.params, leaf, grad, 1) == XG_ERR_SHAPE);
+    xg_clear_error(b.tape);
     leaf[0] = xg_full(b.tape, sh(1, 2, 1, 1), 1);
     CHECK(xg_optim_apply(&o, b.params, leaf, grad, 1) == XG_ERR_ARGUMENT);     /* not a parameter */
     xg_clear_error(b.tape);
