@@ -539,8 +539,9 @@ XG_API xg_tensor *xg_global_avgpool(xg_tensor *x);         /* [n,c,1,1] */
 XG_API xg_tensor *xg_upsample(xg_tensor *x, int h, int w);
 XG_API xg_tensor *xg_upsample_t(xg_tensor *g, xg_shape x);               /* its transpose */
 
-/* 5.7 Selection. An index is a number stored as a number; it counts within an h*w plane. The n
- *     and c of an index tensor may be 1: the same selection for every sample, every channel. */
+/* 5.7 Selection. An index is a number stored as a number; it counts within an h*w plane. Outside it
+ *     is an ARGUMENT error: at once if it is data, else when numbers are asked for. The n and c of
+ *     an index tensor may be 1: the same selection for every sample, every channel. */
 XG_API xg_tensor *xg_gather(xg_tensor *x, xg_tensor *index);        /* y[n,c,p] = x[n,c,index[p]] */
 XG_API xg_tensor *xg_scatter(xg_tensor *g, xg_tensor *index, xg_shape x); /* its transpose: adds */
 XG_API xg_tensor *xg_argmax(xg_tensor *x);             /* [n,1,h,w]: first best channel; selector */
@@ -9573,7 +9574,8 @@ static bool xg__box_inside(xg_shape from, xg_shape box, xg_shape whole)
 {
     for (int axis = 0; axis < 4; axis++) {
         int start = xg__extent(from, axis), e = xg__extent(box, axis);
-        if (start < 0 || e < 1 || start > xg__extent(whole, axis) - e) return false;
+        int room = xg__extent(whole, axis);
+        if (start < 0 || e < 1 || e > room || start > room - e) return false;
     }
     return true;
 }
@@ -9800,23 +9802,25 @@ static xg_window xg__window(xg_window k)
     return k;
 }
 
-/* How many windows fit along an axis; 0 or less when none does. */
+/* How many windows fit along an axis; 0 when none does, or when the axis with its padding is too
+ * long to be counted in int. */
 static int xg__windows(int extent, int kernel, xg_window k)
 {
-    int room = extent + 2 * k.pad - (k.dilation * (kernel - 1) + 1);
-    return room < 0 ? 0 : room / k.stride + 1;
+    int64_t padded = (int64_t)extent + 2 * k.pad, covered = k.dilation * ((int64_t)kernel - 1) + 1;
+    if (covered < 1 || covered > padded || padded > INT_MAX) return 0;
+    return (int)((padded - covered) / k.stride) + 1;
 }
 
 /* Are the window's numbers usable? Refuses y if not. */
 static bool xg__window_valid(const xg_tensor *y)
 {
-    const int most = 1 << 15;                  /* keeps every product of extents inside an int */
+    const int most = 1 << 15;                  /* keeps products of two inside an int */
     xg_window k = y->attr.conv.window;
     if (k.kh > 0 && k.kw > 0 && k.stride > 0 && k.dilation > 0 && k.groups > 0 && k.pad >= 0 &&
         k.kh < most && k.kw < most && k.stride < most && k.dilation < most && k.pad < most) {
         return true;
     }
-    return xg__refuse(y, XG_ERR_ARGUMENT, "a window number is negative");
+    return xg__refuse(y, XG_ERR_ARGUMENT, "a window number is negative or above 32767");
 }
 
 /* Checks x [n,c,h,w], w [o,c/groups,kh,kw], g [n,o,oh,ow] against one another. */
@@ -9824,7 +9828,9 @@ static bool xg__conv_fits(const xg_tensor *y, xg_shape x, xg_shape w, xg_shape g
 {
     xg_window k = y->attr.conv.window;
     if (!xg__window_valid(y)) return false;
-    if (x.c != w.c * k.groups) return xg__refuse(y, XG_ERR_SHAPE, "channels differ");
+    if (x.c % k.groups || x.c / k.groups != w.c) {
+        return xg__refuse(y, XG_ERR_SHAPE, "channels differ");
+    }
     if (w.n % k.groups) return xg__refuse(y, XG_ERR_SHAPE, "groups do not divide the outputs");
     if (g.n != x.n || g.c != w.n) return xg__refuse(y, XG_ERR_SHAPE, "batch or outputs differ");
     if (g.h < 1 || g.w < 1 || g.h != xg__windows(x.h, w.h, k) || g.w != xg__windows(x.w, w.w, k)) {
@@ -9836,10 +9842,10 @@ static bool xg__conv_fits(const xg_tensor *y, xg_shape x, xg_shape w, xg_shape g
     return true;
 }
 
-/* Whether g is what a max-pool of 2x2 sends back. Then gradients can be had from fewer numbers
- * (3.5.10, 3.6.3), unless these are gone and g itself is there. */
 static bool xg__in_pairs(const xg_tensor *index, xg_shape s);
 
+/* Whether g is what a max-pool of 2x2 sends back. Then gradients can be had from fewer numbers
+ * (3.5.10, 3.6.3), unless these are gone and g itself is there. */
 static bool xg__is_pooled(const xg_tensor *g)
 {
     const xg_tensor *from = g->in[0], *at = g->in[1];
@@ -10001,20 +10007,23 @@ XG__RULE(conv2d_dw)
 
 /* ---- 5.6 windows ----------------------------------------------------------------------------- */
 
-static bool xg__shape_pool(xg_tensor *y)
+/* What the windows make of planes like x; false, and y is refused, if there is no such thing. */
+static bool xg__pooled_shape(const xg_tensor *y, xg_shape x, xg_shape *pooled)
 {
-    xg_shape x = y->in[0]->shape;
     xg_window k = y->attr.conv.window;
     if (!xg__window_valid(y)) return false;
     if (2 * k.pad > k.dilation * (k.kh - 1) + 1 || 2 * k.pad > k.dilation * (k.kw - 1) + 1) {
         return xg__refuse(y, XG_ERR_ARGUMENT, "padding is more than half the window");
     }
-    y->shape = xg_shape4(x.n, x.c, xg__windows(x.h, k.kh, k), xg__windows(x.w, k.kw, k));
-    if (y->shape.h > 0 && y->shape.w > 0) return true;
+    *pooled = xg_shape4(x.n, x.c, xg__windows(x.h, k.kh, k), xg__windows(x.w, k.kw, k));
+    if (pooled->h > 0 && pooled->w > 0) return true;
     return xg__refuse(y, XG_ERR_SHAPE, "the window is larger than the input");
 }
 
-static bool xg__shape_avgpool(xg_tensor *y) { return xg__shape_pool(y); }
+static bool xg__shape_avgpool(xg_tensor *y)
+{
+    return xg__pooled_shape(y, y->in[0]->shape, &y->shape);
+}
 
 /* The windows k over planes of `in`, `out` of them. */
 static xg__pool_job xg__pool_of(xg_window k, xg_shape in, xg_shape out)
@@ -10052,14 +10061,10 @@ XG__RULE(avgpool) { return xg_avgpool_t(g, y->attr.conv.window, y->in[i]->shape)
 
 static bool xg__shape_avgpool_t(xg_tensor *y)
 {
-    xg_shape g = y->in[0]->shape, x = y->attr.conv.shape;
-    xg_window k = y->attr.conv.window;
-    y->shape = x;
-    if (!xg__window_valid(y)) return false;
-    if (g.n == x.n && g.c == x.c && g.h == xg__windows(x.h, k.kh, k) &&
-        g.w == xg__windows(x.w, k.kw, k)) {
-        return true;
-    }
+    xg_shape g;
+    y->shape = y->attr.conv.shape;
+    if (!xg__pooled_shape(y, y->shape, &g)) return false;
+    if (xg_shape_same(g, y->in[0]->shape)) return true;
     return xg__refuse(y, XG_ERR_SHAPE, "the windows do not fit the asked shape");
 }
 
@@ -10123,7 +10128,7 @@ static bool xg__shape_argpool(xg_tensor *y)
     if ((double)x.h * x.w > 16777216.0) {
         return xg__refuse(y, XG_ERR_SHAPE, "planes above 2^24 numbers have no exact index");
     }
-    if (!xg__shape_pool(y)) return false;
+    if (!xg__pooled_shape(y, x, &y->shape)) return false;
     if (xg__windows_see(x.h, k.kh, k) && xg__windows_see(x.w, k.kw, k)) return true;
     return xg__refuse(y, XG_ERR_SHAPE, "a window meets no number of the input");
 }
@@ -10145,7 +10150,7 @@ static void xg__argpool_planes(const void *context, size_t begin, size_t end, in
 {
     const xg__argpool_job *job = (const xg__argpool_job *)context;
     size_t count = (size_t)job->pool.oh * (size_t)job->pool.ow;
-    xg_real *room = job->room + (size_t)worker * job->planes.size;
+    xg_real *room = job->room ? job->room + (size_t)worker * job->planes.size : NULL;
     xg__piece piece;
     if (!job->slice) xg__planes_begin(&job->planes, &piece);
     for (size_t i = begin; i < end; i++) {
@@ -10162,10 +10167,10 @@ static void xg__maxima_of_planes(xg__argpool_job *job, xg_tensor *x, size_t cost
 {
     xg_tape *tape = x->tape;
     if (!xg__planes_open(&job->planes, x)) return;
-    size_t room = job->planes.made ? (size_t)tape->config.workers * job->planes.size : 1;
     xg__place place = xg__arena_mark(&tape->arena);
-    job->room = (xg_real *)xg__take(tape, room * sizeof *job->room);
-    if (job->room) {
+    size_t bytes = (size_t)tape->config.workers * job->planes.size * sizeof *job->room;
+    if (job->planes.made) job->room = (xg_real *)xg__take(tape, bytes);
+    if (job->room || !job->planes.made) {
         size_t planes = (size_t)x->shape.n * (size_t)x->shape.c;
         xg__share_out(tape, planes, cost, xg__argpool_planes, job);
     }
@@ -10390,31 +10395,43 @@ XG__RULE(upsample_t)
 
 /* ---- 5.7 selection --------------------------------------------------------------------------- */
 
-static bool xg__index_fits(const xg_tensor *y, xg_shape index, xg_shape x)
+/* Are all indices inside the plane? Those of the maxima of planes no larger are. */
+static bool xg__index_valid(const xg_tensor *y, size_t plane)
 {
-    if ((index.n != 1 && index.n != x.n) || (index.c != 1 && index.c != x.c)) {
-        return xg__refuse(y, XG_ERR_SHAPE, "the index must have the batch and channels of x, or 1");
-    }
-    return true;
-}
-
-/* Indices that operations made are right; those that came in as data are looked at. */
-static bool xg__index_valid(const xg_tensor *y, const xg_tensor *index, size_t plane)
-{
-    if (index->op != XG_OP_leaf) return true;
+    const xg_tensor *index = y->in[1];
+    if (index->op == XG_OP_argpool && xg__plane(index->in[0]) <= plane) return true;
     for (size_t i = 0, size = xg_size(index); i < size; i++) {
-        if (!(index->data[i] >= 0) || (size_t)index->data[i] >= plane) {
+        double at = (double)index->data[i];
+        if (!(at >= 0 && at < (double)plane)) {
             return xg__refuse(y, XG_ERR_ARGUMENT, "an index lies outside the plane");
         }
     }
     return true;
 }
 
+/* Data is looked at here, once; indices that operations make, when their numbers are there. */
+static bool xg__index_fits(const xg_tensor *y, xg_shape x)
+{
+    const xg_tensor *index = y->in[1];
+    xg_shape s = index->shape;
+    if ((s.n != 1 && s.n != x.n) || (s.c != 1 && s.c != x.c)) {
+        return xg__refuse(y, XG_ERR_SHAPE, "the index must have the batch and channels of x, or 1");
+    }
+    return index->op != XG_OP_leaf || xg__index_valid(y, (size_t)x.h * (size_t)x.w);
+}
+
+/* Makes what gather and scatter read, and looks at it. */
+static bool xg__force_indexed(xg_tensor *y, size_t plane)
+{
+    if (!xg__force_all(y->in, 2)) return false;
+    return y->in[1]->op == XG_OP_leaf || xg__index_valid(y, plane);
+}
+
 static bool xg__shape_gather(xg_tensor *y)
 {
     xg_shape x = y->in[0]->shape, index = y->in[1]->shape;
     y->shape = xg_shape4(x.n, x.c, index.h, index.w);
-    return xg__index_fits(y, index, x) && xg__index_valid(y, y->in[1], xg__plane(y->in[0]));
+    return xg__index_fits(y, x);
 }
 
 /* The index that gather and scatter follow in a plane of y. */
@@ -10483,7 +10500,7 @@ static void xg__run_gather(xg_tensor *y)
         xg__run_maxpool(y);
         return;
     }
-    if (!xg__force_all(y->in, 2)) return;
+    if (!xg__force_indexed(y, xg__plane(y->in[0]))) return;
     bool pairs = xg__in_pairs(y->in[1], y->in[0]->shape);
     xg__for_planes(y, xg__plane(y), pairs ? xg__pairs_planes : xg__gather_planes);
 }
@@ -10501,7 +10518,7 @@ static bool xg__shape_scatter(xg_tensor *y)
     if (g.n != y->shape.n || g.c != y->shape.c || g.h != index.h || g.w != index.w) {
         return xg__refuse(y, XG_ERR_SHAPE, "the cotangent must be shaped like the gathered tensor");
     }
-    return xg__index_fits(y, index, g) && xg__index_valid(y, y->in[1], xg__plane(y));
+    return xg__index_fits(y, y->shape);
 }
 
 static void xg__scatter_planes(const void *context, size_t begin, size_t end)
@@ -10518,7 +10535,7 @@ static void xg__scatter_planes(const void *context, size_t begin, size_t end)
 
 static void xg__run_scatter(xg_tensor *y)
 {
-    if (!xg__force_all(y->in, 2)) return;
+    if (!xg__force_indexed(y, xg__plane(y))) return;
     bool pairs = xg__in_pairs(y->in[1], y->shape);
     xg__for_planes(y, xg__plane(y) + xg__plane(y->in[0]),
                    pairs ? xg__pairs_planes : xg__scatter_planes);
@@ -10564,11 +10581,12 @@ static void xg__run_argmax(xg_tensor *y)
 XG_API_DEF xg_tensor *xg_take(xg_tensor *x, const int *sample, int count)
 {
     xg_shape s = xg_shape_of(x);
+    const int most = s.n < 1 << 24 ? s.n : 1 << 24;        /* beyond, xg_real has no exact index */
     xg_tensor *index = xg_leaf(xg_tape_of(x), xg_shape4(1, 1, count, 1), NULL);
     xg_real *to = xg_leaf_data(index);
     for (int i = 0; to && i < count; i++) {
-        if (sample[i] < 0 || sample[i] >= s.n) {
-            xg_fail(x->tape, XG_ERR_ARGUMENT, "take: sample %d is not in [0, %d)", sample[i], s.n);
+        if (sample[i] < 0 || sample[i] >= most) {
+            xg_fail(x->tape, XG_ERR_ARGUMENT, "take: sample %d is not in [0, %d)", sample[i], most);
             return xg__poison(x->tape);
         }
         to[i] = (xg_real)sample[i];

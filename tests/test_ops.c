@@ -1,6 +1,7 @@
 /* Every operation of XG_OPS: gradients to third order, and forward values against the plainest loops.
  * A new operation has no case here until one is written, and then this file does not compile. */
 #include "test.h"
+#include <limits.h>
 
 /* ---- gradients --------------------------------------------------------------------------------- */
 
@@ -503,6 +504,76 @@ static void test_softmax_is_stable(void)
     xg_tape_free(t);
 }
 
+/* ---- edges ------------------------------------------------------------------------------------- */
+
+/* A request that would lead out of a tensor, by number; what the error says of it, or NULL past the
+ * last. What operations make of an index is seen when its numbers are. */
+static const char *ask_outside(xg_tape *t, int which)
+{
+    const xg_window far = window(1,1,1,0,32767,1), gap = window(2,2,1,2,3,1), tight = window(1,1,1,1,1,1);
+    const xg_window pairs = window(2,2,2,0,1,1), around = window(3,3,1,1,1,1), long_step = window(2,2,40000,0,1,1);
+    const xg_window many = window(1,1,1,0,1,INT_MAX);
+    const xg_shape one = xg_shape4(1, 1, 1, 1), four = xg_shape4(1, 1, 4, 4), two = xg_shape4(1, 1, 2, 2);
+    const int sample = (1 << 24) + 1;
+    xg_tensor *x = xg_full(t, four, 1), *small = xg_full(t, two, 1), *y = NULL;
+    xg_tensor *last = xg_argpool(xg_leaf(t, four, NULL), pairs);             /* 0, 2, 8 and 10 */
+    const char *says = "outside the plane";
+    switch (which) {
+    case 0: y = xg_conv2d(x, xg_full(t, xg_shape4(1, 1, 131073, 1), 1), far); says = "do not fit"; break;
+    case 1: y = xg_conv2d_dx(xg_full(t, xg_shape4(1, 1, 3, 3), 1), small, around, xg_shape4(1, 1, INT_MAX, 2));
+            says = "do not fit"; break;
+    case 2: y = xg_conv2d(xg_full(t, xg_shape4(1, 3, 1, 1), 1), xg_full(t, xg_shape4(1, 3, 1, 1), 1), many);
+            says = "channels differ"; break;
+    case 3: y = xg_maxpool(xg_full(t, one, 1), gap); says = "meets no number"; break;
+    case 4: y = xg_avgpool(x, long_step); says = "above 32767"; break;
+    case 5: y = xg_avgpool_t(xg_full(t, xg_shape4(1, 1, 6, 6), 1), tight, four); says = "half the window"; break;
+    case 6: y = xg_pad(x, xg_shape4(0, 0, 0, 0), xg_shape4(1, 1, INT_MIN, 4)); says = "at that place"; break;
+    case 7: y = xg_gather(x, xg_full(t, one, 1e30)); break;
+    case 8: y = xg_gather(x, xg_full(t, one, HUGE_VAL)); break;
+    case 9: y = xg_gather(x, xg_full(t, one, (double)NAN)); break;
+    case 10: y = xg_gather(x, xg_full(t, one, -1)); break;
+    case 11: y = xg_gather(x, xg_reshape(xg_full(t, xg_shape4(1, 1, 1, 2), 16), xg_shape4(1, 1, 2, 1))); break;
+    case 12: y = xg_gather(x, xg_affine(last, 2, 0)); break;
+    case 13: y = xg_gather(small, last); break;
+    case 14: y = xg_scatter(small, last, two); break;
+    case 15: y = xg_take(xg_expand(xg_scalar(t, 1), xg_shape4(sample + 1, 1, 1, 1)), &sample, 1);
+             says = "[0, 16777216)"; break;
+    default: return NULL;
+    }
+    xg_data(y);
+    return says;
+}
+
+static void test_what_leads_out_is_refused(void)
+{
+    bool more = true;
+    for (int which = 0; more; which++) {
+        xg_tape *t = xg_tape_new(NULL);
+        const char *says = ask_outside(t, which);
+        more = says != NULL;
+        if (more && !strstr(xg_tape_error(t)->text, says)) {
+            printf("  request %d: %s\n", which, xg_tape_error(t)->text);
+            CHECK(!"refused");
+        }
+        xg_tape_free(t);
+    }
+}
+
+/* What is unusual, yet inside: a dilated window about a single number, places in larger planes. */
+static void test_what_stays_inside(void)
+{
+    const xg_window gap = window(3,3,1,2,2,1), pairs = window(2,2,2,0,1,1);
+    static const xg_real v[] = { 3, 1, 2, 4 };
+    xg_tape *t = xg_tape_new(NULL);
+    xg_tensor *x = xg_leaf(t, xg_shape4(1, 1, 2, 2), v), *large = xg_leaf(t, xg_shape4(1, 1, 4, 1), v);
+    CHECK_NEAR(xg_item(xg_maxpool(xg_scalar(t, -5), gap)), -5, 0);
+    CHECK_NEAR(xg_item(xg_gather(large, xg_argpool(x, pairs))), 4, 0);
+    CHECK_NEAR(xg_data(xg_scatter(xg_scalar(t, 7), xg_argpool(x, pairs), xg_shape4(1, 1, 4, 1)))[3], 7, 0);
+    CHECK_NEAR(xg_item(xg_gather(large, xg_affine(xg_argpool(x, pairs), 1, -1))), 2, 0);
+    CHECK_OK(t);
+    xg_tape_free(t);
+}
+
 TEST_MAIN(
     TEST(test_gradients_to_third_order)
     TEST(test_composites_to_third_order)
@@ -518,4 +589,6 @@ TEST_MAIN(
     TEST(test_upsample_by_hand)
     TEST(test_selection_by_hand)
     TEST(test_softmax_is_stable)
+    TEST(test_what_leads_out_is_refused)
+    TEST(test_what_stays_inside)
 )
