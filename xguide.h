@@ -151,7 +151,7 @@
  *
  *     pointwise    g * f'(x), written with operations; may use the result y
  *     selector     piecewise constant: no rule
- *     gated        linear in g, a selector in x: relu and gate
+ *     gated        linear in g, a selector in x: relu, clamp, max, min and gate
  *     linear pair  the partner: sum_to and expand, slice and pad, gather and scatter
  *     bilinear     itself with the other operand: mul, matmul
  *     trilinear    the other two: conv2d, conv2d_dx, conv2d_dw
@@ -9286,7 +9286,7 @@ XG_API_DEF xg_tensor *xg_clamp(xg_tensor *x, double lo, double hi)
 XG__RULE(clamp)
 {
     double lo = y->attr.number.p, hi = y->attr.number.q;
-    return xg_mul(g, xg__emit_number(XG_OP_within, y->in[i], lo, hi));
+    return xg_gate(g, xg__emit_number(XG_OP_within, y->in[i], lo, hi));
 }
 
 XG_API_DEF xg_tensor *xg_sign(xg_tensor *x) { return xg__emit1(XG_OP_sign, x); }
@@ -9336,7 +9336,7 @@ XG__RULE(div)
 /* g where operand i was chosen; `second` is 1 where that was operand 1. */
 static xg_tensor *xg__to_better(xg_tensor *g, int i, xg_tensor *second)
 {
-    return xg_mul(g, i == 0 ? xg_affine(second, -1, 1) : second);
+    return xg_gate(g, i == 0 ? xg_affine(second, -1, 1) : second);
 }
 
 XG_API_DEF xg_tensor *xg_max(xg_tensor *a, xg_tensor *b) { return xg__emit(XG_OP_max, a, b, NULL); }
@@ -10627,7 +10627,7 @@ XG__RULE(max_to)
 {
     xg_tensor *x = y->in[i];
     xg_tensor *winners = xg_affine(xg_less(x, y), -1, 1);
-    return xg_mul(winners, xg_div(g, xg_sum_to(winners, y->shape)));
+    return xg_gate(xg_div(g, xg_sum_to(winners, y->shape)), winners);
 }
 
 static bool xg__shape_topk_threshold(xg_tensor *y)

@@ -506,6 +506,45 @@ static void test_softmax_is_stable(void)
 
 /* ---- edges ------------------------------------------------------------------------------------- */
 
+static double slope(xg_tensor *y, xg_tensor *x, int i) { return (double)xg_data(xg_grad(y, x))[i]; }
+
+static void test_ties_and_kinks(void)
+{
+    static const xg_real v[] = { -2, -1, 0, 1, 2 };
+    xg_tape *t = xg_tape_new(NULL);
+    xg_tensor *x = xg_leaf(t, xg_shape4(1, 1, 1, 5), v), *same = xg_leaf(t, xg_shape4(1, 1, 1, 5), v);
+    for (int i = 0; i < 5; i++) {
+        CHECK_NEAR(slope(xg_max(x, same), x, i), 1, 0);
+        CHECK_NEAR(slope(xg_max(x, same), same, i), 0, 0);
+        CHECK_NEAR(slope(xg_min(x, same), x, i), 1, 0);
+        CHECK_NEAR(slope(xg_min(x, same), same, i), 0, 0);
+        CHECK_NEAR(slope(xg_clamp(x, -1, 1), x, i), i > 0 && i < 4, 0);
+        CHECK_NEAR(slope(xg_relu(x), x, i), i > 2, 0);
+        CHECK_NEAR(slope(xg_abs(x), x, i), i - 2 > 0 ? 1 : i - 2 < 0 ? -1 : 0, 0);
+    }
+    CHECK_OK(t);
+    xg_tape_free(t);
+}
+
+/* What was not chosen gets nothing, even of an infinite cotangent. */
+static void test_infinite_cotangents(void)
+{
+    static const xg_real v[] = { -1, 4 };
+    xg_tape *t = xg_tape_new(NULL);
+    xg_tensor *x = xg_leaf(t, xg_shape4(1, 1, 1, 2), v), *zero = xg_scalar(t, 0);
+    xg_tensor *rises[3] = { xg_relu(x), xg_max(x, zero), xg_clamp(x, 0, 9) };
+    for (int i = 0; i < 3; i++) {
+        CHECK_NEAR(slope(xg_sqrt(rises[i]), x, 0), 0, 0);
+        CHECK_NEAR(slope(xg_sqrt(rises[i]), x, 1), 0.25, 0);
+    }
+    CHECK_NEAR(slope(xg_sqrt(xg_neg(xg_min(x, zero))), x, 1), 0, 0);
+    xg_tensor *best = xg_max_to(xg_affine(x, 1, -4), xg_shape4(1, 1, 1, 1));
+    CHECK_NEAR(slope(xg_sqrt(best), x, 0), 0, 0);
+    CHECK(slope(xg_sqrt(best), x, 1) > 1e30);
+    CHECK_OK(t);
+    xg_tape_free(t);
+}
+
 /* A request that would lead out of a tensor, by number; what the error says of it, or NULL past the
  * last. What operations make of an index is seen when its numbers are. */
 static const char *ask_outside(xg_tape *t, int which)
@@ -589,6 +628,8 @@ TEST_MAIN(
     TEST(test_upsample_by_hand)
     TEST(test_selection_by_hand)
     TEST(test_softmax_is_stable)
+    TEST(test_ties_and_kinks)
+    TEST(test_infinite_cotangents)
     TEST(test_what_leads_out_is_refused)
     TEST(test_what_stays_inside)
 )
