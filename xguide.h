@@ -550,7 +550,8 @@ XG_API xg_tensor *xg_max_to(xg_tensor *x, xg_shape s);    /* maximum over every 
 /* [count,c,h,w]: samples of x, in the order given; one may come twice. An index outside [0,n) is an
  * ARGUMENT error. */
 XG_API xg_tensor *xg_take(xg_tensor *x, const int *sample, int count);
-/* [n,1,1,1]: midway between the k-th and the (k+1)-th largest number of each sample; selector. */
+/* [n,1,1,1]: midway between the k-th and the (k+1)-th largest number of each sample, or if k is all
+ * of them below the last; selector. NaN counts as the largest. */
 XG_API xg_tensor *xg_topk_threshold(xg_tensor *x, int k);
 /* [n,1,1,1]: logits[i, label[i]] of logits [n,k,1,1]. A bad label is an ARGUMENT error. */
 XG_API xg_tensor *xg_pick(xg_tensor *logits, const int *label);
@@ -10639,9 +10640,11 @@ static bool xg__shape_topk_threshold(xg_tensor *y)
     return xg__refuse(y, XG_ERR_ARGUMENT, "k must be between 1 and the numbers of a sample");
 }
 
+/* NaN comes first, so that it is seen. */
 static int xg__descending(const void *a, const void *b)
 {
     xg_real x = *(const xg_real *)a, y = *(const xg_real *)b;
+    if (x != x || y != y) return (y != y) - (x != x);
     return x < y ? 1 : x > y ? -1 : 0;
 }
 

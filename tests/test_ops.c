@@ -613,6 +613,19 @@ static void test_what_stays_inside(void)
     xg_tape_free(t);
 }
 
+static void test_threshold_with_nan(void)
+{
+    const xg_real v[] = { 3, (xg_real)NAN, 1, 2 };
+    xg_tape *t = xg_tape_new(NULL);
+    xg_tensor *x = xg_leaf(t, xg_shape4(1, 4, 1, 1), v);
+    double top = xg_item(xg_topk_threshold(x, 1));
+    CHECK(top != top);
+    CHECK_NEAR(xg_item(xg_topk_threshold(x, 2)), 2.5, 0);
+    CHECK_NEAR(xg_item(xg_topk_threshold(x, 3)), 1.5, 0);
+    CHECK_OK(t);
+    xg_tape_free(t);
+}
+
 TEST_MAIN(
     TEST(test_gradients_to_third_order)
     TEST(test_composites_to_third_order)
@@ -632,4 +645,5 @@ TEST_MAIN(
     TEST(test_infinite_cotangents)
     TEST(test_what_leads_out_is_refused)
     TEST(test_what_stays_inside)
+    TEST(test_threshold_with_nan)
 )
