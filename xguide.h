@@ -7131,11 +7131,11 @@ static void xg__config_defaults(xg_config *config)
     bool ours = !config->parallel_for;
 #ifdef _OPENMP
     if (ours && config->workers < 1) config->workers = omp_get_max_threads();
+    if (ours && config->workers > XG__MAX_WORKERS) config->workers = XG__MAX_WORKERS;
 #else
     if (ours) config->workers = 1;
 #endif
     if (config->workers < 1) config->workers = 1;
-    if (config->workers > XG__MAX_WORKERS) config->workers = XG__MAX_WORKERS;
     if (ours) {
         config->parallel_for = xg__default_for;
         config->parallel_user = (void *)(uintptr_t)config->workers;

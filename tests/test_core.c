@@ -268,6 +268,40 @@ static void test_an_allocator_may_have_no_release(void)
     xg_tape_free(t);
 }
 
+/* Memory with a fence of zeros behind each block. */
+enum { FENCE = 1 << 26, BLOCKS = 8 };
+typedef struct fenced { int count; size_t bytes[BLOCKS]; unsigned char *block[BLOCKS]; } fenced;
+
+static void *fenced_alloc(void *user, size_t bytes)
+{
+    fenced *f = (fenced *)user;
+    unsigned char *block = f->count < BLOCKS ? (unsigned char *)calloc(bytes + FENCE, 1) : NULL;
+    if (!block) return NULL;
+    f->bytes[f->count] = bytes;
+    return f->block[f->count++] = block;
+}
+
+/* A caller's threads may be many: each has its own scratch. */
+static void test_every_worker_has_room(void)
+{
+    int workers = 300;
+    fenced f;
+    xg_config config = level_config(NULL, &workers);
+    memset(&f, 0, sizeof f);
+    config.alloc = fenced_alloc;
+    config.memory_user = &f;
+    xg_tape *t = xg_tape_new(&config);
+    xg_tensor *x = xg_full(t, xg_shape4(1, 400, 16, 16), 1);
+    CHECK_NEAR(xg_item(xg_matmul(x, x, false, false)), 16, 0);
+    CHECK_OK(t);
+    xg_tape_free(t);
+    for (int i = 0; i < f.count; i++) {
+        const unsigned char *fence = f.block[i] + f.bytes[i];
+        CHECK(fence[0] == 0 && !memcmp(fence, fence + 1, FENCE - 1));
+        free(f.block[i]);
+    }
+}
+
 static void test_no_tape_is_survived(void)
 {
     xg_tensor *x = leaf(NULL, 1, 1, 1, 1);
@@ -1738,6 +1772,7 @@ TEST_MAIN(
     TEST(test_the_first_error_sticks_and_poison_reads_as_nan)
     TEST(test_what_cannot_be_is_refused)
     TEST(test_an_allocator_may_have_no_release)
+    TEST(test_every_worker_has_room)
     TEST(test_no_tape_is_survived)
     TEST(test_unknown_simd_level_is_refused)
     TEST(test_mark_and_release)
