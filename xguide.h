@@ -1,4 +1,4 @@
-/* xguide.h 0.10.0 - train neural networks with explanations.     Public domain or MIT (see the end)
+/* xguide.h 0.10.1 - train neural networks with explanations.     Public domain or MIT (see the end)
  *
  * One file. In exactly one source file:
  *
@@ -167,7 +167,7 @@
  * the same, trained bits may change. Major: something public was renamed, removed or re-defined. */
 #define XG_VERSION_MAJOR 0
 #define XG_VERSION_MINOR 10
-#define XG_VERSION_PATCH 0
+#define XG_VERSION_PATCH 1
 #define XG_VERSION                                                                                 \
     XG__TEXT(XG_VERSION_MAJOR) "." XG__TEXT(XG_VERSION_MINOR) "." XG__TEXT(XG_VERSION_PATCH)
 #define XG__TEXT(a)  XG__TEXT_(a)
