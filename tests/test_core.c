@@ -1,5 +1,6 @@
 /* Tape, memory, errors, readings: what must hold whatever the model. */
 #include "levels.h"
+#include "rising.h"
 #include <limits.h>
 
 /* ---- a guided training step on a small net, used by many tests ---------------------------------- */
@@ -1052,18 +1053,6 @@ static void test_packed_weights_are_given_up(void)
     }
 }
 
-/* Memory whose pieces lie one behind the other. Nothing is given back. */
-typedef struct rising { unsigned char *at, *end; } rising;
-
-static void *rising_alloc(void *user, size_t bytes)
-{
-    rising *r = (rising *)user;
-    unsigned char *memory = r->at;
-    if (bytes > (size_t)(r->end - memory)) return NULL;
-    r->at += (bytes + 63) & ~(size_t)63;
-    return memory;
-}
-
 /* Of packed weights, `before` need a second chunk and one a third, which a release takes back: the
  * rest of the second is free again and becomes that of `small`, whose numbers stay its own. */
 static void test_packed_weights_after_a_release(void)
@@ -1073,10 +1062,7 @@ static void test_packed_weights_after_a_release(void)
     unsigned char *room = (unsigned char *)malloc(ROOM);
     REQUIRE(room != NULL);
     rising memory = { room, room + ROOM };
-    xg_config config;
-    memset(&config, 0, sizeof config);
-    config.alloc = rising_alloc;
-    config.memory_user = &memory;
+    xg_config config = rising_config(&memory);
     xg_rng rng = xg_rng_seed(53);
     xg_params *params = xg_params_new(NULL);
     xg_scope s = xg_scope_new(xg_tape_new(&config), params, &rng, true);

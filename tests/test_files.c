@@ -2,6 +2,7 @@
  * number format against its definition, real files, and files that mean harm. A refused file must
  * leave its store as it was. Files in memory have just their size: a sanitizer sees one byte too
  * many. */
+#include "rising.h"
 #include "test.h"
 #include <sys/stat.h>
 #include <unistd.h>
@@ -838,18 +839,6 @@ static void test_fixed_memory_after_a_failure(void)
     free(file);
 }
 
-/* Memory whose pieces lie one behind the other. Nothing is given back. */
-typedef struct rising { unsigned char *at, *end; } rising;
-
-static void *rising_alloc(void *user, size_t bytes)
-{
-    rising *r = (rising *)user;
-    unsigned char *memory = r->at;
-    if (bytes > (size_t)(r->end - memory)) return NULL;
-    r->at += (bytes + 63) & ~(size_t)63;
-    return memory;
-}
-
 /* An entry whose name still found memory and whose numbers did not is taken back, with the chunk
  * that its name began; the store is filled on from where it stood. */
 static void test_store_goes_on_after_a_failure(void)
@@ -861,10 +850,7 @@ static void test_store_goes_on_after_a_failure(void)
     memset(name, 'n', sizeof name - 1);
     name[sizeof name - 1] = 0;
     rising memory = { room, room + ROOM };
-    xg_config config;
-    memset(&config, 0, sizeof config);
-    config.alloc = rising_alloc;
-    config.memory_user = &memory;
+    xg_config config = rising_config(&memory);
     xg_params *store = xg_params_new(&config);
     for (int i = 0; i < 600; i++) {
         char text[16];
